@@ -1,6 +1,7 @@
 """The configs that ship: complete, true to their headers, and of models that fit together."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from dit_shd.profiling.flops import step_operations
 from dit_shd.tasks import TASKS
 from dit_shd.training import checks
 from dit_shd.training.config import TrainConfig
-from dit_shd.training.dry_run import step_shape
+from dit_shd.training.dry_run import dry_run, step_shape
 
 FOLDER = Path(__file__).parents[1] / "configs"
 NAMES = sorted(file.stem for file in FOLDER.glob("*.yaml"))
@@ -100,6 +101,21 @@ def test_a_header_tells_what_is_counted(name):
     spent = [hours(whole, peak, config.estimate.mfu) for peak in peaks(config.precision).values()]
     for number, text in zip([found.total / 1e9, whole / 1e18, *spent], told.groups()):
         assert number == pytest.approx(float(text), rel=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["flux1_dev_to_12_blocks", "sd35_medium_half_heads"])
+def test_a_header_of_text_to_image_tells_what_is_counted(name):
+    """At 1024 pixels, without the hub; the page has the same hours, in tens."""
+    file = FOLDER / "text_to_image" / f"{name}.yaml"
+    config = make(TrainConfig, {**read_yaml(file), "dry_run": True})
+    counted = dry_run(replace(config, estimate=replace(config.estimate, measure=False)))
+    whole = counted.operations.executed * config.batch_size * config.steps
+    found = hours(whole, peaks("bf16")["H100"], config.estimate.mfu)
+    told = re.search(r"Cost: (\S+) H100-hours", file.read_text().replace(",", ""))
+    assert told is not None and float(told[1]) == pytest.approx(found, rel=0.01)
+    page = (FOLDER.parent / "docs" / "text-to-image.md").read_text()
+    assert f"| {round(found, -1):,.0f} for {config.steps:,} steps" in page
 
 
 @pytest.mark.parametrize(("control", "name"), list(CONTROLS.items()))

@@ -77,7 +77,7 @@ def dolly_of(folder):
     return ["--dolly", str(file), "--counts", "60", "6", "4", "--tokens", "16"]
 
 
-@pytest.mark.parametrize("data", ["sums", "dolly"])
+@pytest.mark.parametrize("data", ["dolly", pytest.param("sums", marks=pytest.mark.slow)])
 def test_two_trainers_of_trl_learn_with_shd(data, root, tmp_path):
     """GKD and an on-policy reverse KL, on sums and on a file of Dolly's format."""
     pytest.importorskip("trl")

@@ -220,11 +220,12 @@ def instead(path: Path) -> str:
             names = sorted(entry.name for entry in islice(entries, LISTED) if not entry.name.startswith("."))
     except OSError:  # a file, or no permission
         return f"'{folder}' is no folder that can be read"
-    near = difflib.get_close_matches(missing.name, names, SHOWN, 0.5)
-    if not near:
-        near = [*names[:SHOWN], *(["..."] if len(names) > SHOWN else [])]
     lead = "" if missing == path else f"there is no '{missing.name}' {where}, "
-    return f"{lead}{where} there is {', '.join(near)}" if near else f"{lead}{where} there is nothing"
+    near = difflib.get_close_matches(missing.name, names, SHOWN, 0.5)
+    if near:
+        return f"{lead}did you mean {' or '.join(str(folder / name) for name in near)}?"
+    listed = ", ".join([*names[:SHOWN], *(["..."] if len(names) > SHOWN else [])])
+    return f"{lead}{where}: {listed}" if names else f"{lead}{where} is nothing"
 
 
 def expanded(text: str | Path, what: str = "") -> str:

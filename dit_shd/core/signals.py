@@ -14,8 +14,12 @@ ECHO_SECONDS = 2.0
 """Under a launcher one Ctrl-C reaches a process twice, from the terminal and from the launcher, within this time."""
 
 
-class Stopped(Exception):
-    """A run was stopped by a signal, and saved: the message for the user, and the exit code 128 + signal."""
+class Stopped(BaseException):
+    """A run was stopped by a signal, and saved: the message for the user, and the exit code 128 + signal.
+
+    Like KeyboardInterrupt it is no Exception: it may come while a library reads a file or builds a model, and what
+    fails there in ways of its own is an error of the file or the model.
+    """
 
     def __init__(self, number: int, words: str):
         super().__init__(words)

@@ -27,7 +27,7 @@ class EstimateConfig:
     samples: int = option(50_000, "images sampled for one evaluation")
     sampling_steps: int = option(250, "steps of the sampler; guided: two forwards each")
     teacher: Plugin | dict[str, Plugin] | None = option(
-        None, "the teacher if its file does not exist yet: {name: mdt, size: B/2}; of several, by name"
+        None, "the teacher, while it is not here: {name: mdt, size: B/2}; of several, by name"
     )
     measure: bool = option(True, "also take one real step, at batch 1 and random weights")
 

@@ -26,7 +26,7 @@ def dry_run_text(run: DryRun) -> str:
     if run.warning is not None:
         sections.append(run.warning)
     for place in run.teachers_missing:
-        sections.append(f"{place} does not exist yet; the teacher was counted as configured in estimate.teacher.")
+        sections.append(f"{place} is not here; the teacher was counted as estimate.teacher describes it.")
     return "\n\n".join(sections)
 
 

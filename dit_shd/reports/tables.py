@@ -104,8 +104,8 @@ def _with_spread(row: Row, name: str) -> str:
 
 
 def plain_table(headings: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> str:
-    """The same table as aligned text."""
-    names = [name for name, _ in headings]
+    """The same table as aligned text; units and the better direction stand behind the names."""
+    names = [name + _behind(words) for name, words in headings]
     widths = [max([len(name), *(len(row[i]) for row in rows)]) for i, name in enumerate(names)]
 
     def line(cells: Sequence[str]) -> str:
@@ -113,6 +113,12 @@ def plain_table(headings: Sequence[tuple[str, str]], rows: Sequence[Sequence[str
         return "  ".join(aligned)
 
     return "\n".join([line(names), *map(line, rows)])
+
+
+def _behind(words: str) -> str:
+    """The explanation of a column behind its name."""
+    arrows = {"lower is better": "↓", "higher is better": "↑"}
+    return f" {arrows[words]}" if words in arrows else f" ({words})" if words else ""
 
 
 def facts(pairs: Mapping[str, str | Link], page: Path | None = None, copied: bool = False) -> str:

@@ -11,7 +11,7 @@ from dit_shd.attention.kernels.captures import unfit
 from dit_shd.attention.tiles import CHUNK_MIB, Buffers
 from dit_shd.core.errors import UserError
 from dit_shd.core.precision import wide_dtype
-from dit_shd.squeezing.backends.autotune import Backend, fastest
+from dit_shd.squeezing.backends.autotune import Backend, fastest, rounded
 from dit_shd.squeezing.cost import LayerCost, layer_cost
 from dit_shd.squeezing.matching import MapSimilarity, matched
 from dit_shd.squeezing.plans import Plan, check_plan, contiguous
@@ -134,7 +134,8 @@ class Squeezer:
         if self.backend != "auto" or teacher.query.device.type != "cuda":
             return "streamed"
         reason = unfit(teacher)
-        kind = ("squeeze", *teacher.query.shape, *teacher.key.shape, heads, self.method, teacher.query.dtype)
+        shapes = rounded(teacher.query.shape), rounded(teacher.key.shape)
+        kind = ("squeeze", *shapes, heads, self.method, teacher.query.dtype)
         runs = {"streamed": partial(run, backend="streamed")}
         if reason is None:
             runs = {"triton": partial(run, backend="triton"), **runs}

@@ -23,11 +23,12 @@ from dit_shd.training.config import TrainConfig
 _log = logging.getLogger("dit_shd")
 
 
-def ranges(config: TrainConfig) -> None:
+def ranges(config: TrainConfig, counting: bool = False) -> None:
     """Refuse numbers out of their range, and combinations that do not exist.
 
     Args:
         config: The config of the run.
+        counting: Whether it is counted only, which needs no processes.
 
     Raises:
         UserError: The key, its range and the value.
@@ -47,7 +48,7 @@ def ranges(config: TrainConfig) -> None:
     if config.from_run and config.initialisation.weights == "teacher":
         raise UserError("from: initialisation.weights=teacher begins with the teacher's weights; choose one of the two")
     if config.sharding != "no":
-        _sharding(config)
+        _sharding(config, counting)
     _teacher_memory(config)
     if config.dry_run:
         raise UserError("dry_run: is for the command; from Python call dit_shd.training.dry_run.dry_run(config)")
@@ -55,8 +56,8 @@ def ranges(config: TrainConfig) -> None:
         _tracker(config.tracker)
 
 
-def _sharding(config: TrainConfig) -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+def _sharding(config: TrainConfig, counting: bool) -> None:
+    if not counting and int(os.environ.get("WORLD_SIZE", "1")) < 2:
         raise UserError("sharding: fsdp2 needs two processes or more; start it by torchrun or accelerate launch")
     reason = fsdp2_refusal(config)
     if reason is not None:

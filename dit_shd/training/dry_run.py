@@ -22,6 +22,7 @@ from dit_shd.distillation.teachers import Teachers, role
 from dit_shd.models import loading
 from dit_shd.models.batch_norms import batch_norms
 from dit_shd.models.families import FAMILIES
+from dit_shd.models.families.diffusers import described
 from dit_shd.models.lora import add_lora, check_lora
 from dit_shd.models.offload import is_offloaded, moved, offload_blocks
 from dit_shd.models.quantization import is_quantised
@@ -51,14 +52,14 @@ def dry_run(config: TrainConfig) -> DryRun:
         UserError: A config that cannot work.
     """
     config = checked(config, "train")
-    checks.ranges(replace(config, dry_run=False))
+    checks.ranges(replace(config, dry_run=False), counting=True)
     before = peak_memory(current_device())
     images = checks.micro_batch_size(config, int(os.environ.get("WORLD_SIZE", "1")))
     step = step_shape(config, images)
     task = step.task
-    config = replace(config, student=filled(config.student, task.student_options()))
     checks.teaching(config, step.losses)
     checks.passes(task, step.losses)
+    config = replace(config, student=filled(_student(config), task.student_options()))
     student = meta.build(config.student, "student")
     if config.validate_every:
         task.check_evaluation(student, None)
@@ -162,6 +163,18 @@ def _teachers(config: TrainConfig, task: Task[Any]) -> tuple[dict[str, Any], dic
             raise UserError(f"{role(name)}: {error}; {hint}") from error
         task.check_model(source, teachers[name])
     return teachers, missing
+
+
+def _student(config: TrainConfig) -> Plugin:
+    """The student; one like a teacher that is not here is like what is counted in its place."""
+    student = config.student
+    for name, source in config.teachers.items():
+        stand_in = _stand_in(config, name)
+        if stand_in is None or stand_in.name != "diffusers" or places.is_here(source, "model"):
+            continue
+        if student.options.get("like") == source:
+            return Plugin("diffusers", described(stand_in.options, student.options.get("config") or {}))
+    return student
 
 
 def _stand_in(config: TrainConfig, name: str) -> Plugin | None:

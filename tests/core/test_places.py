@@ -43,11 +43,11 @@ def here(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("runs/shd_s3", "in 'runs' there is shd_s2"),
-        ("runs/nope", "in 'runs' there is shd_s2, teacher\\)"),
-        ("weights/x/y.pt", "there is no 'x' in 'weights', in 'weights' there is mdt_xl2.pt"),
+        ("runs/shd_s3", "did you mean runs/shd_s2\\?"),
+        ("runs/nope", "in 'runs': shd_s2, teacher\\)"),
+        ("weights/x/y.pt", "there is no 'x' in 'weights', in 'weights': mdt_xl2.pt"),
         ("weights/mdt_xl2.pt/y", "'weights/mdt_xl2.pt' is no folder"),
-        ("nope", "here there is runs, weights"),
+        ("nope", "here: runs, weights"),
         ("", "wanted a run folder"),
         ("OWNER/NAME", "is named hub:OWNER/NAME"),
         ("facebook/DiT-XL-2-256", "there is no 'facebook' here, .* is named hub:facebook/DiT-XL-2-256"),

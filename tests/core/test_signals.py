@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import yaml
+from diffusers import ModelMixin
 from runs import contents, torchrun_and_errors
 
 from dit_shd.cli.program import main
@@ -210,3 +211,16 @@ def test_a_signal_while_modules_are_imported_ends_a_command_in_a_line(root, tmp_
     )
     assert (done.returncode, done.stdout, done.stderr.strip()) == (128 + signal.Signals[number], "", "interrupted")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_stop_is_no_error_of_what_it_comes_in(monkeypatch):
+    """Libraries' errors are caught as any Exception; a signal among them would be told as a fault of sizes or files."""
+    from dit_shd.models.families import diffusers
+
+    class Slow(ModelMixin):
+        def __init__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(diffusers, "_class", lambda *_: Slow)
+    with pytest.raises(signals.Stopped, match="ended by SIGTERM"), signals.terminable():
+        diffusers.Diffusers.from_options(transformer="Slow")

@@ -48,6 +48,7 @@ def contents(folder):
     return {file.relative_to(folder): hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(files)}
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_it_ends_as_if_never(made, tmp_path, root):
     folder, straight = made
     words = [f"images={folder / 'images'}", f"pipeline={folder / 'pipeline'}", f"out={tmp_path / 'l'}"]

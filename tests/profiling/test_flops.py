@@ -274,7 +274,7 @@ def test_dry_run_writes_nothing(file, values, capsys, monkeypatch, tmp_path):
     (total,) = [line for line in out.splitlines() if line.startswith("total")][:1]
     assert float(total.split()[3]) == pytest.approx(expected / 1e9, abs=0.005)
     assert f"{8 * expected / 1e12:.3g} TFLOP" in out
-    assert "none does not exist yet" in out and "measured on" in out
+    assert "none is not here" in out and "measured on" in out
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from killing import line_of
 from runs import contents, drawn_by, rows, run, weights
 from safetensors.torch import load_file, save_file
 from task_cases import CASES, COMMON
+from two_process_jobs.tasks import NAMES as SAMPLED
 from two_process_jobs.tasks import SLICES
 
 from dit_shd.core.config import make
@@ -191,7 +192,15 @@ def forked(lives, root, tmp_path, order):
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("case", "kills"),
+    [
+        pytest.param(name, kills, marks=() if (name, kills) == ("text_to_image", 1) else pytest.mark.slow)
+        for name in CASES
+        for kills in (1, 8)
+    ],
+    indirect=["case"],
+)
 def test_killed_anywhere_a_run_ends_as_if_never(straight, folder, root, tmp_path, kills):
     """In steps, saves, exports and evaluations; what is drawn at a place is always the same."""
     phases = ["step", "save", "validation", "export"]
@@ -206,6 +215,17 @@ def test_killed_anywhere_a_run_ends_as_if_never(straight, folder, root, tmp_path
 
 # Two processes
 
+of_two = pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(name, marks=pytest.mark.two_processes("tasks"))
+        if name in SAMPLED
+        else pytest.param(name, marks=[pytest.mark.two_processes("other_tasks"), pytest.mark.slow])
+        for name in CASES
+    ],
+    indirect=True,
+)
+
 
 @pytest.fixture
 def runs_of_two(by_two, case):
@@ -213,7 +233,7 @@ def runs_of_two(by_two, case):
     return by_two / next(name for name in CASES if CASES[name] is case)
 
 
-@pytest.mark.two_processes("tasks")
+@of_two
 def test_two_processes_equal_one(runs_of_two, straight):
     close(straight[1], rows(runs_of_two / "ddp"))
     same_weights(straight[0].run, runs_of_two / "ddp")
@@ -221,14 +241,14 @@ def test_two_processes_equal_one(runs_of_two, straight):
     close(one, two, rel=0.05)
 
 
-@pytest.mark.two_processes("tasks")
+@of_two
 @pytest.mark.skipif(not SLICES, reason="this torch slices on GPUs only")
 def test_sharded_training_equals_whole_training(runs_of_two, straight):
     close(straight[1], rows(runs_of_two / "fsdp2"))
     same_weights(straight[0].run, runs_of_two / "fsdp2")
 
 
-@pytest.mark.two_processes("tasks")
+@of_two
 def test_the_number_of_processes_may_change_when_a_run_is_resumed(runs_of_two, straight):
     """Two processes to step 2, one from there."""
     values = json.loads((runs_of_two / "values.json").read_text())

@@ -86,3 +86,37 @@ def test_a_language_student_that_begins_with_weights(tmp_path):
     values["student"]["config"] = {"n_head": 2}
     with pytest.raises(UserError, match="pretrained: false"):
         dry_run(make(TrainConfig, values))
+
+
+def flux(layers):
+    sizes = {"num_layers": layers, "num_single_layers": 1, "num_attention_heads": 2, "attention_head_dim": 16}
+    sizes |= {"in_channels": 4, "joint_attention_dim": 16, "pooled_projection_dim": 16, "axes_dims_rope": [4, 6, 6]}
+    return {"name": "diffusers", "transformer": "FluxTransformer2DModel", "config": sizes}
+
+
+def sharded(tmp_path, **changes):
+    values = {
+        "run": str(tmp_path / "run"),
+        "task": "text_to_image",
+        "data": {"name": "text_latents", "path": str(tmp_path / "nowhere")},
+        "teacher": "hub:somebody/something",
+        "student": {"like": "teacher", "num_layers": 1},
+        "losses": ["output"],
+        "precision": "bf16",
+        "sharding": "fsdp2",
+        "dry_run": True,
+        "estimate": {"measure": False, "teacher": flux(3)},
+    }
+    return make(TrainConfig, {**values, **changes})
+
+
+def test_neither_processes_nor_the_teacher_are_needed(tmp_path):
+    """One process counts a run in slices; a student like a teacher that is not here is like its stand-in."""
+    counted = dry_run(sharded(tmp_path))
+    assert (type(counted.student).__name__, counted.student.config.num_layers) == ("FluxTransformer2DModel", 1)
+    assert counted.teachers["teacher"].config.num_layers == 3
+    assert counted.fsdp2_refusal is None
+    refused = dry_run(sharded(tmp_path, sharding="no", gradient_norms_every=1))
+    assert "gradient_norms_every" in refused.fsdp2_refusal
+    with pytest.raises(UserError, match="fsdp2 cannot measure each term's gradient"):
+        dry_run(sharded(tmp_path, gradient_norms_every=1))

@@ -123,7 +123,8 @@ def moments(count, seed):
         yield {"phase": name, "call": call, "delay": 0 if name == "evaluation" else delay}
 
 
-@pytest.mark.parametrize(("count", "steps"), [(3, STEPS), pytest.param(20, 48, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "steps"), [(3, STEPS), (20, 48)])
 def test_killed_at_moments_and_resumed_a_run_ends_as_if_never(config, straight, root, tmp_path, count, steps):
     run, whole = tmp_path / "run", tmp_path / "whole"
     lives = [{"argv": train(config, run, steps=steps), "kill": kill} for kill in [*moments(count, seed=count), None]]

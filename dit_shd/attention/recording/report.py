@@ -58,7 +58,35 @@ class Report:
         recorded = sum(len(line.shapes) for line in self.lines)
         calls = sum(len(line.roles) for line in self.lines)
         head = f"{calls} calls of attention in {len(self.lines)} layers, {recorded} captures"
-        return "\n".join([head, *(f"  {line}" for line in self.lines)])
+        return "\n".join([head, *(f"  {text}" for text in _merged(self.lines))])
+
+
+def _merged(lines: Sequence[Line]) -> list[str]:
+    """Lines as texts; layers that differ only in one number of their names, which counts up, are one."""
+    runs: list[list[Line]] = []
+    for line in lines:
+        run = next((run for run in reversed(runs) if _follows(run[-1], line)), None)
+        if run is None:
+            runs.append(run := [])
+        run.append(line)
+    return [_text(run) for run in runs]
+
+
+def _follows(line: Line, after: Line) -> bool:
+    """Whether a line is another's but for one number in names, which is one more: blocks.3.attn after blocks.2.attn."""
+    parts, others = line.layer.split("."), after.layer.split(".")
+    changed = [(a, b) for a, b in zip(parts, others) if a != b]
+    if len(parts) != len(others) or len(changed) != 1 or not all(part.isdecimal() for part in changed[0]):
+        return False
+    counts_up = int(changed[0][1]) == int(changed[0][0]) + 1
+    return counts_up and str(line).replace(line.layer, "") == str(after).replace(after.layer, "")
+
+
+def _text(run: Sequence[Line]) -> str:
+    first, last = run[0], run[-1]
+    if len(run) == 1:
+        return str(first)
+    return str(first).replace(f"{first.layer}:", f"{first.layer} ... {last.layer} ({len(run)} layers):", 1)
 
 
 @lru_cache(maxsize=64)

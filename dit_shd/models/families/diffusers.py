@@ -1,6 +1,7 @@
 """Any transformer of diffusers, like another but smaller: `student: {like: teacher, num_layers: 14}`."""
 
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,23 @@ class Diffusers(ModelMixin):
             source = {key: value for key, value in read_config(folder).items() if key not in NO_SIZES}
             values = smaller(source, config or {})
         return _built(made, values)
+
+
+def described(teacher: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a student like a teacher that is not here, but is described.
+
+    Args:
+        teacher: Options of this family: transformer, and the keys of config that are not the class's defaults.
+        changes: Keys in which the student differs.
+
+    Raises:
+        UserError: No such class, a key that it does not have, or a size beyond the teacher's.
+    """
+    cls = _class(str(teacher.get("transformer")), "diffusers")
+    parameters = inspect.signature(cls.__init__).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    sizes = {**defaults, **(teacher.get("config") or {})}
+    return {"transformer": cls.__name__, "config": smaller(sizes, changes)}
 
 
 def _built(cls: type[ModelMixin], values: dict[str, Any]) -> ModelMixin:

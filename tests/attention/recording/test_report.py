@@ -47,6 +47,29 @@ def test_every_call_is_recorded_or_named():
     assert "cross: cross; left out: cross-attention is recorded when it is named: layers=..." in text
 
 
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attn1, self.attn2 = Layer(), Cross()
+
+    def forward(self, x):
+        return self.attn2(self.attn1(x), INPUT)
+
+
+def test_layers_that_are_alike_share_a_line():
+    model = nn.Sequential(*(Block() for _ in range(11)), Layer()).eval()
+    with torch.no_grad(), capture(model) as captures:
+        model(INPUT)
+    head, *lines = str(captures.report()).splitlines()
+    assert head == "34 calls of attention in 34 layers, 34 captures"
+    assert [line.split(":")[0].strip() for line in lines] == [
+        "0.attn1 ... 10.attn1 (11 layers)",
+        "0.attn2.mine ... 10.attn2.mine (11 layers)",
+        "0.attn2 ... 10.attn2 (11 layers)",
+        "11",
+    ]
+
+
 def test_what_was_not_asked_for_says_so():
     captures, report = reported("cross")
     assert list(captures) == ["cross"]

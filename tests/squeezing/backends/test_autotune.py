@@ -6,6 +6,8 @@ import time
 import pytest
 import torch
 
+from dit_shd import SHD
+from dit_shd.attention.capture import Capture
 from dit_shd.squeezing.backends import autotune
 
 CPU = torch.device("cpu")
@@ -44,3 +46,21 @@ def test_the_only_one_is_not_measured_and_says_why_it_is(caplog):
 def test_an_error_of_another_backend_is_not_hidden():
     with pytest.raises(RuntimeError, match="out of resources"):
         autotune.fastest(("kind",), "a layer", {"streamed": broken, "fused": lambda: None}, CPU)
+
+
+def test_lengths_up_to_the_same_power_of_two_share_a_trial():
+    assert autotune.rounded((3, 12, 129, 64)) == autotune.rounded((4, 12, 256, 64)) == (4, 12, 256, 64)
+    assert autotune.rounded((1, 12, 257, 64)) == (1, 12, 512, 64)
+
+
+def layer(heads: int, n: int) -> dict[str, Capture]:
+    query, key, value = (torch.randn(2, heads, n, 8) for _ in range(3))
+    return {"layer": Capture(query, key, value, 8**-0.5, out=torch.randn(heads, 8, 16))}
+
+
+def test_batches_of_other_lengths_are_not_timed_again(caplog):
+    loss = SHD()
+    with caplog.at_level(logging.INFO, "dit_shd"):
+        for n in (17, 20, 25, 31):
+            assert torch.isfinite(loss(layer(4, n), layer(2, n)))
+    assert sum("backend" in r.getMessage() for r in caplog.records) == 1

@@ -175,7 +175,7 @@ def test_a_few_rows_that_count_for_many_do_not_overflow_float16(bias):
     compare(teacher, student, row_weight=weight, tolerance=2e-3)
 
 
-@settings(deadline=None, max_examples=3 if DEVICE == "cuda" else 10, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, max_examples=3 if DEVICE == "cuda" else 5, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_shape(data):
     """On a GPU fewer: nearly every one compiles kernels of its own."""
