@@ -27,6 +27,8 @@ from dit_shd.core.signals import Stopped, terminable
 RESUMED = ("train", "sample", "encode", "demo", "study", "plot")
 """Commands that save their work as they go."""
 GOES_ON, ENDS = "the same command goes on from what is saved", "what it had not written is lost"
+OF_TORCHAO = "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer"
+"""Where torchao warns, once diffusers imports it, of what no user of a command can change."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # not every name of a file can be printed everywhere
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("dit_shd").setLevel(logging.INFO)
+    for name in OF_TORCHAO:
+        logging.getLogger(name).setLevel(logging.ERROR)
     words = GOES_ON if command.name in RESUMED else ENDS
     try:
         with terminable(words):
