@@ -4,6 +4,7 @@ A model's config holds `class_names`: of each class the name, "" for one that ha
 its training never saw. Data have names too where folders, tables or latents.json give them.
 """
 
+import difflib
 import inspect
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from torch import nn
 
-from dit_shd.core.errors import one_line
+from dit_shd.core.errors import UserError, one_line
 from dit_shd.data.datasets import Dataset
 from dit_shd.diffusion.denoiser import classes_of
 from dit_shd.models.shape import shape_of
@@ -115,8 +116,53 @@ def _mismatch(
     return message
 
 
+def numbers(names: Sequence[str], model: nn.Module) -> list[int]:
+    """The classes of a model by their names, in upper or lower case.
+
+    A model of 1,000 classes without names has ImageNet's: WordNet ids, and each synonym of its descriptions.
+
+    Args:
+        names: What is looked for.
+        model: Class-conditional.
+
+    Raises:
+        UserError: The model has no names, no class of this name, or several.
+    """
+    shape = shape_of(model)
+    classes: dict[str, set[int]] = {}
+    known: list[Sequence[str]] = [[name] if name else [] for name in shape.class_names or ()]
+    if not any(known) and shape.classes == 1000:
+        known = [[wordnet, *text.split(", ")] for wordnet, text in zip(_imagenet(), _imagenet_words())]
+    for number, words in enumerate(known):
+        for word in words:
+            classes.setdefault(word.lower(), set()).add(number)
+    if not classes:
+        raise UserError(
+            f"labels: wanted random, balanced or classes as 3,3,7, found '{one_line(names[0])}', and the model's "
+            "classes have no names"
+        )
+    for name in names:
+        if name.lower() not in classes:
+            near = difflib.get_close_matches(name.lower(), classes, 3) or list(classes)[:SHOWN]
+            raise UserError(
+                f"labels: wanted random, balanced, or numbers or names of classes, found '{one_line(name)}'; "
+                f"did you mean {', '.join(map(one_line, near))}?"
+            )
+        if len(classes[name.lower()]) > 1:
+            several = ", ".join(map(str, sorted(classes[name.lower()])))
+            raise UserError(f"labels: several classes are named '{one_line(name)}': {several}; give a number")
+    return [next(iter(classes[name.lower()])) for name in names]
+
+
 def _imagenet() -> list[str]:
     """The WordNet ids of ImageNet-1k in the order of the public checkpoints' classes: sorted as texts."""
     from timm.data.imagenet_info import ImageNetInfo
 
     return list(ImageNetInfo("imagenet-1k").label_names())
+
+
+def _imagenet_words() -> list[str]:
+    """The descriptions of ImageNet-1k's classes, of synonyms."""
+    from timm.data.imagenet_info import ImageNetInfo
+
+    return list(ImageNetInfo("imagenet-1k").label_descriptions())

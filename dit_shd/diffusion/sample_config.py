@@ -53,8 +53,10 @@ class SampleConfig:
         "where |weight - 1| is within this, no guidance and half of the network's work; 0 for guidance everywhere",
     )
     guided_channels: int | None = option(3, "noise channels that are guided (the public code's 3); empty for all")
-    labels: Literal["random", "balanced"] | int | list[int] = option(
-        "random", "class of image i: drawn, or in turn, of the classes that the training saw; or 3,3,7: these in turn"
+    labels: Literal["random", "balanced"] | int | list[int] | str = option(
+        "random",
+        "class of image i: drawn, or in turn, of the classes that the training saw; or 3,3,7, or names as cat,dog: "
+        "these in turn",
     )
     rounding: Literal["floor", "nearest"] = option(
         "floor", "to uint8: floor (MDT) or nearest (DiT); it moves FID", heading="Images and files"
@@ -123,9 +125,16 @@ class SampleConfig:
         """The classes that are taken in turn, where they are given one by one."""
         return [self.labels] if isinstance(self.labels, int) else self.labels if isinstance(self.labels, list) else None
 
+    @property
+    def label_names(self) -> list[str] | None:
+        """The names of classes that are taken in turn, where they are given by names."""
+        if not isinstance(self.labels, str) or self.labels in ("random", "balanced"):
+            return None
+        return [name.strip() for name in self.labels.split(",") if name.strip()]
+
     def counted(self) -> Self:
         """The config with the number of images written out."""
-        given = self.label_list
+        given = self.label_names or self.label_list
         return replace(self, count=len(given) if given and self.count is None else self.images)
 
     def of_prediction(self, prediction: str) -> Self:
@@ -157,7 +166,7 @@ class SampleConfig:
         for key, value in (("count", self.images), ("batch_size", self.batch_size)):
             if value < 1:
                 raise UserError(f"{key}: wanted 1 or more, found {value}")
-        if self.label_list == []:
+        if [] in (self.label_list, self.label_names):
             raise UserError("labels: wanted random, balanced or classes as 3,3,7, found none")
         if self.images > 10**8:
             raise UserError(f"count: wanted up to 10^8, found {self.count}")

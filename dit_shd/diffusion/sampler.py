@@ -27,6 +27,7 @@ from dit_shd.data.decoder import Decoder, finished
 from dit_shd.data.latent_origin import decoder
 from dit_shd.data.model_origin import of_source
 from dit_shd.data.pixels import grid
+from dit_shd.diffusion import class_names
 from dit_shd.diffusion.denoiser import Denoiser, class_numbers, classes_of, known_classes
 from dit_shd.diffusion.flow import TimestepDensity
 from dit_shd.diffusion.guidance import Guided
@@ -88,7 +89,7 @@ class Samples(NamedTuple):
 def sample(
     model: nn.Module | str | Path,
     count: int | None = None,
-    labels: Sequence[int] | int | str = "random",
+    labels: Sequence[int] | Sequence[str] | int | str = "random",
     **options: Any,
 ) -> Samples:
     """Images uint8 [count,y,x,c] (with vae=None latents float32 [count,c,y,x]) and their labels int64 [count].
@@ -98,7 +99,7 @@ def sample(
     Args:
         model: A model, or the name of one, as `dit-shd sample` takes it.
         count: How many images; empty: one for each of `labels`, else 16.
-        labels: The class of each image, one class of all, or how to choose it (random or balanced).
+        labels: The class of each image, by number or name, one class of all, or how to choose it (random, balanced).
         options: Keys of SampleConfig (steps, guidance, seed, batch_size, vae, ...).
 
     Raises:
@@ -107,9 +108,13 @@ def sample(
     files = next((key for key in OF_FILES if key in options), None)
     if files is not None:
         raise UserError(f"{files}: is for dit-shd sample, which writes files; sample(...).save(FILE) writes an npz")
+    if isinstance(labels, (list, tuple)) and labels and all(isinstance(x, str) and not x.isdecimal() for x in labels):
+        labels = ",".join(map(str, labels))
     labels = labels if isinstance(labels, str) else class_numbers(labels)
     labels = [labels] * (1 if count is None else count) if isinstance(labels, int) else labels
-    count = (DEFAULT_COUNT if isinstance(labels, str) else len(labels)) if count is None else count
+    if count is None:
+        names = SampleConfig(labels=labels).label_names if isinstance(labels, str) else labels
+        count = DEFAULT_COUNT if names is None else len(names)
     policy = labels if isinstance(labels, str) else "random"
     named = {"run": str(model)} if isinstance(model, (str, Path)) else {}
     config = make(SampleConfig, {**options, "count": count, "labels": policy, **named}, "sample")
@@ -286,12 +291,14 @@ def data_of(config: SampleConfig) -> str:
 
 
 def of_model(config: SampleConfig, model: nn.Module) -> SampleConfig:
-    """A SampleConfig with what follows from the model, and from the run it names: solver, and shift of the steps.
+    """A SampleConfig with what follows from model and run: solver, numbers of named classes, shift of the steps.
 
     Raises:
-        UserError: A solver for models of another kind.
+        UserError: A solver for models of another kind, or a class that the model does not have.
     """
     config = config.of_prediction(prediction_of(model))
+    if config.label_names:
+        config = replace(config, labels=class_names.numbers(config.label_names, model))
     guided, channels = config.guided_channels, shape_of(model).channels
     if config.guidance != 1 and channels > PUBLIC_CHANNELS and guided == SampleConfig.guided_channels:
         words = f"{guided} of {channels} channels are guided, as in the public code, whose latents have 4"

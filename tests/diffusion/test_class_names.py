@@ -16,7 +16,7 @@ from dit_shd.data.datasets import DATASETS, Dataset
 from dit_shd.data.datasets.latents import Latents
 from dit_shd.data.encoding import encode_to_shards
 from dit_shd.data.latent_shards import open_tensors, shard_files
-from dit_shd.diffusion.class_names import compare, learned
+from dit_shd.diffusion.class_names import compare, learned, numbers
 from dit_shd.diffusion.denoiser import known_classes
 from dit_shd.diffusion.generation import sample_to_file
 from dit_shd.diffusion.sample_config import SampleConfig
@@ -252,3 +252,12 @@ def test_a_run_with_a_teacher_of_other_classes(folders, values, tmp_path, caplog
         return
     run({**values, **changes})
     assert [told in record.getMessage() for record in caplog.records].count(True) == 1
+
+
+def test_a_model_of_1000_classes_without_names_has_those_of_imagenet():
+    model = DiT(num_attention_heads=2, attention_head_dim=4, num_layers=1, sample_size=4, patch_size=2, in_channels=1)
+    assert numbers(["golden retriever", "n01440764", "Goldfish"], model) == [207, 0, 1]
+    with pytest.raises(UserError, match="several classes are named 'crane': 134, 517; give a number"):
+        numbers(["crane"], model)
+    with pytest.raises(UserError, match="found 'cat', and the model's classes have no names"):
+        numbers(["cat"], DiT(**{**model.config, "num_classes": 3}))

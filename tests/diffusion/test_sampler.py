@@ -134,6 +134,20 @@ def test_solvers_draw_a_gaussian_from_its_exact_score(solver, steps):
     assert x.std().item() == pytest.approx(std, rel=0.06)
 
 
+def test_labels_by_name(teacher):
+    """Those of the model's config, in any case, by the command line as by Python; what it does not have is refused."""
+    model = load(teacher).eval()
+    model.register_to_config(class_names=["dark", "Bright sky", None])
+    assert sample(model, labels="bright sky, dark", **QUICK)[1].tolist() == [1, 0]
+    assert sample(model, labels=["Dark"], count=1, **QUICK)[1].tolist() == [0]
+    config = of_model(make(SampleConfig, {"labels": "dark,dark,bright sky"}).counted(), model)
+    assert (config.labels, config.count) == ([0, 0, 1], 3)
+    with pytest.raises(UserError, match="found 'drak'; did you mean dark"):
+        sample(model, labels="drak", **QUICK)
+    with pytest.raises(UserError, match="labels: wanted random, balanced or classes as 3,3,7, found none"):
+        sample(model, labels=" , ", count=1, **QUICK)
+
+
 def test_labels(model):
     assert sample(model, 5, labels="balanced", **QUICK)[1].tolist() == [0, 1, 2, 0, 1]
     assert sample(model, 2, labels=[2, 2], **QUICK)[1].tolist() == [2, 2]
