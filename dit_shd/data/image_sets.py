@@ -33,6 +33,15 @@ def settings_file(path: Path) -> Path:
     return path.with_suffix(".json") if path.is_file() else path.with_name(f"{path.name}.json")
 
 
+def spread(n: int, count: int) -> np.ndarray:
+    """`count` of the numbers below n, rising, int64: one at random (always the same) in each of as many equal parts.
+
+    So they are of every class of a set that is sorted by class, and of one whose classes come in turn.
+    """
+    ends = np.arange(count + 1) * n // max(count, 1)
+    return np.random.default_rng(0).integers(ends[:-1], ends[1:])
+
+
 class ImageSet(ABC):
     """Images in a fixed order."""
 

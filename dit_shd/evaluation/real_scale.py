@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from dit_shd.data.image_sets import spread
 from dit_shd.evaluation.feature_set import FeatureSet, Statistics
 from dit_shd.evaluation.metrics.frechet import frechet_distance
 
@@ -15,7 +16,7 @@ def real_scale(first: str, samples: FeatureSet, reference: FeatureSet) -> dict[s
     Args:
         first: The exact name of the first figure, as FD(digits).
         samples: Features of the samples.
-        reference: Features of the reference, chosen from at equal distances.
+        reference: Features of the reference, of which some are spread over it.
 
     Returns:
         `n`, the number of these images, and `figures`, the distance by its name; None where the first figure is no
@@ -29,7 +30,7 @@ def real_scale(first: str, samples: FeatureSet, reference: FeatureSet) -> dict[s
         return None
     count = min(len(x), len(y) // 2)
     chosen = torch.zeros(len(y), dtype=torch.bool, device=y.device)
-    chosen[torch.arange(count, device=y.device) * len(y) // count] = True
+    chosen[torch.from_numpy(spread(len(y), count)).to(y.device)] = True
     distance = frechet_distance(Statistics.of(y[chosen]), Statistics.of(y[~chosen]))
     return {"n": count, "figures": {first: max(0.0, distance)}}
 

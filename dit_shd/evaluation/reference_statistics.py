@@ -13,6 +13,7 @@ from dit_shd.core.config import REQUIRED, checked, option
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import Place
 from dit_shd.core.plugins import Plugin
+from dit_shd.data.image_sets import spread
 from dit_shd.data.open_images import open_images
 from dit_shd.evaluation import results
 from dit_shd.evaluation.extraction import extract_features, find_device
@@ -42,7 +43,7 @@ class StatisticsConfig:
 def write_reference_statistics(config: StatisticsConfig) -> Path:
     """Run the feature network over the images and write the file.
 
-    The images that are kept lie at equal distances in the set, so that a set sorted by class keeps every class.
+    The images that are kept are spread over the set, so that it keeps every class whatever its order.
 
     Args:
         config: The images, the network and the file.
@@ -86,7 +87,7 @@ def write_reference_statistics(config: StatisticsConfig) -> Path:
         _log.warning("images: %s", note)
     features = extract_features(network, images, config.batch_size)
     count = config.keep_images
-    kept = images.take(np.arange(count) * n // count) if count else None
+    kept = images.take(spread(n, count)) if count else None
     write_statistics(out, features, about, kept)
     return out
 

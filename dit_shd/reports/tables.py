@@ -10,8 +10,11 @@ from dit_shd.evaluation.results import is_small
 from dit_shd.profiling.latency import Cost
 from dit_shd.reports.html import Link, linked, wide
 
-LOWER_IS_BETTER = ("FD", "FID", "sFID", "sFD", "KID")
-HIGHER_IS_BETTER = ("IS", "precision", "recall", "density", "coverage", "CLIP score", "top1", "top5", "as asked")
+LOWER_IS_BETTER = ("FD", "FID", "sFID", "sFD", "KID", "LPIPS", "MSE", "loss", "perplexity")
+HIGHER_IS_BETTER = (
+    *("IS", "precision", "recall", "density", "coverage", "CLIP score", "as asked"),
+    *("top1", "top5", "accuracy", "rougeL", "PSNR", "SSIM"),
+)
 COSTS = ("heads", ""), ("parameters", "M"), ("GFLOPs", "one image"), ("latency", "ms per image")
 """Headings of the columns of cost."""
 LONG = 28
@@ -143,14 +146,19 @@ def facts(pairs: Mapping[str, str | Link], page: Path | None = None, copied: boo
 
 
 def lower_is_better(name: str) -> bool:
-    """Whether a figure is a distance."""
-    return name.partition("(")[0] in LOWER_IS_BETTER
+    """Whether a figure is known to be better the lower it is, as a distance."""
+    return bool(_bases(name) & set(LOWER_IS_BETTER))
 
 
 def higher_is_better(name: str) -> bool:
-    """Whether a figure is known to be better the higher it is; also as training/top1_ema_0, IS(x) by y."""
+    """Whether a figure is known to be better the higher it is."""
+    return bool(_bases(name) & set(HIGHER_IS_BETTER))
+
+
+def _bases(name: str) -> set[str]:
+    """What a figure is, by its name: `training/top1_ema_0` is a top1, `IS(x) by y` an IS."""
     base = name.partition("(")[0].rpartition("/")[2].partition(" by ")[0]
-    return base in HIGHER_IS_BETTER or base.partition("_")[0] in HIGHER_IS_BETTER
+    return {base, base.partition("_")[0]}
 
 
 def direction(name: str) -> str:

@@ -111,7 +111,7 @@ def analyse(study: Study, rows: Iterable[CellResult]) -> Analysis:
     rows = list(rows)
     variants = [Variant(name, _of(rows, name, done=True), _of(rows, name, done=False)) for name in study.names]
     figures = _shared_figures(rows)
-    figure = study.figure or next(iter(figures), "")
+    figure = study.figure or next((name for row in rows if row.done for name in row.figures if not _is_std(name)), "")
     others = [name for name in figures if name != figure and name.partition("(")[0] == figure.partition("(")[0]]
     comparisons, higher = compare(study, variants, figure), _is_higher_better(study, figure)
     return Analysis(
@@ -164,7 +164,12 @@ def _of(rows: Iterable[CellResult], variant: str, done: bool) -> list[CellResult
 def _shared_figures(rows: Iterable[CellResult]) -> list[str]:
     """Names of figures that all finished rows have, but for deviations inside of one file of samples."""
     done = [row.figures for row in rows if row.done]
-    return [name for name in (done[0] if done else {}) if all(name in f for f in done) and not name.endswith(" std")]
+    return [name for name in (done[0] if done else {}) if all(name in f for f in done) and not _is_std(name)]
+
+
+def _is_std(name: str) -> bool:
+    """Whether a figure is the deviation of another inside of one file of samples."""
+    return name.endswith(" std")
 
 
 def _is_higher_better(study: Study, figure: str) -> bool:

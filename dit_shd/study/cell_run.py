@@ -31,6 +31,7 @@ POINTS = 60
 STOPPED = "stopped by a signal; the same command goes on from what is saved"
 CONFIG = "train.yaml"
 SAMPLES = "samples.npz"
+STAGES = "stages.json"
 
 
 def run_cell(study: Study, cell: Cell, folder: Path, references: Mapping[str, str], commands: Commands) -> CellResult:
@@ -140,7 +141,7 @@ class _Stages:
     """
 
     def __init__(self, folder: Path, cell: Cell, commands: Commands, trained: bool):
-        self.file, self.folder, self.sha256, self.commands = folder / "stages.json", folder, cell.sha256, commands
+        self.file, self.folder, self.sha256, self.commands = folder / STAGES, folder, cell.sha256, commands
         known = read_object(self.file) or {}
         same = known.get("sha256") == cell.sha256
         usage = {name: Usage(**usage) for name, usage in known.get("usage", {}).items()}
@@ -155,6 +156,7 @@ class _Stages:
         """
         if name in self.done:
             return ""
+        self._result(name).unlink(missing_ok=True)  # of other settings: a program that writes none has failed
         outcome = self.commands.run(words, self.folder / "logs" / f"{name}.log")
         self.usage[name] = self.usage.get(name, Usage()) + outcome.usage
         if outcome.done:
@@ -163,6 +165,10 @@ class _Stages:
         if outcome.signal:
             raise Stopped(outcome.signal, STOPPED)
         return outcome.error
+
+    def _result(self, name: str) -> Path:
+        """The file that a stage writes, if it writes one alone."""
+        return self.folder / (SAMPLES if name == "sample" else f"{name.removeprefix('evaluate-')}.json")
 
     def forget(self, names: Iterable[str]) -> None:
         """Have stages run again by the next try."""

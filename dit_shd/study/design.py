@@ -139,6 +139,9 @@ class Study:
         for where, name in self._named_variants():
             if name not in self.names:
                 raise UserError(f"study.{where}: no variant '{name}'. Known: {', '.join(self.names)}")
+        for claim in self.claims:
+            if claim.better == claim.than:
+                raise UserError(f"study.claims: wanted two variants, found {claim.better} and itself")
         for factor, level in self.baseline.items():
             if level not in self.grid.get(factor, {}):
                 raise UserError(

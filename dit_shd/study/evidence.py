@@ -92,4 +92,6 @@ def markdown(table: Table) -> str:
     """A table of Markdown."""
     heads = [f"{name} ({words})" if words else name for name, words in table.headings]
     lines: list[Sequence[str]] = [heads, ["---"] * len(heads), *table.rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join(
+        "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in line) + " |" for line in lines
+    )

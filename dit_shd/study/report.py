@@ -9,11 +9,12 @@ import numpy as np
 
 from dit_shd.core.environment import command
 from dit_shd.core.files import atomic_file
+from dit_shd.core.json_files import read_object
 from dit_shd.reports.figures.training import grid_figure
 from dit_shd.reports.study_page import StudyReport, Table
-from dit_shd.reports.tables import number
+from dit_shd.reports.tables import direction, number
 from dit_shd.study.analysis import Analysis, Comparison, Variant, verdict_of
-from dit_shd.study.cell_run import SAMPLES
+from dit_shd.study.cell_run import SAMPLES, STAGES
 from dit_shd.study.design import Cell
 from dit_shd.study.results import REFERENCE, WEIGHTS, Progress
 from dit_shd.study.statistics import Summary
@@ -142,6 +143,13 @@ def notes(progress: Progress, analysis: Analysis) -> list[str]:
     figure = progress.study.figure
     if figure and analysis.figures and not any(variant.by_seed(figure) for variant in analysis.variants):
         lines.append(f"No row has the figure that decides, {figure}: they have {', '.join(analysis.figures)}.")
+    elif analysis.figure and analysis.figures and analysis.figure not in analysis.figures:
+        lines.append(f"Rows without {analysis.figure}, which decides, are left out of the comparisons.")
+    if analysis.figure and progress.study.higher_is_better is None and not direction(analysis.figure):
+        lines.append(
+            f"Nothing says whether a higher {analysis.figure} is better: lower is taken as better; "
+            "higher_is_better: true in the study file if it is not."
+        )
     for name, count in _hashes(analysis, REFERENCE).items():
         lines.append(f"The rows of evaluator {name} are of {count} references of one name: it has changed.")
     for name, count in _hashes(analysis, WEIGHTS).items():
@@ -172,7 +180,8 @@ def sample_grids(progress: Progress, folder: Path, place: Callable[[Cell], Path]
     for cell in progress.cells:
         if cell in progress.results and progress.results[cell].done and cell.variant not in grids:
             file, samples = folder / f"{cell.variant}.png", place(cell) / SAMPLES
-            if samples.is_file():
+            stages = read_object(place(cell) / STAGES) or {}
+            if samples.is_file() and stages.get("sha256") == cell.sha256:
                 folder.mkdir(exist_ok=True)
                 with np.load(samples, allow_pickle=False) as archive:
                     grid = grid_figure(archive["arr_0"][:SHOWN_IMAGES], columns=10, enlarge=2)

@@ -6,6 +6,7 @@ and machines can end at once.
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -81,19 +82,24 @@ def read_results(file: Path) -> list[CellResult]:
     if not file.exists():
         return []
     rows = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(file.read_bytes().splitlines(), 1):
         try:
             row = CellResult(**json.loads(line))
+            if not all(isinstance(value, (int, float)) for value in row.figures.values()):
+                raise ValueError("figures are no numbers")
             rows.append(replace(row, curve={key: list(map(rounded, values)) for key, values in row.curve.items()}))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, AttributeError) as error:
             raise UserError(f"{file}:{number}: wanted a row of a study, found something else ({error})") from error
     return rows
 
 
 def json_lines(file: Path) -> list[dict[str, Any]]:
-    """The lines of a log, but for a half one that a kill left; none where there is no such file."""
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    """The lines of a log, but for those that a kill left half written; none where there is no such file."""
+    rows = []
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
+        with suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows
 
 
 def rounded(value: float | None) -> float | None:
@@ -109,23 +115,25 @@ def write_row(folder: Path, result: CellResult) -> None:
 def collect(file: Path, folders: Iterable[Path]) -> list[CellResult]:
     """Take the rows of cells into results.jsonl and give all of its rows; newer rows of a cell replace older ones.
 
-    Where another process is doing the same, its next call takes them.
+    Where another process is doing the same, its next call writes them.
     """
+    cells = [row for folder in folders if (folder / ROW).is_file() for row in read_results(folder / ROW)]
     try:
         lock = Lock(file.with_name(LOCK), "dit-shd study")
     except UserError:
-        return read_results(file)
+        return _merged(read_results(file), cells)
     with lock:
-        rows = {_key(row): row for row in read_results(file)}
-        before = dict(rows)
-        for folder in folders:
-            if (folder / ROW).is_file():
-                (row,) = read_results(folder / ROW)
-                rows[_key(row)] = row
-        ordered = sorted(rows.values(), key=lambda row: (row.cell, row.variant, row.seed))
+        before = read_results(file)
+        rows = _merged(before, cells)
         if rows != before:
-            write_text(file, "".join(json.dumps(asdict(row)) + "\n" for row in ordered))
-        return ordered
+            write_text(file, "".join(json.dumps(asdict(row)) + "\n" for row in rows))
+        return rows
+
+
+def _merged(rows: Iterable[CellResult], newer: Iterable[CellResult]) -> list[CellResult]:
+    """Rows in their order, a newer one in place of an older one of its cell."""
+    every = {_key(row): row for row in (*rows, *newer)}
+    return sorted(every.values(), key=lambda row: (row.cell, row.variant, row.seed))
 
 
 def of_cells(rows: Iterable[CellResult], cells: Sequence[Cell]) -> dict[Cell, CellResult]:

@@ -96,12 +96,16 @@ def interval(values: Summary | Difference, confidence: float) -> tuple[float, fl
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for their number, step down (Holm 1979); those that are NaN are none, and stay so."""
+    """p-values corrected for their number, step down (Holm 1979).
+
+    Those that are NaN, of a test that has no result yet or of a run that diverged, count as ones: what is said of the
+    others holds whatever becomes of them.
+    """
     known = sorted((p, i) for i, p in enumerate(p_values) if not math.isnan(p))
     corrected = [math.nan] * len(p_values)
     largest = 0.0
     for rank, (p, i) in enumerate(known):
-        largest = max(largest, min(1.0, (len(known) - rank) * p))
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p))
         corrected[i] = largest
     return corrected
 
@@ -115,7 +119,7 @@ def holm_confidence(p_values: Sequence[float], alpha: float = 1 - CONFIDENCE) ->
     known = sorted((p, i) for i, p in enumerate(p_values) if not math.isnan(p))
     confidence, failed = [CONFIDENCE] * len(p_values), 0.0
     for rank, (p, i) in enumerate(known):
-        level = failed or alpha / (len(known) - rank)
+        level = failed or alpha / (len(p_values) - rank)
         failed = failed or (level if p > level else 0.0)
         confidence[i] = 1 - level
     return confidence

@@ -9,7 +9,7 @@ from evaluating import Trap, pictures, refused
 from PIL import Image
 
 from dit_shd.data.image_folders import FolderImages
-from dit_shd.data.image_sets import ArrayImages, NpzImages
+from dit_shd.data.image_sets import ArrayImages, NpzImages, spread
 from dit_shd.data.sources.npz import NpzSource
 
 
@@ -177,3 +177,14 @@ def test_labels_that_are_texts_keep_their_names_and_numbers_their_order(tmp_path
     np.savez(tmp_path / "names.npz", images[:3], np.array(["dog", "10", "cat"]).astype(kind))
     source = NpzSource(tmp_path / "names.npz")
     assert source.classes == ("10", "cat", "dog") and source.labels.tolist() == [2, 0, 1]
+
+
+@pytest.mark.parametrize("classes", [2, 10, 100])
+def test_what_is_spread_is_of_every_class_sorted_or_in_turn(classes):
+    """At equal distances of a set whose classes come in turn there would be some of them alone."""
+    n, count = 50 * classes, 10 * classes
+    chosen = spread(n, count)
+    assert (np.diff(chosen) > 0).all() and (chosen // 5 == np.arange(count)).all()
+    for labels in (np.arange(n) % classes, np.arange(n) * classes // n):
+        assert len(set(labels[chosen])) == classes
+    assert spread(7, 7).tolist() == list(range(7)) and not len(spread(7, 0))

@@ -16,7 +16,7 @@ from dit_shd.core import plugins
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.core.hashing import sha256
-from dit_shd.data.image_sets import ArrayImages
+from dit_shd.data.image_sets import ArrayImages, spread
 from dit_shd.evaluation.extraction import extract_features
 from dit_shd.evaluation.features.digits import ASSET, DigitsFeatures
 from dit_shd.evaluation.reference import open_reference
@@ -156,7 +156,7 @@ def test_images_that_are_kept_serve_precision_and_recall(files):
     known = statistics(files, keep_images=50)
     assert run(files, reference=str(known))["figures"] == pytest.approx(run(files, force=True)["figures"], rel=1e-6)
     with np.load(statistics(files, keep_images=10, force=True), allow_pickle=False) as file:
-        np.testing.assert_array_equal(file["arr_0"], pictures(50, seed=2)[::5])
+        np.testing.assert_array_equal(file["arr_0"], pictures(50, seed=2)[spread(50, 10)])
 
 
 @pytest.mark.parametrize(("keep", "real"), [(50, 25), (10, None)])

@@ -61,6 +61,8 @@ def test_figures_that_not_every_row_has_are_left_out():
     assert analysis(ROWS).figure == "FD(a)"
     assert analysis([*ROWS, row("shd", 9, 1.0, figures={"FD(b)": 1.0})]).figures == ["FD(b)"]
     assert analysis(ROWS, figure="FD(b)").figure == "FD(b)"
+    last = analysis([*ROWS, row("shd", 9, 1.0, figures={"FD(b)": 1.0})])
+    assert last.figure == "FD(a)" and last.comparisons == analysis(ROWS).comparisons, "a row without it decides nothing"
 
 
 def test_of_a_score_more_is_better_whatever_the_study_file_leaves_out():

@@ -49,15 +49,25 @@ input()
     words = [sys.executable, "-c", code]
     holder = subprocess.Popen(words, env={"PYTHONPATH": str(root)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert holder.stdout.readline() == b"held\n"
-    assert [each.cell for each in collect(file, folders(tmp_path, row(1)))] == [0]
+    assert [each.cell for each in collect(file, folders(tmp_path, row(1)))] == [0, 1]
+    assert [each.cell for each in read_results(file)] == [0], "given, and written by the next call"
     holder.communicate(b"\n", timeout=30)
     assert [each.cell for each in collect(file, folders(tmp_path, row(1)))] == [0, 1]
 
 
-@pytest.mark.parametrize("line", ["{", "[]", '{"cell": 0}', '{"cel": 1}', "3"])
+WHOLE = '{"cell": 0, "variant": "v", "seed": 0, "sha256": "a", "status": "done", %s}'
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("{", "[]", '{"cell": 0}', '{"cel": 1}', "3", "\udcff"),
+        *(WHOLE % field for field in ('"curve": []', '"curve": null', '"figures": null', '"figures": {"FD": "x"}')),
+    ],
+)
 def test_a_file_of_something_else(line, tmp_path):
     file = tmp_path / "results.jsonl"
-    file.write_text(line + "\n")
+    file.write_bytes((line + "\n").encode(errors="surrogateescape"))
     with pytest.raises(UserError, match=r"results.jsonl:1: wanted a row of a study"):
         read_results(file)
 
@@ -67,3 +77,5 @@ def test_half_a_line_of_a_log_is_left_out(tmp_path):
     assert json_lines(file) == []
     file.write_text('{"step": 1}\n{"step": 2, "lo')
     assert json_lines(file) == [{"step": 1}]
+    file.write_text('{"step": 1}\n{"step": 2, "lo{"step": 2}\n{"step": 3}\n')
+    assert json_lines(file) == [{"step": 1}, {"step": 3}]

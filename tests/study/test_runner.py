@@ -17,7 +17,7 @@ from dit_shd.cli.commands.study import show
 from dit_shd.cli.program import main
 from dit_shd.core.errors import UserError
 from dit_shd.core.yaml_files import read_yaml
-from dit_shd.study.report import signed
+from dit_shd.study.report import sample_grids, signed
 from dit_shd.study.results import read_results
 from dit_shd.study.runner import Runner
 
@@ -77,6 +77,28 @@ def test_a_program_that_was_mended_runs_again_and_nothing_else_does(study, tmp_p
     results, _ = run(study({"programs": True, "cell": 0, "retry": True}, evaluators=evaluators))
     assert results["output-seed1"].figures == {"read right": 1}
     assert calls() == ["train", "sample"]
+
+
+def test_a_program_that_writes_nothing_has_not_the_figures_of_other_samples(study, tmp_path):
+    (tmp_path / "read.py").write_text(READER)
+    evaluators = {"read": {"program": "python read.py {samples} {out}"}}
+    asked = {"programs": True, "cell": 0}
+    assert run(study(asked, evaluators=evaluators, sampling={"count": 2}))[0]["output-seed1"].done
+    (tmp_path / "read.py").write_text("")
+    results, _ = run(study(asked, evaluators=evaluators, sampling={"count": 3}))
+    assert "found no file" in results["output-seed1"].error
+
+
+def test_the_page_has_no_pictures_of_other_settings(study, tmp_path):
+    """After a change and back the rows of before count, and nothing runs."""
+    grids = []
+    for count in (2, 3, 2):
+        said: list[str] = []
+        runner = Runner(study({"cell": 0}, sampling={"count": count}), said.append)
+        grids.append(sample_grids(runner.run(), tmp_path / "samples", runner.place)["output"])
+        for file in (tmp_path / "cells").rglob("samples.npz"):  # the stand-in draws the seed alone
+            np.savez(file, arr_0=np.full((4, 8, 8, 1), 70 * count, np.uint8))
+    assert grids[0] == grids[1] == grids[2]
 
 
 def test_every_cell_is_a_row_and_nothing_runs_twice(study, tmp_path):

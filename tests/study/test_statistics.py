@@ -96,9 +96,11 @@ def test_corrected_intervals_and_corrected_p_values_agree(p_values):
         assert 0.95 - 1e-12 <= confidence <= 1 - 0.05 / len(p_values) + 1e-12
 
 
-def test_unknown_p_values_count_for_nothing():
-    found = holm([math.nan, 0.01, 0.04])
-    assert math.isnan(found[0]) and found[1:] == [0.02, 0.04]
+def test_unknown_p_values_count_as_ones():
+    """So that what is said of the others holds whatever becomes of them."""
+    found, of_ones = holm([math.nan, 0.01, 0.04]), holm([1.0, 0.01, 0.04])
+    assert math.isnan(found[0]) and found[1:] == of_ones[1:] == [0.03, 0.08]
+    assert holm_confidence([math.nan, 0.01, 0.04])[1:] == holm_confidence([1.0, 0.01, 0.04])[1:]
     assert holm([]) == []
 
 

@@ -57,7 +57,7 @@ class CLIP(FeatureNetwork):
 
     def _forward(self, images: Tensor) -> Features:
         mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (MEAN, STD))
-        pixels = (_cut(images, self._side) / 255 - mean) / std
+        pixels = (cut(images, self._side) / 255 - mean) / std
         hidden = self._clip.vision_model(pixel_values=pixels).pooler_output
         return Features(self._clip.visual_projection(hidden).float())
 
@@ -68,12 +68,11 @@ class CLIP(FeatureNetwork):
         return self._clip.text_projection(hidden).float()
 
 
-def _cut(images: Tensor, side: int) -> Tensor:
-    """The middle of uint8 images [b,y,x,c], resized to float32 [b,c,side,side] in 0..255."""
+def cut(images: Tensor, side: int) -> Tensor:
+    """The middle of uint8 images [b,y,x,c], resized to float32 [b,c,side,side] in 0..255; the long side is cut off."""
     pixels = images.permute(0, 3, 1, 2).float()
     y, x = pixels.shape[2:]
-    scale = side / min(y, x)
-    size = max(side, round(y * scale)), max(side, round(x * scale))
+    size = y * side // min(y, x), x * side // min(y, x)
     pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True).round().clamp(0, 255)
     top, left = (size[0] - side) // 2, (size[1] - side) // 2
     return pixels[:, :, top : top + side, left : left + side]

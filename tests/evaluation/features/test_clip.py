@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 from evaluating import photos
+from PIL import Image
 from tiny_text_encoders import tiny_clip
+from transformers import CLIPImageProcessor
 
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
@@ -15,7 +17,7 @@ from dit_shd.core.hashing import sha256
 from dit_shd.core.plugins import Plugin
 from dit_shd.evaluation.evaluate import EvaluateConfig, evaluate
 from dit_shd.evaluation.features import FEATURES
-from dit_shd.evaluation.features.clip import CLIP
+from dit_shd.evaluation.features.clip import CLIP, cut
 from dit_shd.evaluation.metrics.clip_score import clip_scores
 from dit_shd.evaluation.network_weights import weights_folder
 
@@ -68,6 +70,17 @@ def test_pictures_are_cut_in_the_middle(folder):
     network = CLIP(folder)
     wide = photos(2, 24, 40, 3)
     torch.testing.assert_close(network.extract(wide).pooled, network.extract(wide[:, :, 8:32]).pooled)
+
+
+@pytest.mark.parametrize("size", [(480, 640), (640, 427), (24, 40), (7, 1000), (224, 224)])
+def test_pictures_are_prepared_as_by_transformers(folder, size):
+    """Before the mean and deviation; one level of 255 is the rounding of Pillow's weights."""
+    y, x = torch.meshgrid(torch.arange(size[0]), torch.arange(size[1]), indexing="ij")
+    stripes = (127 + 80 * torch.sin(x / 3.1) + 40 * torch.cos(y / 4.7)).to(torch.uint8)[..., None].expand(-1, -1, 3)
+    processor = CLIPImageProcessor(do_normalize=False, do_rescale=False)
+    expected = processor(Image.fromarray(stripes.numpy()), return_tensors="pt").pixel_values[0].float()
+    found = cut(stripes[None], 224)[0]
+    assert (found - expected).abs().max() <= 1
 
 
 def test_evaluate_scores_samples_with_their_prompts(folder, tmp_path):
