@@ -50,6 +50,16 @@ def _check_uncompiled(model: Any, asked: bool = False) -> None:  # noqa: ANN401 
         )
 
 
+def _check_unshared(student: nn.Module | None, teacher: nn.Module) -> None:
+    """Refuse a teacher that has weights that the student learns: freezing it would end that without a word."""
+    learning = {id(p) for p in student.parameters() if p.requires_grad} if student is not None else set[int]()
+    if any(id(p) in learning for p in teacher.parameters()):
+        raise UserError(
+            "add_shd: the teacher shares weights with the student that the student learns; give a copy, made before "
+            "the student learns (and before it gets adapters): add_shd(trainer, loss, copy.deepcopy(teacher))"
+        )
+
+
 def add_shd(
     trainer: "Trainer", loss: SHD | None = None, teacher: nn.Module | None = None, prompt_rows: bool = False
 ) -> "SHDTerm":
@@ -66,8 +76,8 @@ def add_shd(
         The term, whose mean is in the trainer's log as `shd`; its `remove` leaves the trainer as it was.
 
     Raises:
-        UserError: A trainer that has SHD, no teacher, an encoder-decoder, a plan that is not calibrated, or models
-            compiled whole, in slices or in replicas that cannot be read.
+        UserError: A trainer that has SHD, no teacher or one with weights that the student learns, an encoder-decoder,
+            a plan that is not calibrated, or models compiled whole, in slices or in replicas that cannot be read.
     """
     loss = SHD(weight=1.0) if loss is None else loss
     if isinstance(getattr(trainer.compute_loss, "__self__", None), SHDTerm):
@@ -93,6 +103,7 @@ def add_shd(
             "give it whole: add_shd(trainer, loss, teacher), or use stage 2"
         )
     if teacher is not of_trainer:
+        _check_unshared(trainer.model, teacher)
         teacher.to(trainer.args.device).eval().requires_grad_(False)
     for model in (trainer.model, trainer.accelerator.unwrap_model(teacher)):
         _check_uncompiled(model, trainer.args.torch_compile)

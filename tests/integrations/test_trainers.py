@@ -366,3 +366,16 @@ def test_deepspeed_is_one(stage, root, tmp_path):
     assert found.keys() == want.keys()
     for name, gradient in want.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=2e-6)
+
+
+def test_a_teacher_with_weights_that_the_student_learns_is_refused(tmp_path):
+    """Freezing it would freeze them in the student; those that the student does not learn may be shared."""
+    student, teacher = models(LLAMA)
+    teacher.model.embed_tokens = student.model.embed_tokens
+    trainer = trainer_of(student, samples(), tmp_path)
+    for shared in (teacher, trainer.model):
+        with pytest.raises(UserError, match="shares weights with the student"):
+            add_shd(trainer, SHD(), shared)
+    assert all(p.requires_grad for p in student.parameters())
+    student.model.embed_tokens.requires_grad_(False)
+    add_shd(trainer, SHD(), teacher)
