@@ -15,12 +15,14 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.files import write_text
 from dit_shd.core.hashing import sha256
 from dit_shd.core.json_files import read_object
+from dit_shd.core.lock import Lock
 from dit_shd.core.pretrained import asset
 from dit_shd.core.resumable import SETTINGS, differences, read_settings
 
 PAGE, PICTURE, RESULTS, SECONDS = "report.html", "rows.png", "results.json", "seconds.json"
 FILES = (SETTINGS, RESULTS, SECONDS, PAGE, PICTURE, "samples", "logs")
 """What every demo writes into its folder."""
+LOCK = ".lock"
 OF_TEXT = {"out": "demo_text_out", "steps": 300, "images": 80, "sampling_steps": 10, "guidance": 5.0}
 """The defaults of the demo of text, where they are others."""
 
@@ -83,7 +85,7 @@ def sample_file(config: DemoConfig, name: str) -> Path:
     return config.out / "samples" / f"{name}.npz"
 
 
-def claim(config: DemoConfig, teacher: str, students: Mapping[str, Path], others: Sequence[str] = ()) -> None:
+def claim(config: DemoConfig, teacher: str, students: Mapping[str, Path], others: Sequence[str] = ()) -> Lock:
     """Make the folder, or continue in one that holds a demo of the same settings.
 
     Args:
@@ -92,27 +94,32 @@ def claim(config: DemoConfig, teacher: str, students: Mapping[str, Path], others
         students: Name of a run folder -> its config.
         others: Files and folders that this demo writes, too.
 
+    Returns:
+        The lock of the folder, held.
+
     Raises:
-        UserError: It holds other files, or a demo of other settings.
+        UserError: It holds other files, a demo of other settings or one that is at work, or it cannot be a folder.
     """
     out, settings = config.out, _settings(config, teacher, students)
     recorded = read_settings(out)
-    foreign = any(out.iterdir()) if out.is_dir() and recorded is None else out.is_file()
+    holds_files = out.is_dir() and any(path.name != LOCK for path in out.iterdir())
+    foreign = holds_files if recorded is None and out.is_dir() else out.exists() and not out.is_dir()
     if foreign or (recorded is not None and not {"task", "sampling_steps"} <= recorded.keys()):
         raise UserError(f"{out}: exists and is not a demo's folder; choose another out=FOLDER")
     if recorded is not None and recorded["task"] != config.task:
         raise UserError(f"{out}: holds the demo of task={recorded['task']}; choose another out=FOLDER")
-    if config.fresh:
-        for name in (*FILES, *students, *others):
-            path = out / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    elif recorded not in (None, settings):
+    if not config.fresh and recorded not in (None, settings):
         raise UserError(
             f"{out}: holds a demo with other settings ({differences(recorded, settings)}); choose another out=FOLDER, "
             "or say fresh=true to start over there"
         )
-    out.mkdir(parents=True, exist_ok=True)
+    lock = Lock(out / LOCK, "dit-shd demo")
+    if config.fresh:
+        for name in (*FILES, *students, *others):
+            path = out / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     write_text(out / SETTINGS, json.dumps(settings, indent=2))
+    return lock
 
 
 def _settings(config: DemoConfig, teacher: str, students: Mapping[str, Path]) -> dict[str, Any]:

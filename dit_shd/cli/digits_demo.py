@@ -77,11 +77,16 @@ def demo(config: DemoConfig) -> Scores:
         The figures.
 
     Raises:
-        UserError: `out` holds other files, or a stage failed.
+        UserError: `out` holds other files or a demo that is at work, or a stage failed.
     """
     config.check()
     require(PACKAGES, "demo", "the demo")
-    claim(config, TEACHER, {name: _config_of(name) for name in STUDENTS})
+    with claim(config, TEACHER, {name: _config_of(name) for name in STUDENTS}):
+        return _all_stages(config)
+
+
+def _all_stages(config: DemoConfig) -> Scores:
+    """The demo in its folder, which is locked."""
     print(
         f"Three students: two of {config.steps} training steps from random weights, one of "
         f"{steps_of(config, 'from_teacher')} from the teacher's; then {config.images} images of each of the four "

@@ -78,11 +78,16 @@ def demo(config: DemoConfig) -> TextScores:
         The figures.
 
     Raises:
-        UserError: `out` holds other files, or a stage failed.
+        UserError: `out` holds other files or a demo that is at work, or a stage failed.
     """
     config.check()
     require(PACKAGES, "demo", "the demo")
-    claim(config, TEACHER, dict.fromkeys(LOSSES, student_config(CONFIG)), OTHERS)
+    with claim(config, TEACHER, dict.fromkeys(LOSSES, student_config(CONFIG)), OTHERS):
+        return _all_stages(config)
+
+
+def _all_stages(config: DemoConfig) -> TextScores:
+    """The demo in its folder, which is locked."""
     print(
         f"Two students of half the teacher's blocks, {config.steps} training steps each; then {config.images} pictures "
         f"of each of the four models in {config.sampling_steps} steps. All files are written to {config.out}/"

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 WRAPPED = ("compute_loss", "get_batch_samples", "log")
 """Methods of a trainer that a term stands before."""
+MARK = "shd_term"
+"""Where a trainer has its term, whatever is wrapped around its methods afterwards."""
 
 
 def backbone(model: nn.Module) -> nn.Module:
@@ -47,6 +49,16 @@ def _check_uncompiled(model: Any, asked: bool = False) -> None:  # noqa: ANN401 
             f"add_shd: {type(model).__name__} is compiled whole, so that its attention cannot be captured; leave out "
             "torch_compile and model.compile(), and compile its blocks: "
             "dit_shd.models.compilation.compile_blocks(model)"
+        )
+
+
+def _check_unshared(student: nn.Module | None, teacher: nn.Module) -> None:
+    """Refuse a teacher that has weights that the student learns: freezing it would end that without a word."""
+    learning = {id(p) for p in student.parameters() if p.requires_grad} if student is not None else set[int]()
+    if any(id(p) in learning for p in teacher.parameters()):
+        raise UserError(
+            "add_shd: the teacher shares weights with the student that the student learns; give a copy, made before "
+            "the student learns (and before it gets adapters): add_shd(trainer, loss, copy.deepcopy(teacher))"
         )
 
 
@@ -66,11 +78,11 @@ def add_shd(
         The term, whose mean is in the trainer's log as `shd`; its `remove` leaves the trainer as it was.
 
     Raises:
-        UserError: A trainer that has SHD, no teacher, an encoder-decoder, a plan that is not calibrated, or models
-            compiled whole, in slices or in replicas that cannot be read.
+        UserError: A trainer that has SHD, no teacher or one with weights that the student learns, an encoder-decoder,
+            a plan that is not calibrated, or models compiled whole, in slices or in replicas that cannot be read.
     """
     loss = SHD(weight=1.0) if loss is None else loss
-    if isinstance(getattr(trainer.compute_loss, "__self__", None), SHDTerm):
+    if MARK in vars(trainer):
         raise UserError(
             "add_shd: this trainer has SHD already, which would count twice; take it away first: term.remove()"
         )
@@ -93,6 +105,7 @@ def add_shd(
             "give it whole: add_shd(trainer, loss, teacher), or use stage 2"
         )
     if teacher is not of_trainer:
+        _check_unshared(trainer.model, teacher)
         teacher.to(trainer.args.device).eval().requires_grad_(False)
     for model in (trainer.model, trainer.accelerator.unwrap_model(teacher)):
         _check_uncompiled(model, trainer.args.torch_compile)
@@ -124,18 +137,31 @@ class SHDTerm:
         self._causal = is_causal(trainer.accelerator.unwrap_model(trainer.model))
         self._compute_loss, self._log = trainer.compute_loss, trainer.log
         self._get_batch_samples = trainer.get_batch_samples
+        self._before = {name: vars(trainer)[name] for name in WRAPPED if name in vars(trainer)}
+        """The methods that a user had put on the trainer itself."""
+        self._removed = False
         for name in WRAPPED:
             setattr(trainer, name, getattr(self, name))
+        setattr(trainer, MARK, self)
 
     def remove(self) -> None:
-        """Leave the trainer as it was."""
+        """Leave the trainer as it was; what was wrapped around its methods since stays, and passes the term by."""
+        kept = vars(self.trainer)
         for name in WRAPPED:
-            vars(self.trainer).pop(name, None)
+            if kept.get(name) == getattr(self, name):
+                del kept[name]
+                kept.update({name: self._before[name]} if name in self._before else {})
+        if kept.get(MARK) is self:
+            del kept[MARK]
+        self._removed = True
+
+    def _ended(self) -> bool:
+        return self._removed or self.loss.ended(int(self.trainer.state.global_step))
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 (as the trainer's)
         """The trainer's, which draws the micro batches of an optimizer step; their rows are counted."""
         drawn = self._get_batch_samples(*args, **kwargs)
-        if self.loss.ended(int(self.trainer.state.global_step)):
+        if self._ended():
             return drawn
         labelled = [x for x in drawn[0] if isinstance(x, Mapping) and x.get("labels") is not None]  # others are texts
         self._expected = deque(self._rows(dict(x)) for x in labelled)
@@ -153,7 +179,7 @@ class SHDTerm:
     ) -> Any:  # noqa: ANN401 (as the trainer's)
         """The trainer's loss and, in training, SHD until its schedule has ended."""
         arguments = {"return_outputs": return_outputs, "num_items_in_batch": num_items_in_batch}
-        if not model.training or self.loss.ended(int(self.trainer.state.global_step)):
+        if not model.training or self._ended():
             return self._compute_loss(model, inputs, **arguments)
         unwrap = self.trainer.accelerator.unwrap_model
         models = unwrap(model), unwrap(self.teacher)

@@ -1,8 +1,9 @@
 """What a page found, in a sentence: it stands first, before tables and figures."""
 
+import math
 from collections.abc import Mapping, Sequence
 
-from dit_shd.reports.tables import Row, direction, lower_is_better, number
+from dit_shd.reports.tables import Row, direction, number, rank
 
 
 def change(value: float, other: float) -> str:
@@ -25,7 +26,7 @@ def best_student(rows: Sequence[Row], name: str) -> Row:
     """The row after the first, the teacher's, whose figure is best; the next one where no name says what is better."""
     if not direction(name):
         return rows[1]
-    return (min if lower_is_better(name) else max)(rows[1:], key=lambda row: row.figures[name])
+    return min(rows[1:], key=lambda row: rank(row.figures[name], name))
 
 
 def shared_names(rows: Sequence[Row]) -> list[str]:
@@ -96,6 +97,8 @@ def quoted(row: Row) -> str:
 
 
 def _against(value: float, other: float, name: str) -> str:
+    if not math.isfinite(value) or not math.isfinite(other):
+        return f"not to be compared with {name}"
     words = change(value, other)
     return f"{words} {'than' if words.endswith(('lower', 'higher')) else 'as'} {name}"
 

@@ -87,7 +87,7 @@ def figures_table(rows: Sequence[Row]) -> tuple[list[tuple[str, str]], list[list
     best = [-1] * (len(headings) - len(names))
     for name in names:
         values = [row.figures[name] for row in rows[1:]]
-        winner = min(values) if lower_is_better(name) else max(values)
+        winner = min(values, key=lambda value: rank(value, name))
         alone = [number(value) for value in values].count(number(winner)) == 1 < len(values)
         best.append(1 + values.index(winner) if alone and direction(name) else -1)
     return headings, cells, best
@@ -164,6 +164,11 @@ def _bases(name: str) -> set[str]:
 def direction(name: str) -> str:
     """Which values of a figure are better, in words; empty of one whose name does not say it, as a user's metric."""
     return "lower is better" if lower_is_better(name) else "higher is better" if higher_is_better(name) else ""
+
+
+def rank(value: float, name: str) -> tuple[bool, float]:
+    """What sorts the values of a figure from the best; NaN, as of a model that has diverged, is the last."""
+    return math.isnan(value), value if lower_is_better(name) else -value
 
 
 def number(value: float) -> str:

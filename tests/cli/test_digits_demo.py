@@ -1,5 +1,6 @@
 """The demo from end to end, very small: real child processes, real files, a real page."""
 
+import fcntl
 import html
 import json
 import math
@@ -11,7 +12,7 @@ from pages import words_of
 from PIL import Image
 
 from dit_shd.cli.child_processes import ChildProcess, run_jobs
-from dit_shd.cli.demo_folder import DemoConfig, student_config
+from dit_shd.cli.demo_folder import DemoConfig, claim, student_config
 from dit_shd.cli.digits_demo import NAMES, STUDENTS, TEACHER, demo, headline, sample_models
 from dit_shd.cli.digits_demo import finished as finished_demo
 from dit_shd.core.config import make
@@ -165,6 +166,27 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
         with pytest.raises(UserError, match="not a demo's folder"):
             demo(settings(tmp_path, fresh=fresh))
     assert [f.name for f in tmp_path.iterdir()] == ["letter.txt"]
+
+
+def test_a_demo_at_work_is_not_started_over(tmp_path):
+    """With fresh=true its run folders would go while it trains in them."""
+    out = tmp_path / "out"
+    with claim(settings(out), TEACHER, {}) as lock:
+        assert (out / ".lock").exists()
+        lock.release()
+        (out / "shd").mkdir()
+        with (out / ".lock").open("w") as other:
+            fcntl.flock(other, fcntl.LOCK_EX)
+            with pytest.raises(UserError, match=r"\.lock|at work|is running"):
+                claim(settings(out, fresh=True), TEACHER, {"shd": student_config("digits_shd")})
+        assert (out / "shd").is_dir()
+        claim(settings(out, fresh=True), TEACHER, {"shd": student_config("digits_shd")}).release()
+    assert [path.name for path in out.iterdir()] == ["settings.json"]
+
+
+def test_a_folder_that_is_none_is_refused():
+    with pytest.raises(UserError, match="/dev/null: exists and is not a demo's folder"):
+        claim(DemoConfig(out=Path("/dev/null")), TEACHER, {})
 
 
 @pytest.mark.parametrize(("key", "value"), [("steps", 0), ("images", 9), ("sampling_steps", 1001)])

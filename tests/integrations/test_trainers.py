@@ -366,3 +366,38 @@ def test_deepspeed_is_one(stage, root, tmp_path):
     assert found.keys() == want.keys()
     for name, gradient in want.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=2e-6)
+
+
+def test_a_teacher_with_weights_that_the_student_learns_is_refused(tmp_path):
+    """Freezing it would freeze them in the student; those that the student does not learn may be shared."""
+    student, teacher = models(LLAMA)
+    teacher.model.embed_tokens = student.model.embed_tokens
+    trainer = trainer_of(student, samples(), tmp_path)
+    for shared in (teacher, trainer.model):
+        with pytest.raises(UserError, match="shares weights with the student"):
+            add_shd(trainer, SHD(), shared)
+    assert all(p.requires_grad for p in student.parameters())
+    student.model.embed_tokens.requires_grad_(False)
+    add_shd(trainer, SHD(), teacher)
+
+
+def test_methods_of_the_users_stay_when_the_term_goes(tmp_path):
+    """A compute_loss set before comes back, one wrapped around since stays, and SHD counts neither twice nor on."""
+    data = samples()
+    student, teacher = models()
+    alone = gradient_of(trainer_of(models()[0], data, tmp_path))
+    trainer = trainer_of(student, data, tmp_path)
+    plain = trainer.compute_loss
+    before = trainer.compute_loss = lambda *args, **kwargs: plain(*args, **kwargs)
+    term = add_shd(trainer, SHD(weight=5.0), teacher)
+    term.remove()
+    assert trainer.compute_loss is before
+    term = add_shd(trainer, SHD(weight=5.0), teacher)
+    inner = trainer.compute_loss
+    after = trainer.compute_loss = lambda *args, **kwargs: inner(*args, **kwargs)
+    with pytest.raises(UserError, match="has SHD already"):
+        add_shd(trainer, SHD(weight=5.0), teacher)
+    term.remove()
+    assert trainer.compute_loss is after
+    for name, gradient in gradient_of(trainer).items():
+        torch.testing.assert_close(gradient, alone[name])

@@ -87,3 +87,14 @@ def test_the_best_is_bold_where_others_tie():
 def test_small_figures_keep_two_digits(value, text):
     assert number(value) == text
     assert change(0.00014, 0.00011) == "27% higher"
+
+
+@pytest.mark.parametrize("name", ["FD(digits)", "IS"])
+@pytest.mark.parametrize("values", [(5.0, float("nan"), 6.0), (5.0, 6.0, float("nan"))])
+def test_a_student_that_has_diverged_is_not_the_best(name, values):
+    """NaN compares with nothing, so that it was the best where it came first."""
+    table = rows(name, *values)
+    best = 1 if values[1] == 6 else 2
+    assert best_student(table, name) is table[best]
+    assert figures_table(table)[2][-1] == best
+    assert "not to be compared" in compared(table, name)[0] and "nan%" not in " ".join(compared(table, name))
