@@ -66,12 +66,12 @@ def test_without_costs_only_quality_is_said():
 
 
 def test_nothing_is_said_of_a_figure_whose_direction_is_not_known():
-    scored = rows("LPIPS", 0.1, 0.5, 0.2)
+    scored = rows("sharpness", 0.1, 0.5, 0.2)
     headings, _, best = figures_table(scored)
-    assert headings[-1] == ("LPIPS", "") and best[-1] == -1
+    assert headings[-1] == ("sharpness", "") and best[-1] == -1
     assert figures_table(rows("recall", 0.1, 0.5, 0.2))[2][-1] == 1
     assert figures_table(rows("KID(x)", 0.1, 0.5, 0.2))[2][-1] == 2
-    assert compared(scored, "LPIPS")[0].endswith("2.5 times as high as “output + SHD”.")
+    assert compared(scored, "sharpness")[0].endswith("2.5 times as high as “output + SHD”.")
 
 
 def test_the_best_is_bold_where_others_tie():
