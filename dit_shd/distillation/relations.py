@@ -132,10 +132,12 @@ def row_mean(terms: Tensor, rows: slice, n: int, weight: Tensor | None) -> Tenso
 
 
 def kl(teacher: Tensor, student: Tensor) -> Tensor:
-    """KL(teacher || student) of maps [...,m] over keys; 0 in rows where the teacher sees no key."""
-    tiny = torch.finfo(student.dtype).tiny
-    terms = teacher * (teacher.clamp(min=tiny).log() - student.clamp(min=tiny).log())
-    return torch.where(teacher > 0, terms, 0.0).sum(-1)
+    """KL(teacher || student) over keys, of the teacher's map and the logarithm of the student's, both [...,m].
+
+    0 in rows where the teacher sees no key.
+    """
+    logs = teacher.clamp(min=torch.finfo(teacher.dtype).tiny).log()
+    return torch.where(teacher > 0, teacher * (logs - student), 0.0).sum(-1)
 
 
 def relation_kl(student: Tensor, teacher: Tensor, weight: Tensor | None, chunk_mib: float = CHUNK_MIB) -> Tensor:

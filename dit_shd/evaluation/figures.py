@@ -106,9 +106,8 @@ def evaluate(
     if not isinstance(truth, (np.ndarray, Tensor, FeatureSet, Reference)):
         truth = open_reference(_place(truth, "reference"), "reference")
     figures = score(images, truth, network, **options)
-    return Figures(
-        figures, {"features": network.title, "reference": str(reference)[:80], "samples": f"{len(images)} images"}
-    )
+    known = f"{len(truth)} images" if isinstance(truth, (np.ndarray, Tensor)) else str(reference)[:80]
+    return Figures(figures, {"features": network.title, "reference": known, "samples": f"{len(images)} images"})
 
 
 def _pixels(images: object) -> object:

@@ -31,7 +31,8 @@ def score(
 ) -> dict[str, float]:
     """Compute figures of images against a reference; nothing is written.
 
-    Samples that are sorted by class are logged as a warning: the Inception Score means nothing then.
+    What a reader should know is logged as a warning: samples sorted by class, whose Inception Score means nothing, or
+    too few images for the network's features.
 
     Args:
         images: Samples, uint8 [n,y,x,c].
@@ -62,10 +63,11 @@ def score(
     plugins = cast(list[Plugin] | None, list(metrics) if isinstance(metrics, tuple) else metrics, "metrics")
     chosen, _ = select_metrics(plugins, samples, reference, features)
     sample_set = extract_features(features, samples, batch_size)
+    reference_set = reference.features(features, batch_size)
     for _, metric in chosen:
-        for reason in metric.reasons_against(sample_set):
-            _log.warning("%s", reason)
-    return compute_metrics(chosen, sample_set, reference.features(features, batch_size))[0]
+        for remark in (*metric.reasons_against(sample_set), *metric.notes(sample_set, reference_set)):
+            _log.warning("%s", remark)
+    return compute_metrics(chosen, sample_set, reference_set)[0]
 
 
 def compute_metrics(

@@ -35,6 +35,13 @@ def test_scores_of_sorted_samples_are_warned_of_in_python(caplog):
     assert "because the samples are sorted" in caplog.text
 
 
+def test_too_few_images_are_warned_of_in_python(caplog):
+    """As the command prints it; five images in 64 features."""
+    figures = evaluate(pictures(5, seed=1), pictures(20, seed=2), "digits", metrics=["frechet"])
+    assert "5 samples for 64 features" in caplog.text
+    assert figures.about["reference"] == "20 images"
+
+
 def test_score_refuses_features_of_another_network():
     network = DigitsFeatures()
     prepared = extract_features(network, ArrayImages(pictures(9, 0), "x"))

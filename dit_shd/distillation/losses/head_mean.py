@@ -1,8 +1,10 @@
 """Head mean: the mean of the student's maps over its heads is that of the teacher's."""
 
+import math
 from collections.abc import Sequence
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from dit_shd.attention.capture import Capture
@@ -12,6 +14,9 @@ from dit_shd.core.errors import UserError
 from dit_shd.distillation.losses import Layer, LayerLoss, Term, Weight
 from dit_shd.distillation.relations import captures, checked_chunk, kl, over_rows, row_mean, row_weight
 from dit_shd.tasks import Batch
+
+MASKED = -1e6
+"""Below this logarithm a key is masked: by a number that stands for -inf, as finfo.min does."""
 
 
 class HeadMean(LayerLoss):
@@ -67,8 +72,11 @@ def _divergence(
 ) -> Tensor:
     """The share [b] of some query rows."""
     mean = _mean_of_scores if of_scores else _mean_of_maps
-    t, s = mean(teacher, rows), mean(student[0], rows)
-    terms = kl(t, s) if measure == "kl" else (t - s).square().sum(-1)
+    target = mean(teacher, rows)
+    if measure == "kl":
+        terms = kl(target, _log_mean(student[0], rows, of_scores))
+    else:
+        terms = (target - mean(student[0], rows)).square().sum(-1)
     return row_mean(terms, rows, teacher.shape[2], weight)
 
 
@@ -78,3 +86,17 @@ def _mean_of_maps(capture: Capture, rows: slice) -> Tensor:
 
 def _mean_of_scores(capture: Capture, rows: slice) -> Tensor:
     return softmax(capture.scores(rows).mean(1), capture.masks)
+
+
+def _log_mean(capture: Capture, rows: slice, of_scores: bool) -> Tensor:
+    """The logarithm of a mean map [b,r,m], by logarithms: a map may be too small to have one, and then no gradient.
+
+    Of keys that are masked in all heads it is that of the smallest number.
+    """
+    scores = capture.scores(rows)
+    scores = scores.mean(1, keepdim=True) if of_scores else scores
+    numbers, hidden = torch.finfo(scores.dtype), scores == float("-inf")
+    logs = scores.masked_fill(hidden, numbers.min).log_softmax(-1)
+    hidden = hidden | (logs < MASKED)
+    mean = logs.masked_fill(hidden, numbers.min).logsumexp(1) - math.log(logs.shape[1])
+    return mean.masked_fill(hidden.all(1), math.log(numbers.tiny))

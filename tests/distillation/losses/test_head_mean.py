@@ -1,10 +1,14 @@
 """head_mean against whole maps."""
 
+import math
+
 import loss_checks as checks
 import oracle as naive
 import pytest
 import torch
 
+from dit_shd.attention.bias import DenseBias
+from dit_shd.attention.capture import Capture
 from dit_shd.core.errors import UserError
 
 
@@ -57,6 +61,31 @@ def test_the_mean_may_be_of_scores(causal):
         return divergence(a, b).mean(1)
 
     checks.same(checks.build("head_mean", of="scores"), s, t, want, rtol=1e-8)
+
+
+@pytest.mark.parametrize("of", ["maps", "scores"])
+@pytest.mark.parametrize("gap", [80.0, 100.0, 500.0])
+def test_there_is_a_gradient_where_the_student_is_most_wrong(of, gap):
+    """In float32 exp(-104) is 0; uniform teacher, scores 0 and -gap: the gradient of each of two heads is -+1/4."""
+    key = torch.tensor([0.0, -gap]).view(1, 1, 2, 1).repeat(1, 2, 1, 1).requires_grad_()
+    student = {"b.0": Capture(torch.ones(1, 2, 1, 1), key, torch.zeros(1, 2, 2, 1), 1.0)}
+    teacher = {"b.0": Capture(torch.zeros(1, 2, 1, 1), torch.zeros(1, 2, 2, 1), torch.zeros(1, 2, 2, 1), 1.0)}
+    value = checks.term(checks.build("head_mean", student, teacher, of=of), student, teacher).value.sum()
+    value.backward()
+    assert value.item() == pytest.approx(gap / 2 - math.log(2), rel=1e-5)
+    torch.testing.assert_close(key.grad[0, :, :, 0], torch.tensor([[0.25, -0.25]] * 2))
+
+
+@pytest.mark.parametrize("mask", [float("-inf"), torch.finfo(torch.float32).min])
+@pytest.mark.parametrize("of", ["maps", "scores"])
+def test_a_key_that_the_student_masks_is_finite(of, mask):
+    bias = DenseBias(torch.tensor([0.0, mask, 0.0]).expand(1, 1, 1, 3))
+    query = torch.randn(1, 2, 1, 4, requires_grad=True)
+    rest = torch.randn(1, 2, 3, 4), torch.randn(1, 2, 3, 4), 0.5
+    student, teacher = {"b.0": Capture(query, *rest, bias)}, {"b.0": Capture(query.detach(), *rest)}
+    value = checks.term(checks.build("head_mean", student, teacher, of=of), student, teacher).value.sum()
+    value.backward()
+    assert 0 < value.item() < 100 and torch.isfinite(query.grad).all()
 
 
 def test_what_makes_no_sense_is_refused():
