@@ -71,6 +71,12 @@ def write_page(out: Path, title: str, body: Sequence[str], reload_seconds: int =
     write_text(out, page_html(title, body, reload_seconds), "make room or choose another out=FILE")
 
 
+def is_page(file: Path) -> bool:
+    """Whether a file is a page that dit_shd wrote."""
+    with open(file, encoding="utf-8", errors="replace") as stream:
+        return f'name="generator" content="{GENERATOR}"' in stream.read(2000)
+
+
 def page_html(title: str, body: Sequence[str], reload_seconds: int = 0) -> str:
     """A whole page. Its policy lets a browser run the page's own script and load nothing."""
     content = "\n".join(part for part in body if part)

@@ -15,8 +15,8 @@ SPREAD = "Mean and standard deviation over training seeds; costs are means of on
 INTERVALS = (
     "Differences are paired by seed. The interval holds the mean difference with 95% confidence (Student's t over "
     "seeds); the corrected one and p allow for the number of comparisons in this table (Holm). Detectable is the true "
-    "difference that as many seeds, with this spread, would find four times in five: a smaller one can be there "
-    "without being seen."
+    "difference that as many seeds, with this spread, would find four times in five by a test of its own, uncorrected: "
+    "a smaller one can be there without being seen."
 )
 
 

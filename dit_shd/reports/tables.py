@@ -13,7 +13,7 @@ from dit_shd.reports.html import Link, linked, wide
 LOWER_IS_BETTER = ("FD", "FID", "sFID", "sFD", "KID", "LPIPS", "MSE", "loss", "perplexity")
 HIGHER_IS_BETTER = (
     *("IS", "precision", "recall", "density", "coverage", "CLIP score", "as asked"),
-    *("top1", "top5", "accuracy", "rougeL", "PSNR", "SSIM"),
+    *("top1", "top5", "accuracy", "rouge1", "rouge2", "rougeL", "PSNR", "SSIM"),
 )
 COSTS = ("heads", ""), ("parameters", "M"), ("GFLOPs", "one image"), ("latency", "ms per image")
 """Headings of the columns of cost."""

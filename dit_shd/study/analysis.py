@@ -2,18 +2,26 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from scipy import stats
 
-from dit_shd.reports.tables import higher_is_better
+from dit_shd.reports.tables import direction, higher_is_better
 from dit_shd.study.design import Claim, Study
 from dit_shd.study.results import CellResult
 from dit_shd.study.statistics import Difference, Summary, holm, holm_confidence, interval, paired_difference, summary
 
 ALPHA = 0.05
-Verdict = Literal["seen", "the opposite is seen", "not seen", "cannot be told", "one seed so far", "not run yet"]
+Verdict = Literal[
+    "seen",
+    "the opposite is seen",
+    "not seen",
+    "cannot be told",
+    "one seed so far",
+    "not run yet",
+    "wants higher_is_better",
+]
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,12 @@ class Comparison:
     corrected: tuple[float, float]
     """Interval that is corrected likewise: it holds 0 unless holm_p is below 0.05."""
 
+    def reversed(self) -> "Comparison":
+        """The same test, of the other variant against this one."""
+        d, (low, high) = self.difference, self.corrected
+        difference = replace(d, mean=-d.mean, low=-d.high, high=-d.low)
+        return replace(self, variant=self.other, other=self.variant, difference=difference, corrected=(-high, -low))
+
 
 @dataclass(frozen=True)
 class Judgement:
@@ -93,9 +107,9 @@ class Analysis:
     """Other Frechet distances -> Kendall's tau of the variants' means with those of the deciding figure."""
 
     @property
-    def higher_is_better(self) -> bool:
-        """Whether the figure that decides is better the higher it is."""
-        return _is_higher_better(self.study, self.figure)
+    def higher_is_better(self) -> bool | None:
+        """Whether the figure that decides is better the higher it is; None where nothing says it."""
+        return better_higher(self.study, self.figure)
 
     @property
     def rows(self) -> list[CellResult]:
@@ -113,14 +127,14 @@ def analyse(study: Study, rows: Iterable[CellResult]) -> Analysis:
     figures = _shared_figures(rows)
     figure = study.figure or next((name for row in rows if row.done for name in row.figures if not _is_std(name)), "")
     others = [name for name in figures if name != figure and name.partition("(")[0] == figure.partition("(")[0]]
-    comparisons, higher = compare(study, variants, figure), _is_higher_better(study, figure)
+    comparisons = compare(study, variants, figure)
     return Analysis(
         study=study,
         figure=figure,
         figures=figures,
         variants=variants,
         comparisons=comparisons,
-        judgements=[_judge(claim, comparisons, higher, study.relevant) for claim in study.claims],
+        judgements=[_judge(claim, comparisons, better_higher(study, figure), study.relevant) for claim in study.claims],
         disagreements=[
             d for name in others for d in _disagreements(figure, comparisons, name, compare(study, variants, name))
         ],
@@ -141,7 +155,7 @@ def compare(study: Study, variants: Sequence[Variant], figure: str) -> list[Comp
     return [Comparison(*pair, p, interval(pair[2], confidence)) for pair, p, confidence in levels]
 
 
-def verdict_of(comparison: Comparison, higher_is_better: bool, relevant: float) -> Verdict:
+def verdict_of(comparison: Comparison, higher_is_better: bool | None, relevant: float) -> Verdict:
     """What is said of the claim that `variant` is better than `other`.
 
     seen: better, and unlikely by chance (p below 0.05 after Holm's correction). not seen: the whole interval lies below
@@ -149,6 +163,8 @@ def verdict_of(comparison: Comparison, higher_is_better: bool, relevant: float) 
     """
     if comparison.difference.n < 2:
         return "one seed so far" if comparison.difference.n else "not run yet"
+    if higher_is_better is None:
+        return "wants higher_is_better"
     sign = 1 if higher_is_better else -1
     gain = sign * comparison.difference.mean
     if comparison.holm_p < ALPHA:
@@ -172,12 +188,18 @@ def _is_std(name: str) -> bool:
     return name.endswith(" std")
 
 
-def _is_higher_better(study: Study, figure: str) -> bool:
-    return higher_is_better(figure) if study.higher_is_better is None else study.higher_is_better
+def better_higher(study: Study, figure: str) -> bool | None:
+    """Whether a figure is better the higher it is: as the study file or else its name says; None where neither does."""
+    if study.higher_is_better is not None or not direction(figure):
+        return study.higher_is_better
+    return higher_is_better(figure)
 
 
-def _judge(claim: Claim, comparisons: Sequence[Comparison], higher: bool, relevant: float) -> Judgement:
-    comparison = next(c for c in comparisons if (c.variant, c.other) == (claim.better, claim.than))
+def _judge(claim: Claim, comparisons: Sequence[Comparison], higher: bool | None, relevant: float) -> Judgement:
+    pair = claim.better, claim.than
+    comparison = next(
+        c if (c.variant, c.other) == pair else c.reversed() for c in comparisons if {c.variant, c.other} == set(pair)
+    )
     return Judgement(claim, comparison, verdict_of(comparison, higher, relevant))
 
 

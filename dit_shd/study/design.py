@@ -102,7 +102,7 @@ class Study:
     sampling: Settings = option({}, "keys of dit-shd sample")
     evaluators: dict[str, Evaluator] = option({}, "name -> how samples are scored")
     figure: str = option("", "the figure that decides; empty: the first one of the first evaluator")
-    higher_is_better: bool | None = option(None, "of that figure; empty: as its name says, of others lower is better")
+    higher_is_better: bool | None = option(None, "of that figure; empty: as its name says, as of FD or IS")
     baseline: dict[str, str] = option({}, "factor -> level that every other level is compared with; or none")
     claims: list[Claim] = option([], "what is judged in words")
     relevant: float = option(0.0, "smallest difference of the figure that would matter", range=(0, 1e12))
@@ -169,8 +169,12 @@ class Study:
 
     @cached_property
     def comparisons(self) -> list[tuple[str, str]]:
-        """Pairs (variant, what it is compared with): claims, then each level with the baseline's."""
-        pairs = [(claim.better, claim.than) for claim in self.claims]
+        """Pairs (variant, what it is compared with), each once: claims, then each level with the baseline's."""
+        pairs: list[tuple[str, str]] = []
+        for claim in self.claims:
+            pair = claim.better, claim.than
+            if pair not in pairs and pair[::-1] not in pairs:
+                pairs.append(pair)
         for levels in itertools.product(*self.grid.values()):
             named = dict(zip(self.grid, levels))
             for factor, level in self.baseline.items():
@@ -178,7 +182,7 @@ class Study:
                 pair = ("-".join(levels), other)
                 if named[factor] != level and pair not in pairs and pair[::-1] not in pairs:
                     pairs.append(pair)
-        return list(dict.fromkeys(pairs))
+        return pairs
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from dit_shd.core.files import atomic_file
 from dit_shd.core.json_files import read_object
 from dit_shd.reports.figures.training import grid_figure
 from dit_shd.reports.study_page import StudyReport, Table
-from dit_shd.reports.tables import direction, number
+from dit_shd.reports.tables import number
 from dit_shd.study.analysis import Analysis, Comparison, Variant, verdict_of
 from dit_shd.study.cell_run import SAMPLES, STAGES
 from dit_shd.study.design import Cell
@@ -145,11 +145,8 @@ def notes(progress: Progress, analysis: Analysis) -> list[str]:
         lines.append(f"No row has the figure that decides, {figure}: they have {', '.join(analysis.figures)}.")
     elif analysis.figure and analysis.figures and analysis.figure not in analysis.figures:
         lines.append(f"Rows without {analysis.figure}, which decides, are left out of the comparisons.")
-    if analysis.figure and progress.study.higher_is_better is None and not direction(analysis.figure):
-        lines.append(
-            f"Nothing says whether a higher {analysis.figure} is better: lower is taken as better; "
-            "higher_is_better: true in the study file if it is not."
-        )
+    if analysis.figure and analysis.higher_is_better is None:
+        lines.append(f"Whether a higher {analysis.figure} is better: say higher_is_better in the study file.")
     for name, count in _hashes(analysis, REFERENCE).items():
         lines.append(f"The rows of evaluator {name} are of {count} references of one name: it has changed.")
     for name, count in _hashes(analysis, WEIGHTS).items():

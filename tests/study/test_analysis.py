@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from dit_shd.core.config import make
+from dit_shd.core.errors import UserError
 from dit_shd.study.analysis import Comparison, analyse, verdict_of
 from dit_shd.study.design import Study
 from dit_shd.study.results import CellResult
@@ -73,6 +74,29 @@ def test_of_a_score_more_is_better_whatever_the_study_file_leaves_out():
     assert [j.verdict for j in analysis(rows).judgements] == ["seen"]
     assert [j.verdict for j in analysis(rows, higher_is_better=False).judgements] == ["the opposite is seen"]
     assert not analysis(ROWS).higher_is_better
+
+
+def test_a_figure_of_which_nothing_says_the_better_direction_has_no_verdict():
+    rows = [
+        row(v, seed, 0.0, figures={"sharpness": 3.0 * (v == "shd") + seed + 0.1 * (v == "hard") * seed**2})
+        for v in ("output", "shd", "hard")
+        for seed in range(4)
+    ]
+    assert [j.verdict for j in analysis(rows).judgements] == ["wants higher_is_better"]
+    assert analysis(rows).higher_is_better is None
+
+
+def test_both_directions_of_a_claim_are_one_test():
+    claims = [{"text": "x", "better": a, "than": b} for a, b in (("shd", "output"), ("output", "shd"))]
+    found, alone = analysis(ROWS, claims=claims), analysis(ROWS, claims=claims[:1])
+    assert found.comparisons == alone.comparisons
+    one, other = (judgement.comparison for judgement in found.judgements)
+    assert (other.variant, other.other, other.difference.mean) == ("output", "shd", -one.difference.mean)
+    assert other.corrected == (-one.corrected[1], -one.corrected[0]) and other.holm_p == one.holm_p
+    with pytest.raises(UserError, match=r"study.claims: wanted two variants, found shd and itself"):
+        grid = {"loss": {"output": {"losses": []}, "shd": {}}}
+        claim = {"text": "x", "better": "shd", "than": "shd"}
+        make(Study, {**VALUES, "grid": grid, "claims": [claim]}).check()
 
 
 def test_a_claim_of_the_baseline_is_one_test_and_not_two():

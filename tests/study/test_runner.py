@@ -185,6 +185,16 @@ def test_a_study_that_compares_nothing_has_its_tables_and_page(study, capsys):
     assert "<h2>Variants" in page and "<h2>Differences" not in page
 
 
+def test_a_file_of_somebody_else_where_the_page_goes_is_not_overwritten(study, capsys):
+    config = study()
+    page = config.study.with_suffix(".html")
+    page.write_text("my notes")
+    assert main(["study", str(config.study)]) == 2 and not calls()
+    assert "holds something else; move it" in capsys.readouterr().err and page.read_text() == "my notes"
+    page.unlink()
+    assert [main(["study", str(config.study)]) for _ in range(2)] == [0, 0]
+
+
 def test_a_cell_that_failed_is_tried_again_when_asked_to_and_the_failure_stays(study):
     run(study(grid=lasting("fails_once")))
     results, _ = run(study(grid=lasting("fails_once"), options={"retry": True}))

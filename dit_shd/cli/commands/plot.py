@@ -15,7 +15,7 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.lock import is_held
 from dit_shd.core.places import Place
 from dit_shd.core.yaml_files import read_yaml
-from dit_shd.reports.html import GENERATOR
+from dit_shd.reports.html import is_page
 from dit_shd.reports.run_page import RunLog, write_run_page
 from dit_shd.training.run_folder import LOCK, RunFolder
 
@@ -111,7 +111,5 @@ def _named(texts: list[str]) -> dict[str, str]:
 def _refuse_overwrite(page: Path, force: bool) -> None:
     if page.is_dir():
         raise UserError(f"out={page}: wanted a file, found a folder; add a file name")
-    if page.exists() and not force:
-        with open(page, encoding="utf-8", errors="replace") as file:
-            if f'name="generator" content="{GENERATOR}"' not in file.read(2000):
-                raise UserError(f"{page}: holds something else; choose another out=FILE or say force=true")
+    if page.exists() and not force and not is_page(page):
+        raise UserError(f"{page}: holds something else; choose another out=FILE or say force=true")

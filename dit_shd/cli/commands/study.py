@@ -18,10 +18,12 @@ A study file; all of its keys: dit_shd/study/design.py, experiments/README.md
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import ClassVar
 
 from dit_shd.cli.commands import Command
 from dit_shd.core.errors import UserError
+from dit_shd.reports.html import is_page
 from dit_shd.reports.study_page import write_study_page
 from dit_shd.reports.tables import plain_table
 from dit_shd.study.analysis import analyse
@@ -43,6 +45,9 @@ class StudyCommand(Command[StudyConfig]):
         if config.dry_run:
             _list(runner.progress())
             return
+        page = page_of(runner)
+        if page.exists() and not is_page(page):
+            raise UserError(f"{page}: is where the page is written, and holds something else; move it")
         progress = runner.run()
         if config.cell is None:
             show(runner, progress)
@@ -70,10 +75,15 @@ def show(runner: Runner, progress: Progress) -> None:
     compared = [comparisons_table(analysis)] if analysis.comparisons else []
     for table in (variants_table(analysis), *compared):
         print("\n" + plain_table(table.headings, table.rows))
-    page = runner.home / f"{runner.config.study.stem}.html"
+    page = page_of(runner)
     write_study_page(report_of(progress, analysis, runner.home / "samples", runner.place), page)
     lines = [state(progress, analysis), *(f"note: {note}" for note in notes(progress, analysis)), f"the page: {page}"]
     print("", *lines, sep="\n")
+
+
+def page_of(runner: Runner) -> Path:
+    """Where the page of a study is written: beside its file."""
+    return runner.home / f"{runner.config.study.stem}.html"
 
 
 def _list(progress: Progress) -> None:
