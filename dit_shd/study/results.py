@@ -96,10 +96,10 @@ def read_results(file: Path) -> list[CellResult]:
 def json_lines(file: Path) -> list[dict[str, Any]]:
     """The lines of a log, but for those that a kill left half written; none where there is no such file."""
     rows = []
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
+    for line in file.read_bytes().splitlines() if file.exists() else []:
         with suppress(ValueError):
             rows.append(json.loads(line))
-    return rows
+    return [row for row in rows if isinstance(row, dict)]
 
 
 def rounded(value: float | None) -> float | None:

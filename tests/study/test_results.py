@@ -77,5 +77,5 @@ def test_half_a_line_of_a_log_is_left_out(tmp_path):
     assert json_lines(file) == []
     file.write_text('{"step": 1}\n{"step": 2, "lo')
     assert json_lines(file) == [{"step": 1}]
-    file.write_text('{"step": 1}\n{"step": 2, "lo{"step": 2}\n{"step": 3}\n')
+    file.write_bytes(b'{"step": 1}\n{"step": 2, "lo{"step": 2}\n3\n{"\xff": 1}\n{"step": 3}\n')
     assert json_lines(file) == [{"step": 1}, {"step": 3}]
