@@ -79,8 +79,19 @@ def _fused(
     if d != d_value:  # padding by nothing would copy
         query, key = (F.pad(x, (0, max(0, d_value - d))) for x in (query, key))
         value = F.pad(value, (0, max(0, d - d_value)))
-    mask = None if bias is None else bias.leaves[0].to(query.dtype)
+    mask = None if bias is None else _in(query.dtype, bias.leaves[0])
     return F.scaled_dot_product_attention(query, key, value, mask, is_causal=causal, scale=scale)[..., :d_value]
+
+
+def _in(dtype: torch.dtype, bias: Tensor) -> Tensor:
+    """A bias in another type, in which float32's finfo.min stays finite: a row of it is not empty, as one of -inf is.
+
+    In bfloat16 it is uniform, as in float32; float16's own smallest number, -65504, leaves it to the scores.
+    """
+    limits = torch.finfo(dtype)
+    if limits.bits >= torch.finfo(bias.dtype).bits:
+        return bias.to(dtype)
+    return torch.where(bias.isinf(), bias, bias.clamp(limits.min, limits.max)).to(dtype)
 
 
 class _StreamedAttention(torch.autograd.Function):
@@ -103,7 +114,7 @@ class _StreamedAttention(torch.autograd.Function):
             if low:  # the stock kernel's own low-precision products, with the bias of some rows as its mask
                 q, k, v = query[samples, heads], key[samples, heads], value[samples, heads]
                 for rows in rows_of:
-                    mask = maps.bias(rows).to(query.dtype)
+                    mask = _in(query.dtype, maps.bias(rows))
                     mixed = F.scaled_dot_product_attention(q[:, :, rows], k, v, attn_mask=mask, scale=scale)
                     output[samples, heads, rows] = mixed
                 continue

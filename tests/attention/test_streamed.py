@@ -168,6 +168,20 @@ def test_a_fully_masked_row_attends_to_nothing_and_has_finite_gradients():
     assert all(torch.isfinite(g).all() for g in grads)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("learnable", [True, False])
+def test_a_row_masked_by_the_smallest_number_is_uniform_in_both_precisions(dtype, learnable):
+    """Forward as in backward; float32's finfo.min would be -inf in bfloat16."""
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, 1, 4, 8, dtype=dtype) for _ in range(3))
+    mask = torch.zeros(1, 1, 4, 4)
+    mask[..., 1, :], mask[..., 2, :] = torch.finfo(torch.float32).min, float("-inf")
+    bias = DenseBias(mask.requires_grad_() if learnable else mask)
+    row, empty = attend(query, key, value, bias=bias, scale=1.0)[0, 0, 1:3]
+    torch.testing.assert_close(row.float(), value[0, 0].float().mean(0), rtol=1e-2, atol=1e-2)
+    assert not empty.any()
+
+
 def test_bf16_maps_are_those_of_the_inputs_in_float32():
     """Large scores: rounding them to bf16 before the softmax would move maps by several percent."""
     q, k = (torch.randn(1, 2, 32, 16).mul_(4).bfloat16() for _ in range(2))
