@@ -100,6 +100,8 @@ class Task(ABC, Generic[B]):
     """Whether a model that learned it is sampled from."""
     prompted: ClassVar[bool] = False
     """Whether its models are sampled from by prompts."""
+    measured_by: ClassVar[str] = ""
+    """The command that scores its runs, where they are not sampled from."""
     guides: ClassVar[bool] = False
     """Whether models have a condition that can be left out: `unconditional` and `guided` work."""
     draws_beside: bool = True

@@ -76,6 +76,7 @@ class Classification(Task[ImageBatch]):
     """
 
     batch_type: ClassVar = ImageBatch
+    measured_by = "accuracy"
     needs = frozenset({"images", "labels"})
     resumable = frozenset({"evaluation", "workers"})
     evaluates_averages = True

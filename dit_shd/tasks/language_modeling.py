@@ -103,6 +103,7 @@ class LanguageModeling(Task[TokenBatch]):
     """
 
     batch_type: ClassVar = TokenBatch
+    measured_by = "perplexity"
     needs = frozenset({"tokens"})
     resumable = frozenset({"evaluation"})
 

@@ -2,6 +2,7 @@
 
 import logging
 
+import numpy as np
 import oracle
 import pytest
 import torch
@@ -65,7 +66,14 @@ def test_a_schedule_wants_the_step():
     loss = SHD(weight={0: 0.0, 10: 1.0})
     with pytest.raises(UserError, match="the weight follows a schedule; give the step"):
         loss(teacher, student)
-    assert loss(teacher, student, step=10) == SHD(weight=1.0)(teacher, student)
+    for step in (10, np.int64(10), torch.tensor(10)):
+        assert loss(teacher, student, step=step) == SHD(weight=1.0)(teacher, student)
+
+
+@pytest.mark.parametrize("name", ["temperature", "rows", "chunk_mib", "calibration", "weight"])
+def test_a_text_is_no_number(name):
+    with pytest.raises(UserError, match=rf"SHD: {name}: wanted a number.*, found '2'$"):
+        SHD(**{name: "2"})
 
 
 def test_an_ended_schedule_costs_nothing_and_its_zero_can_be_differentiated(monkeypatch):

@@ -68,7 +68,7 @@ def copied(config: ConfigsConfig) -> str:
     out = config.out or Path(source.name)
     if out.exists():
         raise UserError(f"{out}: is there already; choose another out=FILE")
-    write_text(out, whole(source))
+    write_text(out, whole(source), "choose another out=FILE")
     return f"done: {out}, {shipped_configs.summary(source)}\nnext: dit-shd train {shlex.quote(str(out))}"
 
 

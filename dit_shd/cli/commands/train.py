@@ -179,3 +179,5 @@ def _follow(trainer: Trainer) -> None:
         print(f"next: dit-shd sample {shlex.quote(str(run))} prompts=prompts.txt")
     elif trainer.task.generates:
         print(following(run, 100, trainer.decodes))
+    elif trainer.task.measured_by:
+        print(f"next: dit-shd {trainer.task.measured_by} {shlex.quote(str(run))}")

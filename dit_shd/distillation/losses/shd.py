@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from operator import index
 from typing import Any, Literal, get_args
 
 import torch
@@ -88,6 +89,10 @@ class SHD(LayerLoss):
         ):
             if value not in choices:
                 raise UserError(f"SHD: {name}: wanted one of {', '.join(choices)}, found '{value}'")
+        numbers = {"temperature": temperature, "chunk_mib": chunk_mib, "rows": rows, "calibration": calibration}
+        for name, value in numbers.items():
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise UserError(f"SHD: {name}: wanted a number, found {value!r}")
         if not temperature > 0:
             raise UserError(f"SHD: temperature: wanted a number above 0, found {temperature}")
         if not chunk_mib > 0:
@@ -123,8 +128,11 @@ class SHD(LayerLoss):
         Raises:
             UserError: Captures or row weights that do not fit, or no step where the weight follows a schedule.
         """
-        if not isinstance(step, int | None):
-            raise UserError(f"SHD: step: wanted a whole number, found {type(step).__name__}")
+        if step is not None:
+            try:
+                step = index(step)  # of NumPy, too
+            except TypeError as error:
+                raise UserError(f"SHD: step: wanted a whole number, found {type(step).__name__}") from error
         if step is None and set(self.weight) != {0}:
             raise UserError("SHD: the weight follows a schedule; give the step: loss(teacher, student, step=step)")
         if self.ended(step or 0):

@@ -26,6 +26,9 @@ def test_a_copy_is_the_file_and_is_never_written_over(tmp_path, monkeypatch, cap
     assert "is there already" in capsys.readouterr().err
     assert main(["configs", "classification/deit_ti_alone", "out=mine.yaml"]) == 0
     assert (tmp_path / "mine.yaml").exists()
+    capsys.readouterr()
+    assert main(["configs", "digits_shd", "out=mine.yaml/x.yaml"]) == 2
+    assert "cannot be written" in (said := capsys.readouterr().err) and said.endswith("choose another out=FILE\n")
 
 
 def test_a_copy_has_the_keys_of_its_base_and_needs_no_other_file(tmp_path, monkeypatch):

@@ -6,11 +6,14 @@ import re
 import pytest
 import torch
 import yaml
+from language import GPT2, causal_lm, lines
 from safetensors.torch import load_file
 
 from dit_shd.cli import run_header
 from dit_shd.cli.program import main
 from dit_shd.cli.run_header import RemainingTime, duration, shown_terms
+from dit_shd.cli.specification import command_names
+from dit_shd.tasks import TASKS
 from dit_shd.training.step import Step
 
 
@@ -30,23 +33,38 @@ def header(text: str) -> dict[str, str]:
 def test_a_run_begins_with_what_it_is(file, values, capsys):
     assert main(["train", file, "steps=2"]) == 0
     captured = capsys.readouterr()
-    lines = header(captured.err)
-    assert lines["run"] == f"{values['run']}: a new run of task diffusion"
-    assert "precision float32" in lines["device"]
-    assert re.search(
-        r"MDTv2, 4 layers, 4 heads, width 16, 16 tokens, 0\.\d\d M parameters, \S+ GFLOP", lines["teacher"]
-    )
-    assert values["teacher"] in lines["teacher"]
-    assert "MDTv2, 4 layers, 2 heads, width 8" in lines["student"]
-    assert lines["data"] == "npz: 60 samples, 3 classes, shape 1 x 8 x 8"
-    assert lines["layers, shd"].startswith("4 heads into 2 (contiguous, pairwise); 4 layers, each from the teacher's")
-    assert lines["losses"] == "plain: base + 1 x output + 0.5 x shd; masked: base + 1 x output"
-    assert lines["steps"] == "2 of 8 samples; an epoch of 60 samples is 7.5 steps, the run 0.3 epochs"
+    told = header(captured.err)
+    assert told["run"] == f"{values['run']}: a new run of task diffusion"
+    assert "precision float32" in told["device"]
+    assert re.search(r"MDTv2, 4 layers, 4 heads, width 16, 16 tokens, 0\.\d\d M parameters, \S+ GFLOP", told["teacher"])
+    assert values["teacher"] in told["teacher"]
+    assert "MDTv2, 4 layers, 2 heads, width 8" in told["student"]
+    assert told["data"] == "npz: 60 samples, 3 classes, shape 1 x 8 x 8"
+    assert told["layers, shd"].startswith("4 heads into 2 (contiguous, pairwise); 4 layers, each from the teacher's")
+    assert told["losses"] == "plain: base + 1 x output + 0.5 x shd; masked: base + 1 x output"
+    assert told["steps"] == "2 of 8 samples; an epoch of 60 samples is 7.5 steps, the run 0.3 epochs"
     assert f"next: dit-shd sample {values['run']} count=100" in captured.out
     assert main(["train", values["run"], "steps=4", "micro_batch_size=4"]) == 0, "a run folder goes on"
-    lines = header(capsys.readouterr().err)
-    assert lines["run"].startswith(f"{values['run']}: resumed from step 2 of 4")
-    assert "as 2 micro batches of 4" in lines["steps"]
+    told = header(capsys.readouterr().err)
+    assert told["run"].startswith(f"{values['run']}: resumed from step 2 of 4")
+    assert "as 2 micro batches of 4" in told["steps"]
+
+
+def test_a_run_that_is_not_sampled_from_ends_with_the_command_that_scores_it(tmp_path, capsys):
+    causal_lm(GPT2).save_pretrained(tmp_path / "m")
+    values = {
+        "run": str(tmp_path / "run"),
+        "task": "language_modeling",
+        "data": {"name": "text", "path": lines(tmp_path), "length": 16},
+        "student": {"name": "transformers", "source": str(tmp_path / "m")},
+        "losses": [],
+        "batch_size": 2,
+        "steps": 1,
+    }
+    (tmp_path / "lm.yaml").write_text(yaml.safe_dump(values))
+    assert main(["train", str(tmp_path / "lm.yaml")]) == 0
+    assert capsys.readouterr().out.endswith(f"next: dit-shd perplexity {tmp_path / 'run'}\n")
+    assert {TASKS.find(name).measured_by for name in TASKS.names()} - {""} <= set(command_names())
 
 
 def test_the_remaining_time_comes_once_after_some_steps(monkeypatch):
