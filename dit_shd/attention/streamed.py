@@ -88,10 +88,10 @@ def _in(dtype: torch.dtype, bias: Tensor) -> Tensor:
 
     In bfloat16 it is uniform, as in float32; float16's own smallest number, -65504, leaves it to the scores.
     """
-    limits = torch.finfo(dtype)
-    if limits.bits >= torch.finfo(bias.dtype).bits:
-        return bias.to(dtype)
-    return torch.where(bias.isinf(), bias, bias.clamp(limits.min, limits.max)).to(dtype)
+    given = bias.to(dtype)
+    if given is bias or torch.finfo(dtype).bits >= torch.finfo(bias.dtype).bits:
+        return given
+    return given.masked_fill_((given == float("-inf")) & bias.isfinite(), torch.finfo(dtype).min)
 
 
 class _StreamedAttention(torch.autograd.Function):
