@@ -28,7 +28,7 @@ def schedule(weight: Weight, name: str) -> dict[int, float]:
                 f"{name}: weight: wanted whole steps from 0 as in {{0: 0.0, 1000: 2.0}}, found {step!r}{share}"
             )
         if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 <= factor < float("inf"):
-            raise UserError(f"{name}: weight: wanted a number, 0 or more, found {factor!r}")
+            raise UserError(f"{name}: weight: wanted 0 or more, found {factor!r}")
     if not points:
         raise UserError(f"{name}: weight: wanted a number or {{step: number}}, found nothing")
     return dict(sorted(points.items()))

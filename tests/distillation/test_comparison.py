@@ -72,7 +72,7 @@ def test_a_schedule_wants_the_step():
 
 @pytest.mark.parametrize("name", ["temperature", "rows", "chunk_mib", "calibration", "weight"])
 def test_a_text_is_no_number(name):
-    with pytest.raises(UserError, match=rf"SHD: {name}: wanted a number.*, found '2'$"):
+    with pytest.raises(UserError, match=rf"SHD: {name}: wanted .*, found '2'$"):
         SHD(**{name: "2"})
 
 
