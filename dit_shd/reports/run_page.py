@@ -1,6 +1,7 @@
 """The page of runs: how far they are, every number of their logs by step, and the samples of their evaluations."""
 
 import html
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -103,7 +104,10 @@ def findings(runs: Sequence[RunLog]) -> list[str]:
         tenth = max(1, len(losses) // 10)
         first, last = float(losses[:tenth].mean()), float(losses[-tenth:].mean())
         done = "is done" if run.step >= run.steps else f"is at step {run.step:,} of {run.steps:,}{_left(run)}"
-        sentences.append(f"{run.name} {done}; its loss went from {first:.3g} to {last:.3g}.")
+        logged = {int(row["step"]): math.isfinite(row["loss"]) for row in run.metrics if "loss" in row}
+        last_finite = max(step for step, finite in logged.items() if finite)
+        broken = "" if logged[max(logged)] else f", and is not finite after step {last_finite:,}"
+        sentences.append(f"{run.name} {done}; its loss went from {first:.3g} to {last:.3g}{broken}.")
     return sentences
 
 

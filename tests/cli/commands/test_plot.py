@@ -64,6 +64,8 @@ def test_a_line_that_is_being_written_is_left_out(run, tmp_path):
     assert log.step == 4
     assert findings([log])[0].startswith("y is at step 4 of 9; its loss went from")
     assert set(shared_terms([log])) >= {"loss", "plain/noise", "plain/shd", "masked/noise"}
+    (tmp_path / "metrics.jsonl").write_text(text + '{"step": 5, "loss": NaN}\n{"step": 6, "loss": NaN}\n')
+    assert findings([read_log("y", tmp_path)])[0].endswith(", and is not finite after step 4.")
 
 
 def test_the_command_that_goes_on_can_be_pasted(run, tmp_path):
