@@ -225,7 +225,7 @@ def instead(path: Path) -> str:
     if near:
         return f"{lead}did you mean {' or '.join(str(folder / name) for name in near)}?"
     listed = ", ".join([*names[:SHOWN], *(["..."] if len(names) > SHOWN else [])])
-    return f"{lead}{where}: {listed}" if names else f"{lead}{where} is nothing"
+    return f"{lead}{where}: {listed}" if names else f"{lead}nothing is {where}"
 
 
 def expanded(text: str | Path, what: str = "") -> str:

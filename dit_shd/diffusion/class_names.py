@@ -143,10 +143,11 @@ def numbers(names: Sequence[str], model: nn.Module) -> list[int]:
         )
     for name in names:
         if name.lower() not in classes:
-            near = difflib.get_close_matches(name.lower(), classes, 3) or list(classes)[:SHOWN]
+            near = [one_line(known) for known in difflib.get_close_matches(name.lower(), classes, 3)]
+            some = ", ".join(map(one_line, list(classes)[:SHOWN])) + (", ..." if len(classes) > SHOWN else "")
+            advice = f"did you mean {' or '.join(near)}?" if near else f"the model has {some}"
             raise UserError(
-                f"labels: wanted random, balanced, or numbers or names of classes, found '{one_line(name)}'; "
-                f"did you mean {', '.join(map(one_line, near))}?"
+                f"labels: wanted random, balanced, or numbers or names of classes, found '{one_line(name)}'; {advice}"
             )
         if len(classes[name.lower()]) > 1:
             several = ", ".join(map(str, sorted(classes[name.lower()])))

@@ -72,7 +72,9 @@ def write_page(out: Path, title: str, body: Sequence[str], reload_seconds: int =
 
 
 def is_page(file: Path) -> bool:
-    """Whether a file is a page that dit_shd wrote."""
+    """Whether a path is a page that dit_shd wrote."""
+    if not file.is_file():
+        return False
     with open(file, encoding="utf-8", errors="replace") as stream:
         return f'name="generator" content="{GENERATOR}"' in stream.read(2000)
 

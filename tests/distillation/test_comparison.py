@@ -74,6 +74,7 @@ def test_a_schedule_wants_the_step():
 def test_a_text_is_no_number(name):
     with pytest.raises(UserError, match=rf"SHD: {name}: wanted .*, found '2'$"):
         SHD(**{name: "2"})
+    assert SHD(temperature=np.float32(2)).temperature == 2
 
 
 def test_an_ended_schedule_costs_nothing_and_its_zero_can_be_differentiated(monkeypatch):

@@ -192,6 +192,9 @@ def test_a_file_of_somebody_else_where_the_page_goes_is_not_overwritten(study, c
     assert main(["study", str(config.study)]) == 2 and not calls()
     assert "holds something else; move it" in capsys.readouterr().err and page.read_text() == "my notes"
     page.unlink()
+    page.mkdir()
+    assert main(["study", str(config.study)]) == 2 and "holds something else; move it" in capsys.readouterr().err
+    page.rmdir()
     assert [main(["study", str(config.study)]) for _ in range(2)] == [0, 0]
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from numbers import Real
 from operator import index
 from typing import Any, Literal, get_args
 
@@ -91,7 +92,7 @@ class SHD(LayerLoss):
                 raise UserError(f"SHD: {name}: wanted one of {', '.join(choices)}, found '{value}'")
         numbers = {"temperature": temperature, "chunk_mib": chunk_mib, "rows": rows, "calibration": calibration}
         for name, value in numbers.items():
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
+            if isinstance(value, bool) or not isinstance(value, Real):  # of NumPy, too
                 raise UserError(f"SHD: {name}: wanted a number, found {value!r}")
         if not temperature > 0:
             raise UserError(f"SHD: temperature: wanted a number above 0, found {temperature}")
