@@ -71,11 +71,11 @@ def _times(sides: dict[str, "_Step"], sizes: Sizes, images: int, how: str) -> di
 
 
 class _Step:
-    """One optimizer step, plain and masked pass, autocast."""
+    """One optimizer step, plain and masked pass, autocast; on a GPU the teacher is in bfloat16, as in the configs."""
 
     def __init__(self, sizes: Sizes, tokens: int, images: int, name: str):
         tokens, self.device = sizes.tokens or tokens, sizes.device
-        self.teacher, self.student = (model.to(sizes.device) for model in models(tokens, **sizes.model))
+        self.teacher, self.student = (model.to(sizes.device) for model in models(tokens, low=sizes.gpu, **sizes.model))
         # in a rehearsal the kernels, too, which auto would not take on a CPU
         shd = SHD(backend="auto" if sizes.gpu else "triton", layers=sizes.layers)
         self.losses = [Output(), shd] if name == "with SHD" else [Output()]

@@ -9,7 +9,8 @@ from _gpu import Sizes, row
 
 TESTS = (
     "tests/squeezing/backends/test_triton.py", "tests/attention/kernels/test_launch.py",
-    "tests/attention/kernels/test_captures.py", "tests/squeezing/test_synchronisations.py", "tests/squeezing/kernels",
+    "tests/attention/kernels/test_captures.py", "tests/squeezing/test_synchronisations.py",
+    "tests/core/test_cuda_graphs.py", "tests/squeezing/kernels",
 )  # fmt: skip
 """What says most comes first."""
 WORKERS = 14

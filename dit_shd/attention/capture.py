@@ -187,6 +187,10 @@ class Capture:
         """The same layer with other queries, keys, values and A V, of the same shapes."""
         return self._with(query=query, key=key, value=value, mixed=mixed)
 
+    def with_new_bias(self) -> "Capture":
+        """The same with a bias that has made nothing of its leaves yet, so that what it makes belongs to this one."""
+        return self if self.bias is None else self._with(bias=self.bias.rebuilt(self.bias.leaves))
+
     def _with(self, **changes: Any) -> "Capture":
         """The same with other fields; W^O is not asked for."""
         return replace(self, **{"out": vars(self)["_out"], **changes})

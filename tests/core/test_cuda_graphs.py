@@ -7,6 +7,8 @@ from typing import ClassVar
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from dit_shd.attention.capture import Capture
 from dit_shd.attention.relative_bias import RelativeBias
@@ -30,14 +32,15 @@ def layers(seed, bias, leaves, out):
 
 
 @gpu
+@pytest.mark.parametrize("backend", ["triton", "streamed"])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("method", ["pairwise", "constant", "joint"])
-def test_replayed_layers_are_those_that_are_issued_one_by_one(bias, method):
+def test_replayed_layers_are_those_that_are_issued_one_by_one(bias, method, backend):
     r = torch.Generator().manual_seed(9)
     leaves = [torch.randn(228, heads, generator=r).cuda() for heads in (4, 2)]
     leaves[1].requires_grad_()
     out = torch.randn(4, 16, 64, generator=r).cuda()
-    replayed, plain = (SHD(layers="sections", method=method, backend="triton") for _ in range(2))
+    replayed, plain = (SHD(layers="sections", method=method, backend=backend) for _ in range(2))
     for loss in (replayed, plain):
         loss._unchecked = False
     plain.graphs.works = False
@@ -58,6 +61,69 @@ def test_replayed_layers_are_those_that_are_issued_one_by_one(bias, method):
     teacher, student = layers(7, bias, leaves, out)
     values = [loss.divergence(teacher, student).value for loss in (replayed, plain)]
     torch.testing.assert_close(*values, rtol=1e-5, atol=1e-6)
+
+
+def storages(tensors):
+    return {x.untyped_storage().data_ptr() for x in tensors}
+
+
+UNREAD = (torch.ops.aten.lift_fresh.default, torch.ops.aten.detach.default)
+"""What makes a constant, which a GPU keeps, and what reads no number."""
+
+
+class Reads(TorchDispatchMode):
+    """The tensors that a function reads and has not made itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.made, self.foreign = [], []
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        places = storages(self.made)
+        for x in tree_leaves((args, kwargs)):
+            known = not isinstance(x, torch.Tensor) or not x.numel() or x.untyped_storage().data_ptr() in places
+            if not known and operator not in UNREAD:
+                self.foreign.append(x)
+        result = operator(*args, **(kwargs or {}))
+        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        aliases = storages(given) - places if operator is not UNREAD[0] else set()
+        new = [x for x in tree_leaves(result) if isinstance(x, torch.Tensor)]
+        self.made += [x for x in new if x.untyped_storage().data_ptr() not in aliases]  # kept: no memory comes twice
+        return result
+
+
+class Watched(CudaGraphs):
+    """On a CPU: a key's second call runs as a capture does, and what it reads is noted."""
+
+    def serve(self, tensors):
+        return True
+
+    def __call__(self, key, function, tensors):
+        if key not in self._once:
+            self._once.add(key)
+            return function(*tensors)
+        inputs = [x.detach().clone() for x in tensors]
+        function(*inputs)
+        with Reads() as reads:
+            outputs = function(*inputs)
+        self.read = storages(reads.foreign) - storages(inputs)
+        return outputs
+
+
+@pytest.mark.parametrize("backend", ["streamed", pytest.param("triton", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("method", ["pairwise", "constant", "joint"])
+def test_what_a_graph_reads_stays_in_its_place(method, backend, monkeypatch):
+    """But for its inputs: weights, and what is kept of W^O; nothing that another run has made, which will be gone."""
+    leaves = [torch.randn(228, heads) for heads in (4, 2)]
+    leaves[1].requires_grad_()
+    out, loss = torch.randn(4, 16, 64), SHD(layers="sections", method=method, backend=backend)
+    loss._unchecked, loss.graphs = False, Watched()
+    monkeypatch.setattr(loss.squeezer, "buffers", lambda like: None)  # as on a GPU
+    for step in range(2):
+        loss.divergence(*layers(step, True, leaves, out))
+    kept = [x for entry in loss.squeezer.projections._kept.values() for x in (entry.sample, entry.result)]
+    assert loss.graphs.read <= storages([*leaves, out, *kept])
+    assert storages(leaves) <= loss.graphs.read, "the tables themselves are among them"
 
 
 def test_nothing_is_captured_on_a_cpu_and_graphs_stay_in_their_process():

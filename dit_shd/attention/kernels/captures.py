@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from dit_shd.attention.bias import Bias, DenseBias
 from dit_shd.attention.capture import Capture
@@ -168,7 +169,12 @@ def serves(query: Tensor, key: Tensor, value: Tensor, bias: Bias | None) -> bool
 def _works(device: torch.device, dtype: torch.dtype, d: int, width: int, bias: str) -> bool:
     """Whether a small attention, forward and backward, runs; if not, the reason is logged, once for each kind."""
     try:
-        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast(device.type, enabled=False),
+            saved_tensors_hooks(_itself, _itself),  # a block that is recomputed must not count what a trial saves
+        ):
             query, key = (torch.zeros(1, 1, 4, d, dtype=dtype, device=device, requires_grad=True) for _ in range(2))
             leaf = torch.zeros(12 if bias == "RelativeBias" else 4, 1, device=device)
             added = RelativeBias(leaf, 2) if bias == "RelativeBias" else DenseBias(leaf)
@@ -178,6 +184,10 @@ def _works(device: torch.device, dtype: torch.dtype, d: int, width: int, bias: s
         reason = " ".join(str(error).split())[:160]
         _log.warning("attention by Triton kernels fails on %s (%s): it is streamed", device, reason)
         return False
+
+
+def _itself(x: Tensor) -> Tensor:
+    return x
 
 
 def attention(

@@ -219,6 +219,8 @@ class SHD(LayerLoss):
             t_query, t_key, t_value, *some, s_query, s_key = (x.detach() for x in given)
             teacher = t.with_tensors(t_query, t_key, t_value, None if t.mixed is None else some[0])
             student = s.with_tensors(s_query, s_key, s.value.detach())
+            if key is not None:  # a graph must not read what an earlier run made: that is gone when it is replayed
+                teacher, student = teacher.with_new_bias(), student.with_new_bias()
             row_weight = None if weight is None else some[-1]
             keep_maps, chunk_mib = self.temperature == 1, self.squeezer.chunk_mib
             buffers = self.squeezer.buffers(s.query)

@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import torch
+import torch.utils.checkpoint
 
 from dit_shd.attention.bias import DenseBias
 from dit_shd.attention.kernels import captures
@@ -91,6 +92,20 @@ def test_a_trial_in_inference_mode_passes():
     captures._works.cache_clear()
     with torch.inference_mode():
         assert captures._works(torch.device("cpu"), torch.float32, 8, 8, "DenseBias")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of a CPU")
+def test_a_trial_in_a_block_that_is_recomputed_is_no_part_of_it():
+    """As the first step of a model whose blocks are recomputed: the second run of the block has no trial."""
+    captures._works.cache_clear()
+
+    def block(x):
+        assert captures._works(torch.device("cpu"), torch.float32, 8, 8, "RelativeBias")
+        return x.sin()
+
+    x = torch.ones(2, requires_grad=True)
+    torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False).sum().backward()
+    torch.testing.assert_close(x.grad, torch.ones(2).cos())
 
 
 def test_what_does_not_fit_is_refused_and_not_read_beyond_its_end():
