@@ -150,6 +150,7 @@ def main() -> int:
     options.add_argument("--parts", nargs="+", choices=list(LIMITS), help="which; all by default")
     options.add_argument("--rehearse", action="store_true", help="tiny sizes on a CPU, kernels in the interpreter")
     args = options.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the part that runs ends with it
     args.out.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + 60 * args.minutes
     root = Path(__file__).parents[1]
