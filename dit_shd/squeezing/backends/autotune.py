@@ -16,6 +16,8 @@ from dit_shd.squeezing.backends.job import Job, Result
 
 Backend = Literal["auto", "streamed", "fused", "triton"]
 RUNS: dict[str, Callable[[Job], Result]] = {"triton": triton.run, "fused": fused.run, "streamed": streamed.run}
+RUNS_AT_MOST, SLOW = 5, 0.5
+"""Of a trial: its runs, and the seconds of one that is not run again."""
 _chosen: dict[tuple[object, ...], str] = {}
 _log = logging.getLogger("dit_shd")
 
@@ -95,10 +97,10 @@ def fastest(
 
 
 def _seconds(run: Callable[[], object], device: torch.device) -> float:
-    """The shorter of two runs (the first one warms up)."""
+    """The shortest of five runs, of two if they are slow. The first one compiles; the next may load what it had not."""
     seconds: list[float] = []
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        for _ in range(2):
+        while len(seconds) < 2 or (len(seconds) < RUNS_AT_MOST and seconds[-1] < SLOW):
             start = finished(device)
             run()
             seconds.append(finished(device) - start)

@@ -49,7 +49,7 @@ def _attend(
     device = capture.query.device
     at, place = (index_tensor(x, device, torch.int32) for x in (heads, padded))
     side: dict[str, Any] = side_of(capture, temperature)
-    value = rows_together(capture.value)
+    value = rows_together(capture.value if count else capture.key)  # without values any tensor stands for them
     partners_of = place.view(len(heads), width)
     out, top, inverse = operators.attend(**side, value=value, heads=at, partners=partners_of)
     return out if width == count else out[:, :, :count], top, inverse
