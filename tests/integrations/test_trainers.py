@@ -13,7 +13,6 @@ from dit_shd import SHD, capture
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.integrations.trainers import add_shd
-from dit_shd.models.compilation import compile_blocks
 from dit_shd.tasks.language_modeling import LanguageModeling
 
 transformers = pytest.importorskip("transformers")
@@ -249,60 +248,6 @@ def tokenizer_in(folder):
     return tokenizer
 
 
-def test_what_cannot_be_read_is_refused_before_training(tmp_path):
-    data = samples()
-    student, teacher = models()
-    trainer = trainer_of(student, data, tmp_path)
-    with pytest.raises(UserError, match=r"a matched plan has to be calibrated first: loss\.calibrate"):
-        add_shd(trainer, SHD(plan="matched"), teacher)
-    next(teacher.parameters()).ds_tensor = None
-    with pytest.raises(UserError, match="partitioned by DeepSpeed's ZeRO stage 3"):
-        add_shd(trainer, SHD(), teacher)
-
-
-def test_models_compiled_whole_are_refused_and_compiled_blocks_are_captured(tmp_path):
-    data, found = samples(), []
-    student, teacher = models()
-    with pytest.raises(UserError, match=r"GPT2LMHeadModel is compiled whole.*compile_blocks"):
-        add_shd(trainer_of(student, data, tmp_path, torch_compile=True, torch_compile_backend="eager"), SHD(), teacher)
-    trainer = trainer_of(student, data, tmp_path)
-    with pytest.raises(UserError, match="OptimizedModule is compiled whole"):
-        add_shd(trainer, SHD(), torch.compile(teacher, backend="eager"))
-    add_shd(trainer, SHD(), teacher)
-    student.compile(backend="eager")
-    with pytest.raises(UserError, match="GPT2LMHeadModel is compiled whole"):
-        trainer.train()
-    for compiled in (False, True):
-        student, teacher = models()
-        if compiled:
-            compile_blocks(student, "eager")
-        trainer = trainer_of(student, data, tmp_path)
-        add_shd(trainer, SHD(weight=2.0), teacher)
-        found.append(gradient_of(trainer))
-    for name, gradient in found[0].items():
-        torch.testing.assert_close(found[1][name], gradient)
-
-
-def test_a_teacher_that_was_not_called_is_named(tmp_path):
-    student, teacher = models()
-    trainer = trainer_of(student, samples(), tmp_path)
-    add_shd(trainer, SHD(), teacher)
-    teacher.forward = lambda **_: None
-    with pytest.raises(UserError, match="the teacher's captures are empty"):
-        trainer.train()
-
-
-def test_an_encoder_decoder_is_refused(tmp_path):
-    """Its encoder's attention would be paired with the labels' rows wherever the lengths happen to agree."""
-    sizes = {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
-    config = transformers.BartConfig(vocab_size=64, d_model=16, max_position_embeddings=16, **sizes)
-    student, teacher = transformers.BartForConditionalGeneration(config), models()[1]
-    with pytest.raises(UserError, match="without an encoder, found BartForConditionalGeneration"):
-        add_shd(trainer_of(student, samples(), tmp_path), SHD(), teacher)
-    with pytest.raises(UserError, match="without an encoder, found BartForConditionalGeneration"):
-        add_shd(trainer_of(teacher, samples(), tmp_path), SHD(), student)
-
-
 def test_a_teacher_has_the_segments_of_its_texts(tmp_path):
     """Of masked language models, whose maps depend on them."""
     sizes = {"vocab_size": 256, "num_hidden_layers": 1, "intermediate_size": 16, "max_position_embeddings": 16}
@@ -366,19 +311,6 @@ def test_deepspeed_is_one(stage, root, tmp_path):
     assert found.keys() == want.keys()
     for name, gradient in want.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=2e-6)
-
-
-def test_a_teacher_with_weights_that_the_student_learns_is_refused(tmp_path):
-    """Freezing it would freeze them in the student; those that the student does not learn may be shared."""
-    student, teacher = models(LLAMA)
-    teacher.model.embed_tokens = student.model.embed_tokens
-    trainer = trainer_of(student, samples(), tmp_path)
-    for shared in (teacher, trainer.model):
-        with pytest.raises(UserError, match="shares weights with the student"):
-            add_shd(trainer, SHD(), shared)
-    assert all(p.requires_grad for p in student.parameters())
-    student.model.embed_tokens.requires_grad_(False)
-    add_shd(trainer, SHD(), teacher)
 
 
 def test_methods_of_the_users_stay_when_the_term_goes(tmp_path):
