@@ -98,7 +98,7 @@ def opened(config: EncodeConfig, prompts: PromptEncoder | None) -> tuple[EncodeC
         source = Captioned(source, source.texts(config.caption_column))
     device = state.device or torch.device("cpu")
     encode = Encoder.load(config.vae if config.pipeline is None else config.pipeline, config.precision, device)
-    taken = f"taken: {len(source)}, classes: {counted(list(source.classes))}"
+    taken = f"taken: {len(source)}, classes: {counted([name for name in source.classes if name])}"
     for note in [taken, *source.notes] if state.is_main_process else ():
         _log.warning("images: %s", note)
     return config, source, encode

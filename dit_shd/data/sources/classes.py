@@ -13,6 +13,10 @@ from dit_shd.data.sources.base import checked_labels
 from dit_shd.data.sources.listing import NAMED, counted, printable
 
 
+BY_TEXT, BY_PLACE = "classes are in the order of text", "labels are places in the order of the classes"
+"""How remarks on the numbers of classes begin."""
+
+
 def ordered(names: Collection[str], where: str) -> tuple[tuple[str, ...], list[str]]:
     """Class names in the order of their labels (numerical if all are numbers), and remarks for the user.
 
@@ -25,7 +29,7 @@ def ordered(names: Collection[str], where: str) -> tuple[tuple[str, ...], list[s
         by_text = sorted(names)
         if [name for name in by_text if name in numbers] != sorted(numbers, key=lambda name: numbers[name]):
             text = next(name for name in by_text if name not in numbers)
-            notes.append(f"classes are in the order of text, 10 before 2: not all are numbers ({printable(text)})")
+            notes.append(f"{BY_TEXT}, 10 before 2: not all are numbers ({printable(text)})")
         return tuple(by_text), notes
     by_number = sorted(names, key=lambda name: (numbers[name], name))
     for one, other in pairwise(by_number):
@@ -35,9 +39,7 @@ def ordered(names: Collection[str], where: str) -> tuple[tuple[str, ...], list[s
             )
     moved = next(((name, label) for label, name in enumerate(by_number) if numbers[name] != label), None)
     if moved:
-        notes.append(
-            f"labels are places in the order of the classes, not their numbers: {moved[0]} is label {moved[1]}"
-        )
+        notes.append(f"{BY_PLACE}, not their numbers: {moved[0]} is label {moved[1]}")
     return tuple(by_number), notes
 
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from dit_shd.core.errors import UserError, one_line
 from dit_shd.data.sources.base import ImageSource
+from dit_shd.data.sources.classes import BY_PLACE, BY_TEXT
 
 MOST = 2**20
 """Largest number of classes."""
@@ -41,6 +42,9 @@ def renumber(source: ImageSource, classes: Mapping[str, int] | None) -> ImageSou
         names[number] = name
     source.labels = np.array([classes.get(name, 0) for name in source.classes], np.int64)[source.labels]
     source.classes = tuple(names)
+    notes = [note for note in source.notes if not note.startswith((BY_TEXT, BY_PLACE))]  # of other numbers
+    named = len(classes)
+    source.notes = [*notes, *([f"classes with a name: {named} of {len(names)}"] if named < len(names) else [])]
     return source
 
 

@@ -71,6 +71,13 @@ def test_one_folder_around_the_classes_is_told(tmp_path):
     assert "all images are of the class photos; if the folders in it are the classes" in notes(source)
 
 
+def test_other_numbers_leave_no_remark_on_those_before(tmp_path):
+    source = renumber(open_source(str(pngs(tmp_path, "0/0.png", "3/0.png", "10/0.png"))), {"0": 5, "3": 7, "10": 1})
+    assert dict(zip(source.classes, range(8)))["3"] == 7
+    assert "labels are places" not in notes(source)
+    assert "classes with a name: 3 of 8" in notes(source)
+
+
 def test_classes_of_one_name_cannot_be_renumbered(tmp_path):
     write_folder(tmp_path / "crane", pictures(1), np.zeros(1, int))
     source = open_source(str(tmp_path))
