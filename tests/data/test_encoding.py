@@ -336,7 +336,7 @@ def test_other_settings_and_files_of_others_are_refused(images, tmp_path):
     with pytest.raises(UserError, match=r"holds shards of other settings \(size: "):
         encode(images, tmp_path / "l", size=4)
     changed = write_folder(tmp_path / "changed", pictures(19), LABELS[:19])
-    with pytest.raises(UserError, match=r"other settings \(images_sha256: "):
+    with pytest.raises(UserError, match=r"was made of other images: what is there has changed since \(images_sha256: "):
         encode(changed, tmp_path / "l")
     with pytest.raises(UserError, match="was not made by encode"):
         encode(images, changed)
@@ -360,7 +360,7 @@ def test_other_pixels_of_the_same_sizes_are_another_source(tmp_path):
     encode(file, out)
     encode(file, out)
     np.savez(file, 255 - pictures(20), LABELS)
-    with pytest.raises(UserError, match=r"other settings \(first_images_sha256: "):
+    with pytest.raises(UserError, match=r"was made of other images: what is there has changed since"):
         encode(file, out)
 
 
