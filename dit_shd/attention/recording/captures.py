@@ -271,7 +271,7 @@ class Recording(LastForward):
         if not raw:
             raise UserError(f"capture: {recorder.name}: {discovery.why_silent(recorder.module)}")
         try:
-            calls = joined([Call.of(each) for each in raw], tokens.samples)
+            calls = joined([Call.of(each, tokens.samples, tokens.lengths.values()) for each in raw], tokens.samples)
         except ValueError as error:
             raise UserError(f"capture: {recorder.name}: {error}") from error
         for call in calls:

@@ -141,7 +141,9 @@ def learn(survey: Survey) -> Sites:
         reason = ""
         for run in calls:
             try:
-                merged = joined([Call.of(each.raw) for each in run], run[0].tokens.samples)
+                tokens = run[0].tokens
+                given = [Call.of(each.raw, tokens.samples, tokens.lengths.values()) for each in run]
+                merged = joined(given, tokens.samples)
             except ValueError as error:
                 reason = str(error)
                 break

@@ -5,7 +5,7 @@ mode around a module sees what it worked with, whatever the module looks like. n
 F.multi_head_attention_forward, in whose place a copy of it runs that function modes see into.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any, cast
@@ -135,8 +135,13 @@ class Call:
         return _arguments(*raw[0], **raw[1])[:4]
 
     @classmethod
-    def of(cls, raw: RawCall) -> "Call":
+    def of(cls, raw: RawCall, samples: int | None = None, lengths: Collection[int] = ()) -> "Call":
         """The arguments of a call by their names.
+
+        Args:
+            raw: The call.
+            samples: How many its module was given, if that is known.
+            lengths: Tokens of the sequences that its module was given.
 
         Raises:
             ValueError: What Captures are not made of.
@@ -146,6 +151,12 @@ class Call:
         if query.is_nested or key.is_nested:
             raise ValueError("nested (jagged) tensors cannot be recorded; pad the sequences and give a mask")
         if query.ndim == key.ndim == value.ndim == 3:  # [b,n,d]: a single head
+            heads, odd = divmod(len(query), samples or len(query))
+            if heads > 1 and not odd and query.shape[1] in lengths:
+                raise ValueError(
+                    f"heads lie in the batch: wanted a query [b,h,n,d], found {list(query.shape)}, {samples} samples; "
+                    f"view q, k and v as [{samples},{heads},n,d] in the model"
+                )
             query, key, value, result = (x[:, None] for x in (query, key, value, result))
             mask = mask[:, None] if mask is not None and mask.ndim == 3 else mask
         if not query.ndim == key.ndim == value.ndim == 4:

@@ -121,6 +121,24 @@ def test_memory_that_layers_share_is_not_taken_for_each_others(what):
         x = x + block(x, mask=bias)
 
 
+@pytest.mark.parametrize("heads", [1, H])
+def test_heads_that_lie_in_the_batch_are_refused(heads):
+    """They were taken for samples of one head: the loss was 1/h of what it should be, by a W^O of one head."""
+
+    class Folded(Attention):
+        def forward(self, x):
+            q, k, v = (part.flatten(0, 1) for part in self.heads_of(x))
+            made = F.scaled_dot_product_attention(q, k, v).unflatten(0, (len(x), -1))
+            return self.proj(made.transpose(1, 2).flatten(2))
+
+    model = Net(make=Folded, heads=heads)
+    if heads == 1:
+        assert recorded(model, inputs())["blocks.0"].shape == (2, 1, 6, 6)
+        return
+    with pytest.raises(UserError, match=r"blocks\.0: heads lie in the batch: wanted .* found \[8, 6, 8\], 2 samples"):
+        recorded(model, inputs())
+
+
 def test_layers_that_are_skipped_are_not_paired_by_their_depth():
     teacher, student = Net(depth=4).eval(), Net(depth=4, heads=2)
     for skip in ((1,), (), (0, 1)):  # the first forward lacks a layer, too
