@@ -100,7 +100,7 @@ def _data(trainer: Trainer) -> str:
     classes = getattr(dataset, "classes", None)
     shape = getattr(dataset, "shape", None)
     facts = [f"{len(dataset):,} samples", *([f"{classes:,} classes"] if classes else [])]
-    facts += [f"shape {' x '.join(map(str, shape))}"] if shape else []
+    facts += [f"shape {' x '.join(map(str, shape))}"] if shape and all(shape) else []  # images of any size have 0
     return f"{name}: {', '.join(facts)}"
 
 

@@ -53,4 +53,4 @@ def write_list(skipped: list[list[Any]], count: int, file: Path) -> None:
     with atomic_file(file) as stream:
         for _, name, reason in skipped:
             stream.write(json.dumps({"image": name, "reason": reason}).encode() + b"\n")
-    _log.warning("%d of %d images could not be read and were skipped; %s lists them", len(skipped), count, file)
+    _log.warning("%d of %d images were skipped; %s lists them and why", len(skipped), count, file)

@@ -54,9 +54,10 @@ def is_causal(model: nn.Module) -> bool:
 def query_rows(inputs: Inputs, prompts: bool = False, causal: bool = True) -> Tensor:
     """The query rows that take part, boolean [b,n].
 
-    Of a batch with labels these are the tokens that are learned. The last one of a sequence predicts nothing in a
-    causal model and takes no part there, as in our own task, whose models are not given it. Of texts that TRL's
-    DistillationTrainer has generated, they are the tokens of the completion, which are what it divides its loss by.
+    Of a batch with labels these are the tokens that are learned, by their own label. The batch's last column, which
+    predicts nothing in a causal model, takes no part there, as in our own task, whose models are not given it. Of texts
+    that TRL's DistillationTrainer has generated, they are the tokens of the completion, which are what it divides its
+    loss by.
 
     Args:
         inputs: `labels` (-100: not learned), or TRL's prompt_ids, completion_ids and completion_mask.

@@ -256,4 +256,4 @@ def test_bad_input(one, tmp_path, caplog):
     long = "a thin seven with a zero and a nine " * 9
     encode(tmp_path, one[0], captions={"a": long, "b": "a nine", "c": None}, text_tokens=8)
     assert "captions: 1 are longer than the text encoders take, and were cut" in caplog.text
-    assert "left out: 1 images without a caption (c.png, ...)" in caplog.text
+    assert "left out: 1 images without a caption (c.png)" in caplog.text

@@ -54,7 +54,7 @@ class Images(Dataset):
         self.notes = tuple(self._source.notes)
         for note in self.notes:
             _say_once(str(path), note)
-        self._broken: dict[int, str] = {}
+        self._path, self._broken = str(path), dict[int, str]()
 
     @classmethod
     def described(cls, **options: Any) -> str:
@@ -91,7 +91,7 @@ class Images(Dataset):
         except BrokenImage as error:
             if index not in self._broken:
                 self._broken[index] = str(error)  # the error itself would keep the bytes
-                _log.warning("%s: left out, %s", self._source.name(index), error)
+                _say_broken(self._path, self._source.name(index), str(error))
         return None
 
     def batch(self, indices: np.ndarray, draws: Draws) -> dict[str, Tensor]:
@@ -103,6 +103,12 @@ class Images(Dataset):
     def labels(self) -> np.ndarray:
         """int64 [n]."""
         return self._source.labels
+
+
+@lru_cache(maxsize=4096)
+def _say_broken(path: str, name: str, reason: str) -> None:
+    """Warn of an image of a path the first time, too."""
+    _log.warning("%s: left out, %s", name, reason)
 
 
 @lru_cache(maxsize=256)

@@ -1,6 +1,7 @@
 """Text as token sequences of one length, for causal language models."""
 
 import copy
+import logging
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,9 @@ from dit_shd.data.tokenizer import BYTES, Tokenizer, open_tokenizer
 Split = Literal["train", "validation", "test", "all"]
 PARTS = ("train", "validation", "test")
 """In the order of `counts`."""
+
+
+_log = logging.getLogger("dit_shd")
 
 
 class Text(Dataset):
@@ -78,6 +82,15 @@ class Text(Dataset):
             str(tokenizer), vocabulary, (d.prompt + d.text for d in self._part("train"))
         )
         self._take(split)
+        if split == "train" and held_out and self._counts is None and not self._divided()[0]:
+            _log.warning(
+                "data: nothing is held out of %d documents; %s holds some out", len(self._documents), self._remedy
+            )
+
+    @property
+    def _remedy(self) -> str:
+        """What gives an empty split documents."""
+        return "by=position, or document=line or paragraph" if self._by == "document" else "a larger held_out"
 
     def _take(self, split: Split) -> None:
         """Become the sequences of a split."""
@@ -113,10 +126,9 @@ class Text(Dataset):
         held, kept = self._divided()
         part = kept if split == "train" else held
         if not part:
-            remedy = "by=position, or document=line or paragraph" if self._by == "document" else "a larger held_out"
             raise UserError(
                 f"data.split: {split} is empty: {len(self._documents)} documents, {self._held_out:g} held out by "
-                f"{self._by}; {remedy}"
+                f"{self._by}; {self._remedy}"
             )
         return part
 

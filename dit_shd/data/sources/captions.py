@@ -39,7 +39,8 @@ class Captioned(ImageSource):
         if len(missing) == len(texts):
             raise UserError(f"images: wanted captions, found none for any of {len(missing)} images; {BESIDE}")
         shown = ", ".join(printable(source.name(number)) for number in missing[:3])
-        notes = [f"left out: {len(missing)} images without a caption ({shown}, ...)"] if missing else []
+        more = ", ..." if len(missing) > 3 else ""
+        notes = [f"left out: {len(missing)} images without a caption ({shown}{more})"] if missing else []
         unread = [number for number, caption in enumerate(texts) if UNREADABLE in (caption or "")]
         if unread:
             notes.append(

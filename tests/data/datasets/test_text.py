@@ -114,6 +114,19 @@ def test_refusals(tmp_path, options, message):
         text(lines(tmp_path), **{"split": "validation", **options})
 
 
+def test_one_learns_before_training_that_nothing_is_held_out(tmp_path, caplog):
+    """A book is one document: the command that the run ends with had been the first to say so."""
+    for options, told in (
+        ({}, True),
+        ({"by": "position"}, False),
+        ({"document": "line"}, False),
+        ({"held_out": 0}, False),
+    ):
+        caplog.clear()
+        text(lines(tmp_path), split="train", **options)
+        assert ("nothing is held out of 1 documents; by=position, or document=line" in caplog.text) == told, options
+
+
 def test_it_holds_no_images(tmp_path):
     data = text(lines(tmp_path), document="line")
     for ask in (data.images, data.labels):

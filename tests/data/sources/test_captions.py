@@ -60,7 +60,7 @@ def test_captions_of_a_folder(folder, write):
     assert source.raw(0).name == "a.png"
     with pytest.raises(BrokenImage, match="it has no caption"):
         source.raw(2)
-    assert source.notes[-1] == "left out: 1 images without a caption (c.png, ...)"
+    assert source.notes[-1] == "left out: 1 images without a caption (c.png)"
 
 
 @pytest.mark.parametrize("name", ["a.txt", "metadata.jsonl", "metadata.csv", "a.json"])
