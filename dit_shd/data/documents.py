@@ -75,7 +75,8 @@ class Columns:
 
     def _text(self, row: dict[str, Any], column: str, where: str) -> str:
         if column not in row:
-            raise UserError(f"{where}: wanted a column '{column}', found {', '.join(map(str, row))}")
+            remedy = "; data.column=NAME says which one has the text" if column == self.text else ""
+            raise UserError(f"{where}: wanted a column '{column}', found {', '.join(map(str, row))}{remedy}")
         if not isinstance(row[column], str):
             raise UserError(f"{where}: {column}: wanted text, found {type(row[column]).__name__}")
         return _whole(row[column], where, column)

@@ -78,11 +78,11 @@ def compare(teacher: nn.Module, dataset: Dataset) -> tuple[str, bool]:
 
 
 def _comparable(data_names: Mapping[int, str], teacher_names: Names | None) -> bool:
-    """Both have names; numbers are names among numbers alone."""
+    """Both have names; numbers are names among numbers alone, or where both have some of them."""
     if not data_names or not all(data_names.values()) or teacher_names is None or not any(teacher_names):
         return False
-    numbers = [_numbers(data_names.values()), _numbers(name for name in teacher_names if name)]
-    return numbers[0] == numbers[1]
+    known = {name for name in teacher_names if name}
+    return _numbers(data_names.values()) == _numbers(known) or not known.isdisjoint(data_names.values())
 
 
 def _numbers(names: Iterable[str]) -> bool:

@@ -32,7 +32,8 @@ def layer_map(teacher: Sequence[str], student: Sequence[str], how: LayerMap = "s
         for names, known, role in ((how.keys(), student, "student"), (how.values(), teacher, "teacher")):
             for name in names:
                 if name not in known:
-                    raise UserError(f"layers: the {role} has no layer '{name}'. It has: {', '.join(known)}")
+                    what = "" if isinstance(name, str) else " (a map has names of layers, not their numbers)"
+                    raise UserError(f"layers: the {role} has no layer '{name}'{what}. It has: {', '.join(known)}")
         return {name: how[name] for name in student if name in how}
     if how.startswith(KEPT):
         return KeptPlan.read(Path(how.removeprefix(KEPT)).expanduser()).pairs(teacher, student)

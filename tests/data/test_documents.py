@@ -194,7 +194,7 @@ def test_columns_of_tables(tmp_path, kind):
     found = read_documents(place, "file", Columns("answer", PROMPT))
     first, second = ((0, 3), (9, 13)), ((0, 3), (6, 10))  # what of the prompt is the template's
     assert found == [Document("2", "Q: 1 + 1?\nA: ", (), first), Document("Yes {id}", "Q: Ok?\nA: ", (), second)]
-    with pytest.raises(UserError, match=r"wanted a column 'text', found question, answer, id"):
+    with pytest.raises(UserError, match=r"a column 'text', found question, answer, id; data\.column=NAME says"):
         read_documents(place, "file", Columns())
     with pytest.raises(UserError, match=r"id: wanted text, found int"):
         read_documents(place, "file", Columns("id"))

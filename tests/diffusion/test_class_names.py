@@ -204,6 +204,7 @@ DIGITS = list("0123456789")
         (["cat", "dog", "cow"], Data([0, 1], ["cat", "dog"]), True, "2 classes are the teacher's by name"),
         (["cat", "", "cow"], Data([0, 1], ["cat", "dog"]), False, "no such class in the teacher"),
         (["a", None, "c"], Data([0, 1, 2]), False, "the teacher never saw the data's classes 1"),
+        (["0", "3", "10"], Data(range(3), ["10x", "3", "0"]), False, "2 of the data's 3 classes are others"),
         (["a", "b", "c"], Data(range(3), "012"), True, "numbers for names in one of teacher and data"),
     ],
 )  # fmt: skip

@@ -48,7 +48,8 @@ def test_layers_that_run_several_times_run_as_often_on_both_sides():
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ({"x": "a.0"}, "student has no layer 'x'"),
+        ({"x": "a.0"}, "student has no layer 'x'\\. It has"),
+        ({0: "a.0"}, r"student has no layer '0' \(a map has names of layers, not their numbers\)"),
         ({"b.0": "y"}, "teacher has no layer 'y'"),
         ("sections", r"no section 'b\.\*'"),
         ("nearest", "wanted sections, proportional"),
