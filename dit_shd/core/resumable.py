@@ -68,10 +68,9 @@ def check_same(folder: Path, settings: dict[str, Any], maker: str, beside: Colle
     if existing != settings:
         words = differences(existing, settings)
         changed = {key for key in {*existing, *settings} if existing.get(key) != settings.get(key)}
-        if changed and all(key.endswith("_sha256") for key in changed):
-            of = " and ".join(sorted({key.removesuffix("_sha256").removeprefix("first_") for key in changed}))
+        if changed and all(key.endswith("images_sha256") for key in changed):
             raise UserError(
-                f"{folder}: was made of other {of}: what is there has changed since ({words}); "
+                f"{folder}: was made of other images: what is there has changed since ({words}); "
                 "choose another out=, or remove it"
             )
         raise UserError(f"{folder}: holds shards of other settings ({words}); remove it or choose another out=")
