@@ -67,8 +67,7 @@ def check_same(folder: Path, settings: dict[str, Any], maker: str, beside: Colle
         return
     if existing != settings:
         words = differences(existing, settings)
-        changed = {key for key in {*existing, *settings} if existing.get(key) != settings.get(key)}
-        if changed and all(key.endswith("images_sha256") for key in changed):
+        if all(key.endswith("images_sha256") for key, _, _ in _differing(existing, settings)):
             raise UserError(
                 f"{folder}: was made of other images: what is there has changed since ({words}); "
                 "choose another out=, or remove it"

@@ -97,7 +97,7 @@ def fastest(
 
 
 def _seconds(run: Callable[[], object], device: torch.device) -> float:
-    """The shortest of five runs, of two if they are slow. The first one compiles; the next may load what it had not."""
+    """The shortest of five runs, of two if they are slow. The first one compiles; the second may launch more."""
     seconds: list[float] = []
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         while len(seconds) < 2 or (len(seconds) < RUNS_AT_MOST and seconds[-1] < SLOW):
