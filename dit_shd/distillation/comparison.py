@@ -4,6 +4,7 @@ A script of somebody's own hands in whatever it has; training has its layers fro
 """
 
 import logging
+import weakref
 from collections.abc import Mapping
 from functools import lru_cache
 
@@ -105,6 +106,37 @@ def warn_of_no_graph() -> None:
     _log.warning(
         "SHD: the student's captures have no graph, so this term trains nothing; was its last forward an evaluation? "
         "Take the loss before that one; for its value alone, under torch.no_grad()"
+    )
+
+
+class Freshness:
+    """Notices captures of a teacher's earlier forward: that it has not run since the last call, while the student has."""
+
+    def __init__(self) -> None:
+        self._last = list[weakref.ref[Tensor]]()
+
+    def __getstate__(self) -> dict[str, list[weakref.ref[Tensor]]]:
+        return {"_last": []}  # of a copy, and of what is saved
+
+    def __call__(self, teacher: Captures, student: Captures) -> None:
+        """Compare with the call before, and keep these for the next.
+
+        Args:
+            teacher: Captures of its forward.
+            student: Captures of its forward.
+        """
+        queries = [next(iter(captures.values())).query for captures in (teacher, student)]
+        if self._last and self._last[0]() is queries[0] and self._last[1]() is not queries[1]:
+            warn_of_old_teacher()
+        self._last = [weakref.ref(query) for query in queries]
+
+
+@lru_cache(maxsize=1)
+def warn_of_old_teacher() -> None:
+    """Say once that only the student has run."""
+    _log.warning(
+        "SHD: the teacher has not run since the last call of this loss, but the student has: run both on every batch; "
+        "right as it is where the batch is the same (one fixed batch, several students of one teacher)"
     )
 
 

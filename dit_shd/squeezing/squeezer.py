@@ -62,7 +62,8 @@ class Squeezer:
             if layer not in self.plans:
                 raise UserError(
                     f"SHD: the matched plan of {layer} is not known yet; in your own script call "
-                    "loss.calibrate(teacher_captures, student_captures) on some batches, then loss.calibrated()"
+                    "loss.calibrate(teacher_captures, student_captures) on some batches, then loss.calibrated(); on "
+                    "resume give loss.restore(...) what that returned"
                 )
             return self.plans[layer]
         if isinstance(self.plan, dict):

@@ -1,6 +1,8 @@
 """SHD on captures that a script of somebody's own hands in: what cannot be compared is said."""
 
+import copy
 import logging
+import pickle
 
 import numpy as np
 import oracle
@@ -9,7 +11,7 @@ import torch
 
 from dit_shd import SHD, Capture, capture
 from dit_shd.core.errors import UserError
-from dit_shd.distillation.comparison import warn_of_no_graph
+from dit_shd.distillation.comparison import warn_of_no_graph, warn_of_old_teacher
 from dit_shd.models.families.mdt import MDTv2
 
 N = 6
@@ -121,3 +123,30 @@ def test_an_evaluation_after_the_forward_is_warned_of(caplog):
         assert not caplog.text
         SHD()(t, s)
     assert "was its last forward an evaluation?" in caplog.text
+
+
+def test_a_teacher_that_has_not_run_again_is_told_once(caplog):
+    """Its captures of the batch before have the right shapes, so that nothing else would tell."""
+    warn_of_old_teacher.cache_clear()
+    shd = SHD(weight=1.0)
+    sizes = dict(sample_size=8, patch_size=4, in_channels=1, num_classes=3, attention_head_dim=4, num_layers=2)
+    teacher, student = (MDTv2(**sizes, decode_layer=2, num_attention_heads=heads) for heads in (4, 2))
+    given = torch.randn(2, 1, 8, 8), torch.tensor([3, 800]), torch.tensor([0, 1])
+
+    def step(which):
+        for model in which:
+            with torch.set_grad_enabled(model is student):
+                model(*given)
+        shd(teacher_maps, student_maps)
+
+    with capture(teacher) as teacher_maps, capture(student) as student_maps, caplog.at_level(logging.WARNING, "dit_shd"):
+        step([teacher, student])
+        step([])  # the same captures again: another use of what has run
+        step([teacher, student])
+        copy.deepcopy(shd)(teacher_maps, student_maps)
+        step([teacher])
+        assert "has not run" not in caplog.text
+        step([student])
+        step([student])
+    assert caplog.text.count("the teacher has not run since the last call of this loss") == 1
+    pickle.dumps(shd)

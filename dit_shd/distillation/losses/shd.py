@@ -14,6 +14,7 @@ from dit_shd.attention.tiles import CHUNK_MIB
 from dit_shd.core.cuda_graphs import CudaGraphs
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.comparison import (
+    Freshness,
     check_finite,
     check_graphs,
     check_row_weight,
@@ -112,6 +113,7 @@ class SHD(LayerLoss):
         """What layers are replayed by on a GPU, where all that a layer reads stays in its place."""
         self._names: dict[str, list[str]] = {}
         self._row_weight: Tensor | None = None
+        self._freshness = Freshness()
         self._unchecked = True
         """Whether numbers are still to be looked at; afterwards a GPU is not waited for any more."""
 
@@ -157,6 +159,7 @@ class SHD(LayerLoss):
         """
         teacher, student = self.checked(teacher, student)
         check_graphs(teacher, student)
+        self._freshness(teacher, student)
         self._row_weight = row_weight
         try:
             pairs = self.begin(list(teacher), {name: Layer(name, capture) for name, capture in student.items()}, None)
