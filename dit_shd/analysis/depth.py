@@ -65,6 +65,7 @@ def find_plan(config: DepthConfig) -> tuple[nn.Module, KeptPlan]:
     steps = schedule_length(run)
     of_inputs = InspectConfig(
         config.model,
+        timesteps=config.timesteps,
         samples=config.samples,
         batch_size=config.batch_size,
         data=config.data,
@@ -72,6 +73,7 @@ def find_plan(config: DepthConfig) -> tuple[nn.Module, KeptPlan]:
         time=config.time,
         seed=config.seed,
     )
+    of_inputs.check(steps)
     inputs = inputs_of(of_inputs, model, run)
     if inputs.batches[-1].stop < 2:
         raise UserError("inputs: wanted 2 samples or more (maps are fitted to one half, judged on the other), found 1")

@@ -23,7 +23,8 @@ from dit_shd.attention.recording.selection import Layers
 from dit_shd.core.distributed import joined
 from dit_shd.core.errors import UserError
 from dit_shd.diffusion.adapters import Adapter, adapter_of
-from dit_shd.diffusion.prompt_generation import assemble, call_arguments, draw
+from dit_shd.diffusion.assembly import assemble
+from dit_shd.diffusion.prompt_generation import call_arguments, draw
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

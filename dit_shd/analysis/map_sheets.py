@@ -4,7 +4,7 @@ Alphabet: T timesteps, q query tokens, m key tokens; maps are those of all group
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -209,7 +209,8 @@ def head_sheets(
         rows, notes = rows_of(layer, sheets[name].tokens), [""] * h
         if groups < h:
             squeezed = squeeze(layer, groups)
-            rows = torch.cat([rows, squeezed.mix(rows[None])[0]])
+            of_first = replace(squeezed, weight=squeezed.weight[:1])
+            rows = torch.cat([rows, of_first.mix(rows[None])[0]])
             notes += merged_notes(squeezed)
             plan[:] = ["+".join(map(str, group)) for group in squeezed.plan]
         sheets[name].add(rows, maps[name].keys, notes)

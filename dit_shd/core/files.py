@@ -92,6 +92,7 @@ def atomic_folder(final: Path) -> Generator[Path]:
     Raises:
         UserError: It could not be written.
     """
+    final = final.absolute()  # of `.` the name
     part, old = final.with_name(f".{final.name}.part"), final.with_name(f".{final.name}.old")
     try:
         if old.exists() and not final.exists():

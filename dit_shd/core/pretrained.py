@@ -19,6 +19,8 @@ Model = TypeVar("Model", bound="ModelMixin")
 RECORD, COPY = "autoencoder.json", "vae"
 TRAINING = "training.json"
 """File of an exported student with its training step, and what sampling must know of its run."""
+PIPELINE = "pipeline.json"
+"""File of a student with the pipeline that its text was encoded by."""
 
 
 def asset(name: str) -> Path:
@@ -217,5 +219,5 @@ def of_hub(name: HubName, subfolders: Sequence[str] = (".", "transformer")) -> P
     inside = config.removesuffix("config.json")
     names = [f.removeprefix(inside) for f in files if f.startswith(inside)]
     weights = _library_weights(names) or choose_weights(names, str(name)).files
-    wanted = [config, *(inside + file for file in weights), "README.md", RECORD, inside + TRAINING]
+    wanted = [config, *(inside + file for file in weights), "README.md", RECORD, inside + TRAINING, inside + PIPELINE]
     return name.download([file for file in wanted if file in files]) / inside

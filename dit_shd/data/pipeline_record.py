@@ -15,8 +15,8 @@ import torch
 from dit_shd.core.errors import UserError, error_line
 from dit_shd.core.files import write_text
 from dit_shd.core.hashing import sha256
+from dit_shd.core.pretrained import PIPELINE
 
-RECORD = "pipeline.json"
 INDEX = "model_index.json"
 ENCODERS = ("text_encoder", "tokenizer")
 """What names of the components begin with that make embeddings of prompts."""
@@ -66,7 +66,7 @@ class PipelineRecord:
 
     def write(self, folder: Path) -> None:
         """Write the record into a folder."""
-        write_text(folder / RECORD, json.dumps(self.values(), indent=1) + "\n")
+        write_text(folder / PIPELINE, json.dumps(self.values(), indent=1) + "\n")
 
 
 def read_record(folder: Path) -> PipelineRecord | None:
@@ -75,7 +75,7 @@ def read_record(folder: Path) -> PipelineRecord | None:
     Raises:
         UserError: The file is no record.
     """
-    file = folder / RECORD
+    file = folder / PIPELINE
     if not file.is_file():
         return None
     try:

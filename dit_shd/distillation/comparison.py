@@ -110,7 +110,7 @@ def warn_of_no_graph() -> None:
 
 
 class Freshness:
-    """Notices captures of a teacher's earlier forward: that it has not run since the last call, while the student has."""
+    """Notices captures of a teacher's earlier forward: since the last call only the student has run."""
 
     def __init__(self) -> None:
         self._last = list[weakref.ref[Tensor]]()

@@ -111,10 +111,14 @@ def _pipeline(record: PipelineRecord | None) -> str:
     """The section on the pipeline of a text-to-image model; empty for other models."""
     if record is None:
         return ""
+    tokens = "" if record.text_tokens is None else f"prompts of {record.text_tokens} tokens (max_sequence_length)"
+    size = "" if record.size is None else "images of {} x {} pixels (height, width)".format(*record.size)
+    learned = " and ".join(filter(None, (tokens, size)))
+    sentence = f" It learned {learned}: plain diffusers has to be told." if learned else ""
     return (
         f"## Pipeline\n\nIt replaces the transformer of {record.pipeline}, a {record.pipeline_class}, and was "
-        f"trained with its text encoders (sha256 {record.text_sha256}). `dit-shd sample RUN prompts=FILE` draws with "
-        "it; `dit-shd pipeline RUN OUT` makes a folder for `DiffusionPipeline.from_pretrained`.\n\n"
+        f"trained with its text encoders (sha256 {record.text_sha256}).{sentence} `dit-shd sample RUN prompts=FILE` "
+        "draws with it; `dit-shd pipeline RUN OUT` makes a folder for `DiffusionPipeline.from_pretrained`.\n\n"
     )
 
 

@@ -16,7 +16,8 @@ from dit_shd.cli.commands.inspect import inspect_to_folder
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.diffusion.adapters import adapter_of
-from dit_shd.diffusion.prompt_generation import assemble, draw
+from dit_shd.diffusion.assembly import assemble
+from dit_shd.diffusion.prompt_generation import draw
 
 PROMPT = "two thin seven"
 CALLS = {"sd3": 7.0, "flux": 3.5, "pixart": 4.5}

@@ -6,7 +6,7 @@ import torch
 from small_runs import STUDENT
 
 from dit_shd.analysis.agreement import model_sheets, noised
-from dit_shd.analysis.inputs import DatasetInputs
+from dit_shd.analysis.inputs import DatasetInputs, FileInputs
 from dit_shd.analysis.map_sheets import (
     BUDGET,
     QUERIES,
@@ -75,8 +75,14 @@ def near(kept: np.ndarray, maps: torch.Tensor, top: float) -> bool:
     return np.abs(np.sqrt(kept) - maps.double().sqrt().numpy()).max() <= 0.51 * STEP * top**0.5 + 1e-6
 
 
-def test_heads_and_merged_heads_are_those_of_the_model(model, shapes):
+@pytest.mark.parametrize("of_file", [False, True])
+def test_heads_and_merged_heads_are_those_of_the_model(of_file, model, shapes, tmp_path):
+    """Of the first of several samples, which of a file all go through one forward."""
     inputs = DatasetInputs(model, Npz(shapes), DDPM(Schedule.linear()), [range(2)], 0)
+    if of_file:
+        arrays = inputs.keywords(range(2), 500)
+        np.savez(tmp_path / "two.npz", **{name: array.numpy() for name, array in arrays.items()})
+        inputs = FileInputs(model, tmp_path / "two.npz", "steps")
     scope, maps = layer_maps(model, inputs, Scope(), 300)
     sheets = head_sheets(model, inputs, scope, maps, [100, 500, 900])
     assert sheets.timesteps == [100, 500, 900]

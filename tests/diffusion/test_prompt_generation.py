@@ -5,26 +5,21 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from encoded_text import encode
+from prompt_students import PROMPTS, prompt_file, prompt_student
 from tiny_pipelines import KINDS, OTHERS, write_pipeline
 
 from dit_shd.cli.program import main
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
-from dit_shd.core.plugins import Plugin
 from dit_shd.data.autoencoder import read_autoencoder
 from dit_shd.data.latent_origin import Origin, keep_copy, write_record
 from dit_shd.data.pipeline_record import read_record
-from dit_shd.diffusion import packing, prompt_generation
+from dit_shd.diffusion import assembly, packing, prompt_generation
 from dit_shd.diffusion.adapters import adapter_of
-from dit_shd.diffusion.pipelines import open_pipeline, record_of
-from dit_shd.diffusion.prompt_generation import assemble, sample_prompts
+from dit_shd.diffusion.assembly import assemble
+from dit_shd.diffusion.pipelines import open_pipeline
+from dit_shd.diffusion.prompt_generation import sample_prompts
 from dit_shd.diffusion.sample_config import SampleConfig
-from dit_shd.diffusion.text_models import text_differs
-from dit_shd.models import loading
-from dit_shd.models.families import FAMILIES
-
-PROMPTS = ["a thin seven", "two digits : four and seven", "a nine"]
 
 
 @pytest.fixture(scope="module")
@@ -34,27 +29,12 @@ def pipeline(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def student(pipeline, tmp_path_factory):
-    """A student's folder with the record of its pipeline, as a run exports it."""
-    folder = tmp_path_factory.mktemp("students")
-    record = read_text_record(encode(folder, pipeline, text_tokens=8))
-    torch.manual_seed(3)
-    made = FAMILIES.build(Plugin("diffusers", {"like": str(pipeline), "config": {"num_attention_heads": 2}}))
-    made.save_pretrained(folder / "student")
-    record.write(folder / "student")
-    return folder
-
-
-def read_text_record(latents):
-    from dit_shd.data import text_shards
-
-    return text_shards.read_index(latents).record
+    return prompt_student(pipeline, tmp_path_factory.mktemp("students"))
 
 
 @pytest.fixture
 def prompts(tmp_path):
-    file = tmp_path / "prompts.txt"
-    file.write_text("\n".join([*PROMPTS, ""]))
-    return file
+    return prompt_file(tmp_path)
 
 
 def config(run, prompts, out, **options):
@@ -68,7 +48,7 @@ def test_images_are_those_of_the_pipeline_itself(student, pipeline, prompts, tmp
         images, numbers = file["arr_0"], file["arr_1"]
     assert images.shape == (3, 16, 16, 3)
     assert numbers.tolist() == [0, 1, 2]
-    whole, _ = prompt_generation.assemble(str(student), None)
+    whole, _ = assemble(str(student), None)
     seed = int(prompt_generation.rng.stream(0, "sample prompt", 0, 1).integers(2**62))
     alone = whole(
         PROMPTS[1],
@@ -103,7 +83,7 @@ def test_it_goes_on_where_it_was_stopped(student, prompts, tmp_path, monkeypatch
 
 def test_a_student_in_bfloat16_keeps_what_its_class_keeps_in_float32(tmp_path):
     folder = write_pipeline("wan", tmp_path / "pipeline")
-    student = prompt_generation._student(folder / "transformer", torch.bfloat16)
+    student = assembly._student(folder / "transformer", torch.bfloat16)
     dtypes = {name: parameter.dtype for name, parameter in student.named_parameters()}
     assert dtypes["scale_shift_table"] == torch.float32
     assert dtypes["proj_out.weight"] == torch.bfloat16
@@ -191,7 +171,7 @@ def test_every_pipeline_draws(kind, tmp_path, prompts):
 
 
 def test_a_flux_that_is_not_distilled_for_guidance_is_guided_by_a_second_run(tmp_path):
-    whole, record = prompt_generation.assemble(str(write_pipeline("flux", tmp_path / "pipeline")), None)
+    whole, record = assemble(str(write_pipeline("flux", tmp_path / "pipeline")), None)
     assert prompt_generation.call_arguments(whole, record, {"guidance": 0.5})["guidance_scale"] == 0.5
     whole.transformer.register_to_config(guidance_embeds=False)
     call = prompt_generation.call_arguments(whole, record, {"guidance": 4})
@@ -203,7 +183,7 @@ def test_a_flux_that_is_not_distilled_for_guidance_is_guided_by_a_second_run(tmp
 @pytest.mark.parametrize("kind", ["z_image", "qwen_image"])
 def test_a_guidance_of_1_is_none_and_of_w_is_the_common_convention(kind, tmp_path, monkeypatch):
     """Z-Image guides by c + g (c - u), Qwen-Image by another argument and only with a negative prompt."""
-    whole, record = prompt_generation.assemble(str(write_pipeline(kind, tmp_path / "pipeline")), None)
+    whole, record = assemble(str(write_pipeline(kind, tmp_path / "pipeline")), None)
     adapter, runs, outputs = adapter_of(record.transformer_class), [], []
     forward, step = whole.transformer.forward, whole.scheduler.step
 
@@ -275,23 +255,3 @@ def test_latents_are_decoded_by_the_autoencoder_that_made_them(student, pipeline
     shutil.rmtree(run / "vae")
     with pytest.raises(UserError, match=r"vae: the latents are those of 'somewhere/else' .* which cannot be loaded"):
         sample_prompts(config(run, prompts, tmp_path / "d.npz", pipeline=str(other)))
-
-
-def test_the_same_text_encoders_are_known_as_the_same(tmp_path):
-    """Half precision, exported again; a variant beside the plain weights; a transformer without its encoders."""
-    made = KINDS["sd3"]()
-    for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):
-        getattr(made, name).half()
-    made.save_pretrained(folder := tmp_path / "half")
-    record = record_of(str(folder), folder)
-    prompt_generation.write_pipeline(assemble(str(folder), None)[0], str(folder), tmp_path / "exported")
-    assert text_differs(loading.load(tmp_path / "exported" / "transformer"), record) is None
-    assert open_pipeline(tmp_path / "exported").text_encoder_3 is not None
-    alone = tmp_path / "alone"
-    shutil.copytree(folder / "transformer", alone / "transformer")
-    shutil.copyfile(folder / "model_index.json", alone / "model_index.json")
-    assert text_differs(loading.load(alone), record) is None
-    (alone / "tokenizer").mkdir()
-    assert text_differs(loading.load(alone), record) is None
-    made.text_encoder.float().save_pretrained(folder / "text_encoder", variant="fp32")
-    assert record_of(str(folder), folder).text_sha256 == record.text_sha256

@@ -139,7 +139,11 @@ def test_a_teacher_that_has_not_run_again_is_told_once(caplog):
                 model(*given)
         shd(teacher_maps, student_maps)
 
-    with capture(teacher) as teacher_maps, capture(student) as student_maps, caplog.at_level(logging.WARNING, "dit_shd"):
+    with (
+        capture(teacher) as teacher_maps,
+        capture(student) as student_maps,
+        caplog.at_level(logging.WARNING, "dit_shd"),
+    ):
         step([teacher, student])
         step([])  # the same captures again: another use of what has run
         step([teacher, student])

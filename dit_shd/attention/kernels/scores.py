@@ -170,7 +170,7 @@ def attend_values(
         for v in tl.static_range(VALUES):
             partner = tl.load(partners + slot * VALUES + v)
             shift = tl.where(which == v, partner.to(tl.int64) * value_h, shift)
-            met = met & ((which != v) | (partner >= 0))
+            met = met & (tl.where(which == v, partner, 0) >= 0)
         acc = tl.zeros([ROWS, VALUES * BLOCK_VALUE], tl.float32)
     stop = M
     if CAUSAL:

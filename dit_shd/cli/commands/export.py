@@ -11,7 +11,7 @@ import platform
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -20,10 +20,13 @@ from dit_shd.cli.commands import Command
 from dit_shd.core.config import REQUIRED, checked, option
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import atomic_folder
+from dit_shd.core.hashing import sha256_of_tensors
 from dit_shd.core.places import Place, is_here
+from dit_shd.core.pretrained import model_folder
 from dit_shd.core.yaml_files import read_yaml
 from dit_shd.models import deployment, loading
 from dit_shd.models.deployment import Runtime
+from dit_shd.models.export import exported_step
 from dit_shd.profiling.latency import median_seconds, one_thread
 from dit_shd.reports.tables import plain_table
 
@@ -102,7 +105,7 @@ def export(config: ExportConfig) -> tuple[Path, list[Measured]]:
             difference = deployment.difference(model, runtime, "model.onnx")
             rows.append(_measured(config, "model", model, "onnxruntime", runtime, difference))
         rows += _teachers(config)
-        record = {"run": config.run, "rows": [asdict(row) for row in rows], "torch": torch.__version__}
+        record = {**_weights(config.run, model), "rows": [asdict(row) for row in rows], "torch": torch.__version__}
         (part / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return out, rows
 
@@ -110,7 +113,7 @@ def export(config: ExportConfig) -> tuple[Path, list[Measured]]:
 def _folder(config: ExportConfig) -> Path:
     """The folder to write, if it may be written."""
     run = Path(config.run)
-    out = config.out or (run if run.is_dir() else Path()) / "export"
+    out = config.out or _beside(run)
     if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
         earlier = (out / RECORD).is_file()
         if not (earlier and config.force):
@@ -119,6 +122,21 @@ def _folder(config: ExportConfig) -> Path:
         if others:
             raise UserError(f"{out}: holds {others[0]}, too, so it is not replaced; choose another out=FOLDER")
     return out
+
+
+def _beside(run: Path) -> Path:
+    """Where an export goes by default: not into a student's folder, which the next step of its run replaces."""
+    if not run.is_dir():
+        return Path("export")
+    of_run = (run.absolute().parent / "config.yaml").is_file() and (run / "config.json").is_file()
+    return run.absolute().parent / f"export_{run.absolute().name}" if of_run else run / "export"
+
+
+def _weights(run: str, model: nn.Module) -> dict[str, Any]:
+    """Which weights these are: a run that goes on has others afterwards."""
+    folder = model_folder(Path(run))
+    step = None if folder is None else exported_step(folder)
+    return {"run": run, "step": step, "model_sha256": sha256_of_tensors(model)}
 
 
 def _torch(model: nn.Module, program: torch.export.ExportedProgram, config: ExportConfig) -> Iterator[Measured]:

@@ -9,7 +9,8 @@ from dit_shd.core.config import REQUIRED, option
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import atomic_folder
 from dit_shd.core.places import Place
-from dit_shd.diffusion.prompt_generation import assemble, write_pipeline
+from dit_shd.diffusion.assembly import assemble, write_pipeline
+from dit_shd.diffusion.prompt_generation import call_arguments
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class Pipeline(Command[PipelineConfig]):
     def run(self, config: PipelineConfig) -> None:
         if config.out.exists():
             raise UserError(f"out: '{config.out}' is there already; choose another folder")
-        pipeline, _ = assemble(config.run, config.pipeline)
+        pipeline, record = assemble(config.run, config.pipeline)
         with atomic_folder(config.out) as part:
-            write_pipeline(pipeline, config.run, part)
-        print(f"done: {config.out}\nnext: diffusers.DiffusionPipeline.from_pretrained('{config.out}')")
+            write_pipeline(pipeline, record, config.run, part)
+        learned = "".join(f", {key}={value}" for key, value in call_arguments(pipeline, record, {}).items())
+        print(f"done: {config.out}\nnext: diffusers.DiffusionPipeline.from_pretrained('{config.out}')(prompt{learned})")

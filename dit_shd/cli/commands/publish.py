@@ -16,9 +16,8 @@ from dit_shd.cli.commands import Command
 from dit_shd.core.config import REQUIRED, checked, option
 from dit_shd.core.errors import UserError, error_line
 from dit_shd.core.places import HUB, Place
+from dit_shd.core.pretrained import PIPELINE, TRAINING, model_folder, read_config
 from dit_shd.core.pretrained import RECORD as AUTOENCODER
-from dit_shd.core.pretrained import TRAINING, model_folder, read_config
-from dit_shd.data.pipeline_record import RECORD as PIPELINE
 from dit_shd.models.provenance import provenance
 
 if TYPE_CHECKING:

@@ -2,9 +2,11 @@
 
 The folder is one of transformers with safetensors (config.json, model.safetensors, tokenizer files), as the hub has
 openai/clip-vit-large-patch14; nothing is downloaded. Pictures are resized on their shorter side (bicubic, antialias),
-cut in the middle and normalised as CLIP's. The title carries the hash of the weights: FD(clip-1a2b3c4d).
+cut in the middle and normalised, by the mean and deviation of preprocessor_config.json, or else those of OpenAI's CLIP;
+a folder that says another preparation is refused. The title carries the hash of the weights: FD(clip-1a2b3c4d).
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,10 @@ from dit_shd.evaluation.features import FeatureNetwork, Features
 from dit_shd.evaluation.network_weights import weights_folder
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-CONFIG, WEIGHTS = "config.json", "*.safetensors"
+CONFIG, WEIGHTS, PREPARATION = "config.json", "*.safetensors", "preprocessor_config.json"
+STEPS = dict.fromkeys(("do_resize", "do_center_crop", "do_rescale", "do_normalize"), True)
+BICUBIC = 3
+"""Of Pillow, as `resample` has it."""
 ADVICE = (
     "download a CLIP model of transformers with safetensors once (hf download openai/clip-vit-large-patch14 "
     "--local-dir clip) and pass features.weights=FOLDER; a folder with open_clip_config.json is of features open_clip"
@@ -33,7 +38,8 @@ class CLIP(FeatureNetwork):
         weights: The folder.
 
     Raises:
-        UserError: No such folder, weights that are missing or no safetensors, or another model than CLIP.
+        UserError: No such folder, weights that are missing or no safetensors, another model than CLIP, or pictures that
+            are prepared in another way.
     """
 
     channels = 3
@@ -54,9 +60,12 @@ class CLIP(FeatureNetwork):
         self.title = f"clip-{self.sha256[:8]}"
         self._side: int = network.config.vision_config.image_size
         self._tokens: int = network.config.text_config.max_position_embeddings
+        self._mean, self._std = _normalisation(folder, self._side)
+        if (self._mean, self._std) != (MEAN, STD):
+            self.options = {"image_mean": self._mean, "image_std": self._std}
 
     def _forward(self, images: Tensor) -> Features:
-        mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (MEAN, STD))
+        mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (self._mean, self._std))
         pixels = (cut(images, self._side) / 255 - mean) / std
         hidden = self._clip.vision_model(pixel_values=pixels).pooler_output
         return Features(self._clip.visual_projection(hidden).float())
@@ -66,6 +75,34 @@ class CLIP(FeatureNetwork):
         tokens = self._tokenizer(list(prompts), **options).to(self.device)
         hidden = self._clip.text_model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).pooler_output
         return self._clip.text_projection(hidden).float()
+
+
+def _normalisation(folder: Path, side: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of a folder's pictures, which are otherwise prepared as here; OpenAI's where it says none.
+
+    Raises:
+        UserError: It says another preparation.
+    """
+    file = folder / PREPARATION
+    if not file.is_file():
+        return MEAN, STD
+    sizes: dict[str, Any] = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
+    followed = {**STEPS, **sizes, "resample": BICUBIC, "rescale_factor": 1 / 255}
+    try:
+        says = json.loads(file.read_text(encoding="utf-8"))
+        says |= {key: dict.fromkeys(sizes[key], says[key]) for key in sizes if isinstance(says.get(key), int)}
+        mean, std = (tuple(map(float, says.get(k, known))) for k, known in (("image_mean", MEAN), ("image_std", STD)))
+        other = next((key for key, value in followed.items() if says.get(key, value) != value), None)
+        if len(mean) != 3 or len(std) != 3 or not min(std) > 0:
+            raise ValueError(f"wanted 3 means and 3 positive deviations, found {mean} and {std}")
+    except Exception as error:  # an untrusted file can be wrong in any way
+        raise UserError(f"features.weights: {file} is no preparation of pictures ({error_line(error, 100)})") from error
+    if other is not None:
+        raise UserError(
+            f"features.weights: {file}: {other}: {says[other]} is not followed by features clip, wanted "
+            f"{followed[other]}; a model of open_clip's own format has features open_clip, which follows more"
+        )
+    return mean, std
 
 
 def cut(images: Tensor, side: int) -> Tensor:

@@ -74,6 +74,7 @@ def test_blocks_that_do_nothing_are_found_and_a_run_begins_without_them(
     ("changes", "message"),
     [
         (["keep=6"], "keep: wanted 2 to 5 of 5 blocks"),
+        (["timesteps=[-5]"], "timesteps: wanted 0 to 799, found -5"),
         (["blocks=layers"], "blocks: wanted one of blocks, found layers"),
         (["samples=2", "batch_size=2", "timesteps=[1]", "keep=4"], "tokens are too few"),
     ],

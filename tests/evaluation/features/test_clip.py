@@ -83,6 +83,50 @@ def test_pictures_are_prepared_as_by_transformers(folder, size):
     assert (found - expected).abs().max() <= 1
 
 
+def prepared(folder, out, **changes):
+    """The same model with a preprocessor_config.json, as transformers writes it."""
+    shutil.copytree(folder, out)
+    side = json.loads((folder / "config.json").read_text())["vision_config"]["image_size"]
+    given = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}, **changes}
+    CLIPImageProcessor(**given).save_pretrained(out)
+    return out
+
+
+@pytest.mark.parametrize("mean", [None, [0.5, 0.4, 0.3]])
+def test_pictures_are_normalised_as_their_folder_says(mean, folder, tmp_path):
+    """Of one set of weights with another mean the score was that of OpenAI's."""
+    given = prepared(
+        folder, tmp_path / "clip", **({} if mean is None else {"image_mean": mean, "image_std": [0.5] * 3})
+    )
+    network, images = CLIP(given), photos(4, 24, 24, 3)  # no resizing: that has a test of its own
+    pixels = CLIPImageProcessor.from_pretrained(given)(list(images.numpy()), return_tensors="pt").pixel_values
+    with torch.no_grad():
+        hidden = network._clip.vision_model(pixel_values=pixels).pooler_output
+        expected = network._clip.visual_projection(hidden)
+    torch.testing.assert_close(network.extract(images).pooled.float(), expected, rtol=1e-4, atol=1e-4)
+    assert (network.identity == CLIP(folder).identity) is (mean is None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"resample": 2}, "resample: 2 is not followed by features clip, wanted 3"),
+        ({"do_center_crop": False}, "do_center_crop: False is not followed"),
+        ({"size": {"height": 24, "width": 24}}, "size: .*'height': 24.* is not followed .* wanted .'shortest_edge': "),
+        ({"image_std": [0.5, 0.0, 0.5]}, "wanted 3 means and 3 positive deviations"),
+    ],
+)
+def test_another_preparation_is_refused(changes, message, folder, tmp_path):
+    given = prepared(folder, tmp_path / "clip")
+    file = given / "preprocessor_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    with pytest.raises(UserError, match=message):
+        CLIP(given)
+    file.write_text("[]")
+    with pytest.raises(UserError, match="is no preparation of pictures"):
+        CLIP(given)
+
+
 def test_evaluate_scores_samples_with_their_prompts(folder, tmp_path):
     images = photos(8, 24, 24, 3).numpy()
     np.savez(tmp_path / "samples.npz", images, np.arange(8) % 4)
