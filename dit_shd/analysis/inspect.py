@@ -205,8 +205,11 @@ def inputs_of(config: InspectConfig, model: nn.Module, run: dict[str, Any]) -> I
     if data is None:
         return SyntheticInputs(model, batches, config.seed, config.time)
     if loading.why_not_conditional(model) is not None:
-        name = type(model).__name__
-        raise UserError(f"data: {name} takes more than images and labels; use inputs=FILE, of a pipeline prompt=TEXT")
+        whose = "data" if config.data is not None else f"{data.name}, the data of {config.model}"
+        raise UserError(
+            f"{whose}: {type(model).__name__} takes more than images and labels; use inputs=FILE, or dit-shd inspect "
+            "of a pipeline with prompt=TEXT"
+        )
     process = process_of(model, schedule_length(run))
     return DatasetInputs(model, DATASETS.build(data, "data"), process, batches, config.seed)
 

@@ -8,13 +8,16 @@ from typing import ClassVar
 
 import pytest
 from huggingface_hub import constants
+from prompt_students import prompt_student
 from small_families import build, same
+from tiny_pipelines import write_pipeline
 
 from dit_shd.cli.program import main
 from dit_shd.core import places
 from dit_shd.core.errors import UserError
 from dit_shd.data.autoencoder import read_autoencoder
 from dit_shd.data.sources.detect import open_source
+from dit_shd.diffusion.assembly import assemble
 from dit_shd.models import loading, provenance
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"
@@ -93,6 +96,18 @@ def test_a_model_is_fetched_from_the_hub_and_only_what_is_needed_of_it(hub, tmp_
     assert provenance.provenance("hub:somebody/dit").license == "mit"
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # what is in the cache needs no network
     assert same(loading.load("hub:somebody/dit").to_public(), build("dit").to_public())
+
+
+def test_the_pipeline_of_a_students_text_is_known_from_the_hub_too(hub, tmp_path):
+    """Its tokens and size, and that the text encoders are those that it has learned."""
+    run = prompt_student(write_pipeline("sd3", tmp_path / "pipeline"), tmp_path / "run")
+    hub.files = contents(run / "student")
+    whole, record = assemble("hub:somebody/dit", None)
+    assert (record.text_tokens, record.size) == (8, (16, 16))
+    assert same(whole.transformer.state_dict(), loading.load(run / "student").state_dict())
+    other = write_pipeline("sd3", tmp_path / "other", seed=1)
+    with pytest.raises(UserError, match="has other text encoders"):
+        assemble("hub:somebody/dit", str(other))
 
 
 def test_what_the_hub_has_not_is_said(hub):

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, ClassVar
 from dit_shd.cli.commands import Command
 from dit_shd.core.config import REQUIRED, checked, option
 from dit_shd.core.errors import UserError, error_line
+from dit_shd.core.json_files import read_object
 from dit_shd.core.places import HUB, Place
 from dit_shd.core.pretrained import PIPELINE, TRAINING, model_folder, read_config
 from dit_shd.core.pretrained import RECORD as AUTOENCODER
+from dit_shd.data.pipeline_record import INDEX
 from dit_shd.models.provenance import provenance
 
 if TYPE_CHECKING:
@@ -77,8 +79,12 @@ class Publish(Command[PublishConfig]):
         """Upload, and print where it is."""
         address, name = publish(config), f"hub:{config.repository.removeprefix('hub:')}"
         folder = model_folder(Path(config.run))
-        draws = folder is not None and read_config(folder).keys() >= SAMPLED
-        print(f"done: {address}\nnext: " + (f"dit-shd sample {name} count=16" if draws else f"load it as {name}"))
+        then = f"load it as {name}"
+        if folder is not None and (folder / PIPELINE).is_file():
+            then = f"dit-shd sample {name} prompts=FILE"
+        elif folder is not None and read_config(folder).keys() >= SAMPLED:
+            then = f"dit-shd sample {name} count=16"
+        print(f"done: {address}\nnext: {then}")
 
 
 def publish(config: PublishConfig) -> str:
@@ -102,6 +108,11 @@ def publish(config: PublishConfig) -> str:
     folder = model_folder(Path(config.run)) if Path(config.run).is_dir() else None
     if folder is None:
         raise UserError(f"{config.run}: wanted a run or the folder of a model, found no model in it")
+    if folder.name == "transformer" and (folder.parent / INDEX).is_file():
+        raise UserError(
+            f"{config.run}: is a whole pipeline; publish the run or the student that is in it, which is drawn with the "
+            "pipeline that it records, or put the folder on the hub with `hf upload`"
+        )
     if not (folder / "README.md").is_file():
         raise UserError(f"{folder}: has no card (README.md), and a model without its licence is not published")
     files = _files(folder)
@@ -151,7 +162,7 @@ def _files(folder: Path) -> list[str]:
     """What of a model's folder is the model's: its files, none of folders in it.
 
     Raises:
-        UserError: No whole weights in safetensors.
+        UserError: No whole weights in safetensors, or an index of some that are not there.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -167,4 +178,10 @@ def _files(folder: Path) -> list[str]:
                 pass
         except (SafetensorError, OSError) as error:
             raise UserError(f"{folder / name}: not whole safetensors ({error}); not published") from error
+    for index in [name for name in names if name.endswith(".safetensors.index.json")]:
+        placed = (read_object(folder / index) or {}).get("weight_map")
+        listed = set(placed.values()) if isinstance(placed, dict) else {"a weight_map"}
+        absent = sorted(listed - set(names))
+        if absent:
+            raise UserError(f"{folder / index}: wanted all that it lists, found no {absent[0]}; not published")
     return [name for name in names if name in FILES or name.endswith(SUFFIXES)]

@@ -7,9 +7,12 @@ import huggingface_hub
 import pytest
 from huggingface_hub import ModelInfo
 from huggingface_hub.utils import filter_repo_objects
+from prompt_students import prompt_student
+from tiny_pipelines import write_pipeline
 
 from dit_shd.cli.program import main
 from dit_shd.core.pretrained import asset
+from dit_shd.models import loading
 
 
 @pytest.fixture
@@ -174,3 +177,29 @@ def test_no_login_is_one_line(calls, monkeypatch, capsys):
     assert main(["publish", str(asset("digits_teacher")), "me/digits"]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and "hf auth login" in lines[0]
+
+
+def test_shards_that_are_not_all_there_stay_here(calls, tmp_path, capsys):
+    """On the hub they would take the place of whole ones."""
+    folder = tmp_path / "sharded"
+    loading.load("asset:digits_teacher").save_pretrained(folder, max_shard_size="2MB")
+    shutil.copyfile(asset("digits_teacher") / "README.md", folder / "README.md")
+    assert main(["publish", str(folder), "me/digits"]) == 0 and len(calls) == 2
+    gone = sorted(folder.glob("*-of-*.safetensors"))[1]
+    gone.unlink()
+    assert main(["publish", str(folder), "me/digits"]) == 2 and len(calls) == 2
+    assert f"wanted all that it lists, found no {gone.name}; not published" in capsys.readouterr().err
+
+
+def test_a_whole_pipeline_is_not_a_student(calls, tmp_path, capsys):
+    pipeline = write_pipeline("sd3", tmp_path / "pipeline")
+    assert main(["publish", str(pipeline), "me/whole"]) == 2 and not calls
+    assert "is a whole pipeline; publish the run or the student that is in it" in capsys.readouterr().err
+
+
+def test_how_a_text_to_image_student_is_drawn_from_is_said(calls, tmp_path, capsys):
+    folder = prompt_student(write_pipeline("sd3", tmp_path / "pipeline"), tmp_path / "run") / "student"
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    assert main(["publish", str(folder), "me/text"]) == 0
+    assert "next: dit-shd sample hub:me/text prompts=FILE" in capsys.readouterr().out
+    assert "pipeline.json" in calls[1][2]["allow_patterns"]
