@@ -49,7 +49,7 @@ def assemble(run: str, place: str | None, precision: str = "no") -> tuple["Diffu
         UserError: Nothing says which pipeline, or it has other text encoders than the student has learned.
     """
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    student = _folder(run)
+    student = student_folder(run)
     record = None if student is None else read_record(student)
     if student is None or record is None:
         if place is None and not run.startswith(("hub:", "asset:")) and not (Path(run) / INDEX).is_file():
@@ -101,7 +101,7 @@ def write_pipeline(pipeline: "DiffusionPipeline", record: PipelineRecord, run: s
         if not part.name.startswith("text_encoder") or weight_files(part):
             shutil.rmtree(folder / part.name, ignore_errors=True)
             shutil.copytree(part, folder / part.name, ignore=unopened)
-    student = _folder(run)
+    student = student_folder(run)
     if student is not None and (student / CARD).is_file():
         shutil.copyfile(student / CARD, folder / CARD)
     if student is not None and read_record(student) is not None:
@@ -125,8 +125,8 @@ def _kept_autoencoder(student: Path, pipeline: Path, dtype: torch.dtype) -> dict
     return {"vae": nn.Module.to(origin.find().vae, dtype)}
 
 
-def _folder(run: str) -> Path | None:
-    """The folder of a run's student, of a pipeline's transformer, or of an asset."""
+def student_folder(run: str) -> Path | None:
+    """The folder of a run's student, of a pipeline's transformer, of an asset, or of what a name on the hub is of."""
     if run.startswith("asset:"):
         return asset(run.removeprefix("asset:"))
     place = find(run, "model")

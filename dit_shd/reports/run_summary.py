@@ -132,9 +132,9 @@ def summary_lines(run: RunSummary) -> list[tuple[str, str]]:
     lines.append(
         (
             "steps",
-            f"{run.steps:,} of {settings.get('batch_size')}, {optimizer.get('name')} at {optimizer.get('lr'):g}"
+            f"{run.steps:,} of {settings.get('batch_size')} samples, {optimizer.get('name')} at {optimizer.get('lr'):g}"
             if isinstance(optimizer.get("lr"), float)
-            else f"{run.steps:,} of {settings.get('batch_size')}",
+            else f"{run.steps:,} of {settings.get('batch_size')} samples",
         )
     )
     if run.metrics:

@@ -25,6 +25,8 @@ from dit_shd.core.config import checked
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import atomic_folder
 from dit_shd.data.model_origin import of_source
+from dit_shd.data.pipeline_record import read_record
+from dit_shd.diffusion.assembly import student_folder
 from dit_shd.distillation.initialisation.depth import student_of
 from dit_shd.distillation.kept import KeptPlan
 from dit_shd.models import cards, export, provenance
@@ -86,10 +88,12 @@ def _student(model: nn.Module, plan: KeptPlan) -> nn.Module | None:
 
 
 def _write(student: nn.Module, folder: Path, source: str) -> None:
-    """A model of kept blocks, with the licence, the schedule and the autoencoder of the model that they are of."""
+    """A model of kept blocks, with the licence, the schedule, the autoencoder and the pipeline of its source."""
     shape, name = shape_of(student), Path(source).name
     latents = of_source(source, shape.channels) if shape.names("in_channels") else None
     origin, digest = provenance.inherited([provenance.provenance(source)]), hashing.sha256_of_tensors(student)
     card = cards.converted(student, f"blocks of {name} (dit-shd depth)", digest, origin, latents)
     schedule = export.schedule(export.run_values(source).get("task"))
-    export.write(cast("ModelMixin", student), folder, card, latents, schedule or None)
+    place = student_folder(source)
+    record = None if place is None else read_record(place)
+    export.write(cast("ModelMixin", student), folder, card, latents, schedule or None, record)

@@ -1,12 +1,17 @@
 """dit-shd depth: redundant blocks are found, plan and student are written, and a run goes on from them."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from prompt_students import prompt_student
 from runs import run
+from tiny_pipelines import write_pipeline
 
 from dit_shd.analysis.redundancy import LinearFits
 from dit_shd.cli import program
+from dit_shd.data.pipeline_record import read_record
 from dit_shd.distillation.kept import KeptPlan
 from dit_shd.models import export, loading, provenance
 from dit_shd.models.families.dit import DiT
@@ -106,3 +111,17 @@ def test_where_no_student_can_be_made_the_plan_is_kept(shapes, tmp_path, caplog)
     assert program.main(["depth", str(teacher), *words, "blocks=en_inblocks", "keep=2"]) == 0
     assert KeptPlan.read(out).weights and not (out / "student").exists()
     assert "no student is written" in caplog.text
+
+
+def test_a_text_to_image_student_keeps_the_record_of_its_text(tmp_path):
+    run = prompt_student(write_pipeline("sd3", tmp_path / "pipeline"), tmp_path / "run")
+    settings = json.loads((run / "student" / "config.json").read_text())
+    arrays = {
+        "hidden_states": np.random.default_rng(0).normal(size=(8, settings["in_channels"], 8, 8)),
+        "encoder_hidden_states": np.zeros((8, 8, settings["joint_attention_dim"])),
+        "pooled_projections": np.zeros((8, settings["pooled_projection_dim"])),
+    }
+    np.savez(tmp_path / "in.npz", **{name: array.astype(np.float32) for name, array in arrays.items()})
+    given = [f"inputs={tmp_path / 'in.npz'}", "keep=1", f"out={tmp_path / 'kept'}"]
+    assert program.main(["depth", str(run / "student"), *given]) == 0
+    assert read_record(tmp_path / "kept" / "student") == read_record(run / "student") is not None
