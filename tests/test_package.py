@@ -83,7 +83,7 @@ def test_the_wheel_holds_the_package_and_the_experiments(wheel):
     assert {
         f"dit_shd/assets/captioned_digits/{part}" for part in ("model_index.json", "transformer/pipeline.json")
     } <= names
-    assert wheel.stat().st_size < 14 * 2**20  # two teachers: 5.5 MB, and 8.1 MB with its whole pipeline
+    assert wheel.stat().st_size < 20 * 2**20  # three teachers: twice 5.5 MB, and 8.1 MB with its whole pipeline
 
 
 def test_no_link_of_its_page_is_relative(wheel, root):
