@@ -27,6 +27,7 @@ from weakref import WeakValueDictionary
 
 from dit_shd.core.distributed import run_on_main
 from dit_shd.core.errors import UserError
+from dit_shd.core.files import atomic_folder
 
 HEARTBEAT_SECONDS = 20
 TIMEOUT_SECONDS = 120
@@ -122,6 +123,22 @@ def locked(file: Path, what: str) -> Generator[None]:
     finally:
         for lock in locks:
             lock.release()
+
+
+@contextmanager
+def new_folder(final: Path, what: str) -> Generator[Path]:
+    """A folder that one command at a time writes, and that appears complete when the block ends; see atomic_folder.
+
+    Args:
+        final: Its path; the block writes into the folder that it is given.
+        what: The command, for the error of another one.
+
+    Raises:
+        UserError: Another process writes it, or it could not be written.
+    """
+    final = final.resolve()
+    with locked(final.with_name(f".{final.name}.lock"), what), atomic_folder(final) as part:
+        yield part
 
 
 def is_held(path: Path) -> bool:

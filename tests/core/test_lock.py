@@ -12,7 +12,7 @@ import pytest
 
 from dit_shd.core import lock
 from dit_shd.core.errors import UserError
-from dit_shd.core.lock import Lock
+from dit_shd.core.lock import Lock, new_folder
 
 HOLDER = """
 import sys, time
@@ -25,8 +25,8 @@ time.sleep(60)
 
 
 @pytest.fixture
-def file(tmp_path):
-    return tmp_path / "run" / ".lock"
+def file(request, tmp_path):
+    return tmp_path / "run" / getattr(request, "param", ".lock")
 
 
 @pytest.fixture
@@ -144,3 +144,17 @@ def test_what_fails_in_the_main_process_fails_in_all(file):
     with lock.locked(file, "x"):
         assert file.exists()
     assert not file.exists()
+
+
+@pytest.mark.parametrize("file", [".out.lock"], indirect=True)
+def test_a_folder_is_written_by_one_command_at_a_time(holder, file):
+    """Two exports into one folder left the files of two models in it."""
+    out = file.parent / "out"
+    with pytest.raises(UserError, match=r"in use by dit-shd train, pid \d+"), new_folder(out, "dit-shd export"):
+        pytest.fail("was let in")
+    assert not out.exists()
+    holder.kill()
+    holder.wait()
+    with new_folder(out, "dit-shd export") as part:
+        (part / "model").touch()
+    assert [path.name for path in file.parent.iterdir()] == ["out"] and (out / "model").is_file()

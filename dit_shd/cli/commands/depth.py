@@ -23,7 +23,7 @@ from dit_shd.cli.commands import Command
 from dit_shd.core import hashing
 from dit_shd.core.config import checked
 from dit_shd.core.errors import UserError
-from dit_shd.core.files import atomic_folder
+from dit_shd.core.lock import new_folder
 from dit_shd.data.model_origin import of_source
 from dit_shd.data.pipeline_record import read_record
 from dit_shd.diffusion.assembly import student_folder
@@ -71,7 +71,7 @@ def depth_to_folder(config: DepthConfig) -> tuple[Path, KeptPlan]:
         raise UserError(f"{out}: exists already; choose another out=FOLDER")
     model, plan = find_plan(config)
     student = _student(model.cpu(), plan) if config.student else None
-    with atomic_folder(out.resolve()) as part:
+    with new_folder(out, "dit-shd depth") as part:
         (part / "plan.json").write_text(plan.text(), encoding="utf-8")
         if student is not None:
             _write(student, part / "student", config.model)

@@ -19,8 +19,8 @@ from torch import nn
 from dit_shd.cli.commands import Command
 from dit_shd.core.config import REQUIRED, checked, option
 from dit_shd.core.errors import UserError
-from dit_shd.core.files import atomic_folder
 from dit_shd.core.hashing import sha256_of_tensors
+from dit_shd.core.lock import new_folder
 from dit_shd.core.places import Place, is_here
 from dit_shd.core.pretrained import model_folder
 from dit_shd.core.yaml_files import read_yaml
@@ -96,7 +96,7 @@ def export(config: ExportConfig) -> tuple[Path, list[Measured]]:
         deployment.require_onnx()
     model = loading.load_conditional(config.run).eval()
     program = deployment.to_program(model)
-    with atomic_folder(out.absolute()) as part:
+    with new_folder(out, "dit-shd export") as part:
         torch.export.save(program, part / "model.pt2")
         rows = [*_torch(model, program, config)]
         if config.onnx:

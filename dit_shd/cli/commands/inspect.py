@@ -26,7 +26,7 @@ from dit_shd.analysis.inspect_text import TextFindings, text_numbers
 from dit_shd.cli.commands import Command
 from dit_shd.core.config import checked, resolve
 from dit_shd.core.errors import UserError
-from dit_shd.core.files import atomic_folder
+from dit_shd.core.lock import new_folder
 from dit_shd.reports.inspection_page import picture_files, write_inspect_page
 from dit_shd.reports.prompt_inspection_page import write_prompt_inspection
 from dit_shd.reports.text_inspection_page import text_pictures, write_text_inspection
@@ -64,7 +64,7 @@ def inspect_to_folder(config: InspectConfig) -> Path:
     out = config.out or Path(f"inspect_{short_name(config.model)}")
     _refuse_overwrite(out, config.force)
     findings = inspect(config)
-    with atomic_folder(out.resolve()) as part:
+    with new_folder(out, "dit-shd inspect") as part:
         print("drawing ...", file=sys.stderr)
         if isinstance(findings, TextFindings):
             values = {"settings": resolve(config), **text_numbers(findings)}

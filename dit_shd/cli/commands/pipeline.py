@@ -7,7 +7,7 @@ from typing import ClassVar
 from dit_shd.cli.commands import Command
 from dit_shd.core.config import REQUIRED, option
 from dit_shd.core.errors import UserError
-from dit_shd.core.files import atomic_folder
+from dit_shd.core.lock import new_folder
 from dit_shd.core.places import Place
 from dit_shd.diffusion.assembly import assemble, write_pipeline
 from dit_shd.diffusion.prompt_generation import call_arguments
@@ -34,7 +34,7 @@ class Pipeline(Command[PipelineConfig]):
         if config.out.exists():
             raise UserError(f"out: '{config.out}' is there already; choose another folder")
         pipeline, record = assemble(config.run, config.pipeline)
-        with atomic_folder(config.out) as part:
+        with new_folder(config.out, "dit-shd pipeline") as part:
             write_pipeline(pipeline, record, config.run, part)
         learned = "".join(f", {key}={value}" for key, value in call_arguments(pipeline, record, {}).items())
         print(f"done: {config.out}\nnext: diffusers.DiffusionPipeline.from_pretrained('{config.out}')(prompt{learned})")
