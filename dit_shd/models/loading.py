@@ -145,8 +145,8 @@ def why_not_conditional(model: nn.Module) -> str | None:
     if by_class and is_conditional(model):
         return None
     return (
-        f"holds {type(model).__name__}, whose forward takes {', '.join([*parameters][:4]) or 'nothing'}; training and "
-        "sampling want a transformer of square latents by class: MDTv2, DiT or diffusers' DiTTransformer2DModel; "
+        f"holds {type(model).__name__}, whose forward takes {', '.join([*parameters][:4]) or 'nothing'}; "
+        "wanted a transformer of square latents by class: MDTv2, DiT or diffusers' DiTTransformer2DModel; "
         "text-to-image models are trained by task.name=text_to_image and sampled by prompts=FILE"
     )
 
