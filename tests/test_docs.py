@@ -26,7 +26,9 @@ def build(root):
 def strange_paths(page, root, beside):
     """Links and paths of this repository in a page that lead nowhere; ROOM and x stand for any name."""
     text = page.read_text()
-    folders = "|".join(sorted(path.name for path in root.iterdir() if path.is_dir() and path.name[0].isalpha()))
+    made = {line.strip("/") for line in (root / ".gitignore").read_text().splitlines()}  # by using what is here
+    ours = (path.name for path in root.iterdir() if path.is_dir() and path.name[0].isalpha())
+    folders = "|".join(sorted(set(ours) - made))
     named = set(re.findall(rf"(?<![\w./-])(?:{folders})/[\w./*-]*[\w*/]", text))
     stand_ins = {name for name in named if "ROOM" in name or name.endswith(("/x.py", "/results.jsonl"))}
     prose = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from dit_shd.core.errors import UserError
-from dit_shd.core.places import HubName, find
+from dit_shd.core.places import Asset, HubName, find
 from dit_shd.core.pretrained import COPY, asset, model_folder, of_hub
 from dit_shd.data.autoencoder import read_autoencoder
 from dit_shd.data.model_origin import of_source
@@ -61,7 +61,7 @@ def assemble(run: str, place: str | None, precision: str = "no") -> tuple["Diffu
         if place is not None:
             _log.warning(
                 "%s: does not record how it was trained (no pipeline.json); prompts have the pipeline's own number of "
-                "tokens, images its own size: call.max_sequence_length=..., call.height=... say others",
+                "tokens, images its own size; dit-shd sample takes others: call.max_sequence_length=..., call.height=...",
                 run,
             )
         components = {} if place is None else {"transformer": _student(run, dtype)}
@@ -127,10 +127,10 @@ def _kept_autoencoder(student: Path, pipeline: Path, dtype: torch.dtype) -> dict
 
 def student_folder(run: str) -> Path | None:
     """The folder of a run's student, of a pipeline's transformer, of an asset, or of what a name on the hub is of."""
-    if run.startswith("asset:"):
-        return asset(run.removeprefix("asset:"))
     place = find(run, "model")
-    return of_hub(place) if isinstance(place, HubName) else model_folder(Path(run))
+    if isinstance(place, Asset):
+        return asset(place.name)
+    return of_hub(place) if isinstance(place, HubName) else model_folder(place)
 
 
 def _student(place: str | Path, dtype: torch.dtype) -> nn.Module:

@@ -180,7 +180,7 @@ def _files(folder: Path) -> list[str]:
             raise UserError(f"{folder / name}: not whole safetensors ({error}); not published") from error
     for index in [name for name in names if name.endswith(".safetensors.index.json")]:
         placed = (read_object(folder / index) or {}).get("weight_map")
-        listed = set(placed.values()) if isinstance(placed, dict) else {"a weight_map"}
+        listed = {str(file) for file in placed.values()} if isinstance(placed, dict) else {"weight_map in it"}
         absent = sorted(listed - set(names))
         if absent:
             raise UserError(f"{folder / index}: wanted all that it lists, found no {absent[0]}; not published")

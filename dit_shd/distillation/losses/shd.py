@@ -282,7 +282,7 @@ class SHD(LayerLoss):
         return {"plans": {layer: [list(group) for group in plan] for layer, plan in self.squeezer.match().items()}}
 
     def restore(self, calibration: dict[str, Any]) -> None:
-        plans = calibration.get("plans")
+        plans = calibration.get("plans") if isinstance(calibration, dict) else None
         if not isinstance(plans, dict) or not all(isinstance(plan, list) for plan in plans.values()):
             raise UserError("SHD: the calibration of this run holds no plans")
         self.squeezer.plans = {layer: tuple(tuple(group) for group in plan) for layer, plan in plans.items()}
