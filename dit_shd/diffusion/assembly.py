@@ -61,7 +61,7 @@ def assemble(run: str, place: str | None, precision: str = "no") -> tuple["Diffu
         if place is not None:
             _log.warning(
                 "%s: does not record how it was trained (no pipeline.json); prompts have the pipeline's own number of "
-                "tokens, images its own size; dit-shd sample takes others: call.max_sequence_length=..., call.height=...",
+                "tokens, images its own size; dit-shd sample takes call.max_sequence_length=..., call.height=...",
                 run,
             )
         components = {} if place is None else {"transformer": _student(run, dtype)}
