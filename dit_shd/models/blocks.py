@@ -3,11 +3,14 @@
 import inspect
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 
 from dit_shd.core.errors import UserError
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
 
 STREAM = "hidden_states"
 """The argument by which a block of diffusers or transformers is given the tokens that it works on."""
@@ -35,6 +38,24 @@ def _is_list_of_blocks(module: nn.Module) -> bool:
 def blocks(model: nn.Module) -> list[nn.Module]:
     """The blocks of `named_blocks` without their names."""
     return list(named_blocks(model).values())
+
+
+def recompute(model: nn.Module) -> None:
+    """Turn on gradient checkpointing: blocks run again in the backward, and hold nothing until then.
+
+    Args:
+        model: Of diffusers, timm or transformers.
+
+    Raises:
+        UserError: A class or an architecture whose library cannot.
+    """
+    try:
+        cast("ModelMixin", model).enable_gradient_checkpointing()
+    except ValueError as error:
+        raise UserError(
+            f"gradient_checkpointing: diffusers recomputes no blocks of {type(model).__name__}; wanted "
+            "gradient_checkpointing=false"
+        ) from error
 
 
 @contextmanager

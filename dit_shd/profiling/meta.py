@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from dit_shd.core.plugins import Plugin
-from dit_shd.models.blocks import blocks
+from dit_shd.models.blocks import blocks, recompute
 from dit_shd.models.families import FAMILIES
 from dit_shd.models.lora import add_noted, note_of
 from dit_shd.models.quantization import OF_QUANTISED
@@ -92,7 +92,7 @@ def recompute_blocks(model: nn.Module, precision: str) -> None:
         model: That is thrown away afterwards.
         precision: As in emulate_gpu.
     """
-    cast("ModelMixin", model).enable_gradient_checkpointing()
+    recompute(model)
     for module in (part for block in blocks(model) for part in (block, *block.children())):
         module.forward = partial(_emulated, module.forward, precision)
 

@@ -21,6 +21,7 @@ from dit_shd.distillation.losses import LOSSES, Loss
 from dit_shd.distillation.teachers import Teachers, role
 from dit_shd.models import loading
 from dit_shd.models.batch_norms import batch_norms
+from dit_shd.models.blocks import recompute
 from dit_shd.models.families import FAMILIES
 from dit_shd.models.families.diffusers import described
 from dit_shd.models.lora import add_lora, check_lora
@@ -204,7 +205,7 @@ def take_a_step(config: TrainConfig, teachers: Teachers, images: int, before: in
     student = FAMILIES.build(config.student, "student").train()
     add_lora(student, config.lora, config.seed)
     if config.gradient_checkpointing:
-        student.enable_gradient_checkpointing()
+        recompute(student)
     task = TASKS.build(config.task, "task")
     distiller = Distiller(task, student, losses).to(device)
     averages = EMA(student, config.ema_rates, config.ema_warmup)

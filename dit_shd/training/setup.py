@@ -22,7 +22,7 @@ from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.initialisation import initialise as initialisation
 from dit_shd.distillation.losses import LOSSES
 from dit_shd.distillation.teachers import Teachers, role
-from dit_shd.models import batch_norms
+from dit_shd.models import batch_norms, blocks
 from dit_shd.models.families import FAMILIES
 from dit_shd.models.loading import check_finite
 from dit_shd.models.lora import add_lora
@@ -115,6 +115,8 @@ def models_and_task(config: TrainConfig) -> Parts:
     task.check_data(dataset)
     config = sized(config, {**dataset.sizes, **task.student_options()})
     student = FAMILIES.build(config.student, "student").train()
+    if config.gradient_checkpointing:
+        blocks.recompute(student)
     losses = [LOSSES.build(plugin, f"losses.{i}") for i, plugin in enumerate(config.losses)]
     checks.teaching(config, losses)
     teachers = load_teachers(config, task)
@@ -267,8 +269,6 @@ def initialise(
 
 def place(config: TrainConfig, distiller: Distiller, teachers: Teachers, accelerator: "Accelerator") -> None:
     """Bring the models to their device, the teachers in slices if the run is sharded, with compiled blocks."""
-    if config.gradient_checkpointing:
-        distiller.student.enable_gradient_checkpointing()  # type: ignore[operator]
     if config.compile:
         compile_blocks(distiller.student, *teachers.values())
     distiller.to(accelerator.device)

@@ -12,6 +12,7 @@ from runs import run, weights
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import remove
+from dit_shd.models.families.mdt import MDTv2
 from dit_shd.squeezing.matching import MapSimilarity
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.run_folder import RunFolder
@@ -134,3 +135,10 @@ def test_what_nothing_would_train_is_told(values, tmp_path, caplog):
     assert "false has none; it stays as it begins" in caplog.text
     run(values, losses=[{"name": "shd"}], run=str(tmp_path / "maps"))
     assert "no loss reads what the student predicts: its last layer stays as it begins" in caplog.text
+
+
+def test_a_student_whose_blocks_are_not_recomputed_is_refused_before_there_is_a_folder(values, monkeypatch):
+    monkeypatch.setattr(MDTv2, "_supports_gradient_checkpointing", False)
+    with pytest.raises(UserError, match=r"^gradient_checkpointing: diffusers recomputes no blocks of MDTv2; wanted gr"):
+        build(make(TrainConfig, {**values, "gradient_checkpointing": True}))
+    assert not Path(values["run"]).exists()
