@@ -97,7 +97,7 @@ def publish(config: PublishConfig) -> str:
         The address of the repository.
 
     Raises:
-        UserError: No student with weights and a card, a name that is none, a public repository where a private one was
+        UserError: No student that loads, with a card, a name that is none, a public repository where a private one was
             asked for, no login, or no answer of the hub.
     """
     config = checked(config, "publish")
@@ -116,6 +116,7 @@ def publish(config: PublishConfig) -> str:
     if not (folder / "README.md").is_file():
         raise UserError(f"{folder}: has no card (README.md), and a model without its licence is not published")
     files = _files(folder)
+    _load(folder)
     origin = provenance(str(folder))
     if origin.forbids_derivatives:
         raise UserError(
@@ -140,6 +141,20 @@ def publish(config: PublishConfig) -> str:
     except Exception as error:  # of several libraries: no login, no network, no permission
         raise UserError(f"hub:{repository}: was not uploaded ({error_line(error)}); hf auth login signs in") from error
     return str(address)
+
+
+def _load(folder: Path) -> None:
+    """Read the model as others will.
+
+    Raises:
+        UserError: Its weights do not fit its config.json, or are not finite.
+    """
+    from dit_shd.models.loading import load
+
+    try:
+        load(folder)
+    except UserError as error:
+        raise UserError(f"{error}; not published") from error
 
 
 def _stale(api: "HfApi", repository: str, private: bool, files: list[str]) -> list[str]:

@@ -8,11 +8,14 @@ import pytest
 from huggingface_hub import ModelInfo
 from huggingface_hub.utils import filter_repo_objects
 from prompt_students import prompt_student
+from safetensors.torch import load_file, save_file
 from tiny_pipelines import write_pipeline
 
 from dit_shd.cli.program import main
+from dit_shd.core.plugins import Plugin
 from dit_shd.core.pretrained import asset
 from dit_shd.models import loading
+from dit_shd.models.families import FAMILIES
 
 
 @pytest.fixture
@@ -102,12 +105,13 @@ def test_what_is_not_the_models_stays_here(calls, student, capsys):
     assert not any(name in out for name in others)
 
 
-def test_a_model_that_draws_nothing_is_not_to_be_sampled(calls, student, capsys):
-    config = json.loads((student / "config.json").read_text())
-    del config["sample_size"]
-    (student / "config.json").write_text(json.dumps(config))
-    assert main(["publish", str(student), "me/words"]) == 0
-    assert "next: load it as hub:me/words" in capsys.readouterr().out
+def test_a_model_that_draws_nothing_is_not_to_be_sampled(calls, tmp_path, capsys):
+    sizes = dict(patch_size=7, embed_dim=24, depth=2, num_heads=3)
+    options = dict(model="deit_tiny_patch16_224", num_classes=10, in_chans=1, img_size=28, mean=[0.3], std=[0.4])
+    FAMILIES.build(Plugin("timm", {**options, "options": sizes}), "student").save_pretrained(tmp_path / "classifier")
+    shutil.copy(asset("digits_teacher") / "README.md", tmp_path / "classifier")
+    assert main(["publish", str(tmp_path / "classifier"), "me/classes"]) == 0
+    assert "next: load it as hub:me/classes" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -203,3 +207,17 @@ def test_how_a_text_to_image_student_is_drawn_from_is_said(calls, tmp_path, caps
     assert main(["publish", str(folder), "me/text"]) == 0
     assert "next: dit-shd sample hub:me/text prompts=FILE" in capsys.readouterr().out
     assert "pipeline.json" in calls[1][2]["allow_patterns"]
+
+
+@pytest.mark.parametrize(
+    ("layers", "scale", "message"),
+    [(8, 1.0, "the weights do not fit config.json"), (6, float("nan"), "its weights are not finite")],
+)
+def test_a_model_that_nobody_could_load_stays_here(calls, student, layers, scale, message, capsys):
+    config, weights = student / "config.json", student / "diffusion_pytorch_model.safetensors"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "num_layers": layers}))
+    save_file({name: scale * tensor for name, tensor in load_file(weights).items()}, weights)
+    assert main(["publish", str(student), "me/digits"]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.endswith("; not published\n")
+    assert not calls
