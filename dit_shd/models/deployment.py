@@ -72,7 +72,7 @@ def to_program(model: nn.Module) -> torch.export.ExportedProgram:
     Raises:
         UserError: Torch.export cannot trace it.
     """
-    batch = torch.export.Dim("batch", min=1, max=4096)
+    batch = torch.export.Dim("batch", min=1)
     shapes = tuple({0: batch} for _ in NAMES)
     try:
         with (

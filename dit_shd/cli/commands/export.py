@@ -4,6 +4,7 @@
   dit-shd export runs/shd onnx=false out=X
 
 Both take latents [b,c,y,x], timesteps [b] and labels [b] of any b, and give the prediction; sampling is the caller's.
+The number of classes is the label of no class (guidance); ONNX takes -1 for it, too, and torch refuses it.
 """
 
 import json

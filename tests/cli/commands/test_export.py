@@ -73,3 +73,8 @@ def test_a_students_folder_keeps_nothing_that_training_would_replace(run, capsys
     assert main(["train", str(run), "steps=2"]) == 0
     assert main(["export", str(run / "student"), *options, "force=true"]) == 0
     assert json.loads((out / "export.json").read_text())["step"] == 2
+
+
+def test_a_program_takes_as_many_images_as_are_given(run):
+    program = torch.export.load(run / "export" / "model.pt2").module()
+    assert len(deployment.torch_runtime(program)(deployment.inputs_for(load(run), 4097))) == 4097
