@@ -115,6 +115,7 @@ def _evaluation(name: str, evaluator: Evaluator, reference: str, folder: Path) -
         return [word.replace("{samples}", samples).replace("{out}", out) for word in words]
     keys = {
         "reference": reference,
+        **({} if evaluator.size is None else {"crop": True}),
         "features": evaluator.features.as_value(),
         "metrics": [metric.as_value() for metric in evaluator.metrics],
         "out": str(folder / f"{name}.json"),

@@ -28,6 +28,7 @@ from dit_shd.core.config import REQUIRED, check_ranges, make, option
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
 from dit_shd.core.yaml_files import override, read_yaml
+from dit_shd.evaluation.reference_statistics import LARGEST
 
 Settings = dict[str, Any]
 """Key (dots reach inside, as in optimizer.lr) -> value."""
@@ -44,6 +45,9 @@ class Evaluator:
     """One evaluation of a cell's samples: by `dit-shd evaluate`, whose keys it has, or by a program."""
 
     reference: str = option("", "images, dataset[:split] or a statistics file")
+    size: int | None = option(
+        None, "side of the samples, to which reference images are cut; empty: they are of one size", (1, LARGEST)
+    )
     features: Plugin = option(Plugin("inception"), "feature network")
     metrics: list[Plugin] = option([Plugin("frechet")], "metrics")
     program: str = option(
@@ -56,14 +60,16 @@ class Evaluator:
         """All that decides its figures."""
         if self.program:
             return [self.program]
-        return [self.features.as_value(), self.reference, [metric.as_value() for metric in self.metrics]]
+        cut = [] if self.size is None else [self.size]
+        return [self.features.as_value(), self.reference, [metric.as_value() for metric in self.metrics], *cut]
 
     def check(self, where: str) -> None:
         """Either a reference or a program that can be run.
 
         Raises:
-            UserError: Neither, both, or a program without its two places.
+            UserError: Neither, both, a program without its two places, or a number out of its range.
         """
+        check_ranges(self, f"{where}.")
         if bool(self.reference) == bool(self.program):
             number = "both" if self.program else "neither"
             raise UserError(f"{where}: wanted a reference (for dit-shd evaluate) or a program, found {number}")

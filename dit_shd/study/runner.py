@@ -179,9 +179,11 @@ class Runner:
             return evaluator.reference
         if is_statistics(evaluator.reference):
             return evaluator.reference  # they are made already
-        about = [evaluator.features.as_value(), evaluator.reference, *_age(Path(expanded(evaluator.reference)))]
+        cut = {} if evaluator.size is None else {"size": evaluator.size}
+        age = _age(Path(expanded(evaluator.reference)))
+        about = [evaluator.features.as_value(), evaluator.reference, *age, *cut.values()]
         file = self.folder / "shared" / f"{name}-{canonical_sha256(about)[:8]}.npz"
-        keys = {"features": about[0], "out": str(file)}
+        keys = {"features": about[0], "out": str(file), **cut}
         self._once(file.stem, [DIT_SHD, "statistics", evaluator.reference, *assignments(keys)])
         return str(file)
 

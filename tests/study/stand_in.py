@@ -61,5 +61,5 @@ def weights():
 
 if __name__ == "__main__":
     with open("calls", "a") as calls:
-        calls.write(" ".join(sys.argv[1:3]) + "\n")
+        calls.write(" ".join(sys.argv[1:]) + "\n")
     main(*sys.argv[1:])

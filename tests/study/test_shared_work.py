@@ -6,6 +6,7 @@ from studies import calls, run
 
 from dit_shd.cli.program import main
 from dit_shd.core.errors import UserError
+from dit_shd.study.design import cells_of, read_study
 
 
 def test_a_reference_that_was_made_anew_is_not_compared_with_by_its_old_statistics(study, tmp_path, capsys):
@@ -63,3 +64,20 @@ def test_a_reference_of_statistics_is_handed_on_as_it_is(study, tmp_path):
     np.savez(tmp_path / "real.npz", mu=np.zeros(2), sigma=np.eye(2), arr_0=np.zeros((2, 4, 4, 3), np.uint8))
     run(study({"cell": 0}, evaluators={"first": {"features": "digits", "reference": "real.npz"}}))
     assert "statistics" not in calls()
+
+
+def test_reference_images_of_any_size_are_cut_to_the_samples(study, tmp_path):
+    """By statistics, and again where a metric wants the images; another size is another cell."""
+    named = {"features": "digits", "reference": "photographs"}
+    evaluators = {"first": named, "near": {**named, "metrics": ["precision_recall"]}}
+    file = study(evaluators=evaluators).study
+    whole = cells_of(read_study(file), file)
+    cut = {name: {**keys, "size": 28} for name, keys in evaluators.items()}
+    config = study({"cell": 0}, evaluators=cut)
+    assert not {cell.sha256 for cell in cells_of(read_study(file), file)} & {cell.sha256 for cell in whole}
+    run(config)
+    lines = (tmp_path / "calls").read_text().splitlines()
+    assert ["size=28" in line for line in lines if line.startswith("statistics")] == [True]
+    assert ["crop=true" in line for line in lines if line.startswith("evaluate")] == [True, True]
+    with pytest.raises(UserError, match=r"evaluators.*size: wanted a number from 1 to 8192, found 0"):
+        read_study(study(evaluators={"first": {**named, "size": 0}}).study)
