@@ -20,6 +20,7 @@ from dit_shd.core.places import HUB, Place
 from dit_shd.core.pretrained import PIPELINE, TRAINING, model_folder, read_config
 from dit_shd.core.pretrained import RECORD as AUTOENCODER
 from dit_shd.data.pipeline_record import INDEX
+from dit_shd.models.loading import load
 from dit_shd.models.provenance import provenance
 
 if TYPE_CHECKING:
@@ -149,8 +150,6 @@ def _load(folder: Path) -> None:
     Raises:
         UserError: Its weights do not fit its config.json, or are not finite.
     """
-    from dit_shd.models.loading import load
-
     try:
         load(folder)
     except UserError as error:

@@ -85,7 +85,7 @@ class CausalLM(LibraryModel, ConfigMixin):
             known = config.get("vocab_size")
             vocab_size = None if isinstance(known, int) and known >= (vocab_size or 0) else vocab_size
         if source is None:
-            return cls(config=config, vocab_size=vocab_size)
+            return cls(config=_unpadded({}, config), vocab_size=vocab_size)
         folder = folder_of(source)
         values = {**read_config(folder), **(config or {})}
         if pretrained:
@@ -97,7 +97,7 @@ class CausalLM(LibraryModel, ConfigMixin):
             if config:
                 _check_change(source, read_config(folder), values)
             return cls.of_folder(folder, values)
-        return cls(config=values, vocab_size=vocab_size)
+        return cls(config=_unpadded(values, config), vocab_size=vocab_size)
 
     def forward(self, *args: Any, **kwargs: Any) -> "CausalLMOutputWithPast":
         """The output of the model of transformers."""
@@ -191,6 +191,14 @@ def _network(config: Mapping[str, object]) -> nn.Module:
             return AutoModelForCausalLM.from_config(settings, attn_implementation=ATTENTION, dtype=torch.float32)
     except Exception as error:  # transformers checks configs in many ways
         raise UserError(f"transformers: {_reason(kind, config, error)}") from error
+
+
+def _unpadded(values: dict[str, object], asked: dict[str, object] | None) -> dict[str, object]:
+    """The config of a model with random weights, without a token of padding unless one is asked for.
+
+    Types have one by default, whose embedding never learns; the number is of another token in these data.
+    """
+    return {**values, "pad_token_id": None, **(asked or {})}
 
 
 def _check_keys(config: Mapping[str, object], source: str | None) -> None:

@@ -51,6 +51,19 @@ def test_a_padded_vocabulary_of_a_config_stays():
         assert build(config={**LLAMA, "vocab_size": named}, vocab_size=257).network.config.vocab_size == size
 
 
+def test_every_token_of_a_new_model_learns(tmp_path):
+    """By default a type of models pads with a token, which is another one in these data, and does not learn."""
+    config = {**LLAMA, "model_type": "gemma", "head_dim": 8, "tie_word_embeddings": False}
+    build(config={**config, "pad_token_id": 3}).save_pretrained(tmp_path)
+    for model in (build(config=config, vocab_size=99), build(source=str(tmp_path), pretrained=False)):
+        model.train()(TOKENS).logits.sum().backward()
+        learned = model.network.get_input_embeddings().weight.grad.abs().sum(1) > 0
+        assert learned.nonzero().flatten().tolist() == TOKENS[0].tolist()
+        assert model.network.config.pad_token_id is None
+    assert build(source=str(tmp_path)).network.config.pad_token_id == 3
+    assert build(config={"model_type": "glm", **{k: v for k, v in config.items() if k != "model_type"}}, vocab_size=99)
+
+
 def test_blocks_are_computed_again_in_the_backward():
     model = causal_lm(GPT2).train()
     model(TOKENS).logits.sum().backward()
