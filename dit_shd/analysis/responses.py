@@ -3,7 +3,8 @@
 import json
 import logging
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -93,10 +94,23 @@ def responses(
     """
     cut = replace(config, prompt_tokens=_room(model, tokenizer, config))
     answers: list[str] = []
-    for first in tqdm(range(0, len(documents), config.batch_size), desc=f"seed {seed}", unit="batch"):
-        indices = range(first, min(first + config.batch_size, len(documents)))
-        answers += _answers(model, tokenizer, [documents[i] for i in indices], seed, indices, cut)
+    with _without_settings(model):
+        for first in tqdm(range(0, len(documents), config.batch_size), desc=f"seed {seed}", unit="batch"):
+            indices = range(first, min(first + config.batch_size, len(documents)))
+            answers += _answers(model, tokenizer, [documents[i] for i in indices], seed, indices, cut)
     return answers
+
+
+@contextmanager
+def _without_settings(model: CausalLM) -> Generator[None]:
+    """Leave a model's own generation_config.json (penalties, least lengths) out in the block: all draw alike."""
+    from transformers import GenerationConfig
+
+    settings, model.network.generation_config = model.network.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.network.generation_config = settings
 
 
 def _room(model: CausalLM, tokenizer: Tokenizer, config: RougeConfig) -> int:

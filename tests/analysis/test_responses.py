@@ -59,6 +59,17 @@ def test_temperature_0_takes_the_likeliest_token():
         assert answer == tokenizer.decode([token for token in drawn if token != tokenizer.end])
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_models_own_settings_of_generation_change_nothing(temperature):
+    """As many instruct models have them; a student that began as one exports them."""
+    model, tokenizer = causal_lm(GPT2, std=0.1), ByteTokenizer()
+    plain = responses(model, tokenizer, PROMPTS, 3, settings(temperature=temperature))
+    others = {"repetition_penalty": 1.7, "no_repeat_ngram_size": 1, "min_new_tokens": 5, "max_length": 9}
+    model.network.generation_config.update(**others)
+    assert responses(model, tokenizer, PROMPTS, 3, settings(temperature=temperature)) == plain
+    assert model.network.generation_config.repetition_penalty == 1.7
+
+
 def test_the_command_scores_every_model_on_every_set(tmp_path, capsys):
     for seed, name in enumerate(("one", "two")):
         model = causal_lm(GPT2, seed)
