@@ -166,6 +166,23 @@ def test_padding_and_prompts_do_not_count(tmp_path):
 
 
 @pytest.mark.parametrize("pack", [True, False])
+def test_tokens_with_which_a_tokenizer_begins_are_not_learned(tmp_path, pack):
+    """GLM's begins with two, of which the first would predict the second, always rightly."""
+    from tokenizers import Tokenizer, models, processors
+
+    model = Tokenizer(models.WordLevel({"[gMASK]": 0, "<sop>": 1, "<end>": 2, "a": 3}, unk_token="a"))
+    model.add_special_tokens(["[gMASK]", "<sop>", "<end>"])
+    begin = [("[gMASK]", 0), ("<sop>", 1)]
+    model.post_processor = processors.TemplateProcessing(single="[gMASK] <sop> $A", special_tokens=begin)
+    model.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<end>"}))
+    made = task(lines(tmp_path, 9), pack=pack, length=16, tokenizer=str(tmp_path), held_out=0.0)
+    batch = batch_of(made)
+    targets = batch.targets[batch.target_weight > 0]
+    assert {0, 1} <= set(batch.tokens.flatten().tolist()) and set(targets.tolist()) == {2, 3}
+
+
+@pytest.mark.parametrize("pack", [True, False])
 def test_parts_of_a_batch_add_up_to_the_batch(tmp_path, pack):
     """Samples have other numbers of targets, and a step's mean is over its tokens however it is divided."""
     model, made = causal_lm(GPT2), task(lines(tmp_path), pack=pack, length=30)

@@ -98,7 +98,8 @@ class Text(Dataset):
         known = self.tokenizer
         prompts, texts = known.encode_prompts(documents), known.encode([d.text for d in documents])
         rows = [np.concatenate([known.begin, p, t, [known.end]]).astype(np.int32) for p, t in zip(prompts, texts)]
-        masked = [len(known.begin) + len(p) if len(p) else 0 for p in prompts]
+        begin = len(known.begin)  # one begin token is predicted by nothing; of several (GLM) the others are no text
+        masked = [begin + len(p) if len(p) or begin > 1 else 0 for p in prompts]
         self._sequences = Sequences.of(rows, masked, self.length, self._pack)
         self.text_bytes = sum(len(d.text.encode()) for d in documents)
         """Of the texts, prompts apart."""
