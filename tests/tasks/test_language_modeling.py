@@ -89,6 +89,9 @@ def test_an_exported_student_ends_where_its_text_did(tmp_path):
     chat.network.generation_config.eos_token_id = [7, 256]
     made.describe(chat)
     assert chat.network.generation_config.eos_token_id == [7, 256]
+    by_chance = causal_lm({**LLAMA, "eos_token_id": 256, "bos_token_id": 1})
+    made.describe(by_chance)
+    assert by_chance.network.config.bos_token_id == by_chance.network.generation_config.bos_token_id == 256
 
 
 def batch_of(made, step=0, positions=range(8), size=8):

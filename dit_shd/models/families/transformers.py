@@ -122,9 +122,11 @@ class CausalLM(LibraryModel, ConfigMixin):
         self.tokenizer = tokenizer
         for settings in (self.network.config, self.network.generation_config):
             known = settings.eos_token_id
-            if tokenizer.end in (known if isinstance(known, list) else [known]):
+            if tokenizer.end not in (known if isinstance(known, list) else [known]):
+                settings.eos_token_id = tokenizer.end
+            elif self.folder is not None:
                 continue
-            settings.eos_token_id, settings.bos_token_id = tokenizer.end, tokenizer.begin[0]
+            settings.bos_token_id = tokenizer.begin[0]
             if self.folder is None:
                 settings.pad_token_id = None
 
