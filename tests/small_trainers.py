@@ -23,10 +23,10 @@ def samples(seed=0, length=12):
 
 
 def batch_of(tokens, learned, real):
-    """The same as our own task has it."""
+    """The same as a batch of our own task; a sequence's last token, which predicts nothing, takes no part."""
     documents = torch.where(real, 0, PADDING)
     targets = learned[:, 1:] & (documents[:, 1:] != PADDING)
-    rows = learned[:, :-1]
+    rows = learned[:, :-1] & real[:, 1:]
     weights = (mask.float() / mask.float().mean() for mask in (targets, rows))
     indices = torch.arange(len(tokens))
     return TokenBatch("plain", 0, indices, tokens, *weights, indices, None)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dit_shd.core.errors import UserError
@@ -54,10 +55,10 @@ def is_causal(model: nn.Module) -> bool:
 def query_rows(inputs: Inputs, prompts: bool = False, causal: bool = True) -> Tensor:
     """The query rows that take part, boolean [b,n].
 
-    Of a batch with labels these are the tokens that are learned, by their own label. The batch's last column, which
-    predicts nothing in a causal model, takes no part there, as in our own task, whose models are not given it. Of texts
-    that TRL's DistillationTrainer has generated, they are the tokens of the completion, which are what it divides its
-    loss by.
+    Of a batch with labels these are the tokens that are learned, by their own label. In a causal model a sequence's
+    last token predicts nothing and takes no part, whatever the batch is padded to and on which side: gradients do not
+    depend on how a batch is divided. Of texts that TRL's DistillationTrainer has generated, they are the tokens of the
+    completion, which are what it divides its loss by.
 
     Args:
         inputs: `labels` (-100: not learned), or TRL's prompt_ids, completion_ids and completion_mask.
@@ -74,12 +75,11 @@ def query_rows(inputs: Inputs, prompts: bool = False, causal: bool = True) -> Te
         raise UserError(f"add_shd: wanted labels in the trainer's batch, found {', '.join(inputs)}")
     if labels.ndim != 2:
         raise UserError(f"add_shd is for language models: wanted labels [b,n], found {list(labels.shape)}")
-    rows = torch.ones_like(labels, dtype=torch.bool) if prompts else labels != IGNORED
-    if isinstance(real, Tensor) and real.shape == rows.shape:  # of packed sequences it may be a mask [b,1,n,n]
-        rows = rows & real.bool()
-    if causal:
-        rows[:, -1] = False
-    return rows
+    if not isinstance(real, Tensor) or real.shape != labels.shape:  # of packed sequences it may be a mask [b,1,n,n]
+        real = torch.ones_like(labels)
+    real = real.bool()
+    rows = real if prompts else real & (labels != IGNORED)
+    return rows & F.pad(real[:, 1:], (0, 1)) if causal else rows
 
 
 def _completion_rows(inputs: Inputs, prompts: bool) -> Tensor:

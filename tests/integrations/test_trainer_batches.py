@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 import transformers
 
 from dit_shd.core.errors import UserError
@@ -16,16 +17,36 @@ GENERATED = {
 
 
 def test_rows_of_labels():
-    """Not the prompt, not padding, not the last one, which predicts nothing."""
-    labels = torch.tensor([[-100, 5, 6, 7], [-100, -100, 5, -100]])
+    """Not the prompt, not padding, not a sequence's last one, which predicts nothing."""
+    labels = torch.tensor([[-100, 5, 6, 7], [-100, 4, 5, -100]])
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
     inputs = {"labels": labels, "attention_mask": mask}
-    assert query_rows(inputs).tolist() == [[False, True, True, False], [False, False, True, False]]
-    assert query_rows(inputs, prompts=True).tolist() == [[True, True, True, False], [True, True, True, False]]
-    assert torch.equal(query_rows({"labels": labels}), query_rows(inputs))
+    assert query_rows(inputs).tolist() == [[False, True, True, False], [False, True, False, False]]
+    assert query_rows(inputs, prompts=True).tolist() == [[True, True, True, False], [True, True, False, False]]
     whole = {"labels": labels, "attention_mask": torch.ones(2, 1, 4, 4, dtype=torch.bool)}
-    assert torch.equal(query_rows(whole), query_rows(inputs))
+    assert query_rows({"labels": labels}).tolist() == [[False, True, True, False], [False, True, True, False]]
+    assert torch.equal(query_rows(whole), query_rows({"labels": labels}))
     assert labels[0, 3] == 7
+
+
+def test_which_rows_take_part_does_not_depend_on_padding():
+    """Neither on its side nor on how long the batch's other sequences are."""
+    learned = [5, 12, 3]
+    wide = (
+        [F.pad(torch.arange(1, n + 1), (0, 12 - n)) for n in learned],
+        [F.pad(torch.arange(1, n + 1), (12 - n, 0)) for n in learned],
+    )
+    alone = [torch.arange(1, n + 1) for n in learned]
+
+    def rows(tokens):
+        """The numbers of the tokens that take part, of each sequence."""
+        labels = torch.stack(tuple(tokens))
+        real = labels > 0
+        found = query_rows({"labels": labels.masked_fill(~real, -100), "attention_mask": real.long()})
+        return [labels[i][found[i]].tolist() for i in range(len(labels))]
+
+    want = [list(range(1, n)) for n in learned]
+    assert rows(wide[0]) == rows(wide[1]) == [rows([tokens])[0] for tokens in alone] == want
 
 
 def test_the_last_token_of_a_masked_language_model_is_learned_like_any_other():

@@ -6,6 +6,7 @@ Nothing else is read: no pickle, and no code of the repository (auto_map).
 
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from difflib import get_close_matches
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
@@ -17,6 +18,7 @@ from dit_shd.core.errors import UserError, error_line, unknown
 from dit_shd.core.installation import require
 from dit_shd.core.places import Asset, HubName, Place, find
 from dit_shd.core.pretrained import LIBRARY_WEIGHTS, model_folder, of_hub, read_config
+from dit_shd.models.blocks import blocks
 from dit_shd.models.families import LibraryModel
 from dit_shd.models.shape import differing_heads
 
@@ -190,9 +192,12 @@ def _network(config: Mapping[str, object]) -> nn.Module:
         with _quiet():
             options = {key: value for key, value in config.items() if key != "model_type"}
             settings = AutoConfig.for_model(kind, **options)
-            return AutoModelForCausalLM.from_config(settings, attn_implementation=ATTENTION, dtype=torch.float32)
+            network = AutoModelForCausalLM.from_config(settings, attn_implementation=ATTENTION, dtype=torch.float32)
     except Exception as error:  # transformers checks configs in many ways
         raise UserError(f"transformers: {_reason(kind, config, error)}") from error
+    if not blocks(network):
+        raise UserError(f"transformers: this config of type {kind} has no layers")
+    return network
 
 
 def _unpadded(values: dict[str, object], asked: dict[str, object] | None) -> dict[str, object]:
@@ -248,6 +253,8 @@ def _check_change(source: str, before: Mapping[str, object], after: Mapping[str,
 
 def _reason(kind: str, config: Mapping[str, object], error: Exception) -> str:
     """Why there is no such model, in one line."""
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
     if "auto_map" in config:
         return f"a {kind} has code of its own (auto_map), which is not run; wanted a type that transformers has"
     if config.get("attn_logit_softcapping") is not None or kind == "gemma2":
@@ -255,7 +262,14 @@ def _reason(kind: str, config: Mapping[str, object], error: Exception) -> str:
             f"a {kind} caps its scores (attn_logit_softcapping), which scaled_dot_product_attention cannot; its maps "
             "cannot be captured. Wanted a model without, as gemma3, llama or gpt2"
         )
-    return f"no causal language model can be made of this config of type {kind} ({error_line(error, 200)})"
+    if kind not in CONFIG_MAPPING:
+        near = get_close_matches(kind, list(CONFIG_MAPPING), 1)
+        hint = f"did you mean {near[0]}?" if near else "wanted one as llama or gpt2"
+        return f"no causal language model can be made of type {kind}, which transformers does not have; {hint}"
+    if CONFIG_MAPPING[kind] not in AutoModelForCausalLM._model_mapping:
+        return f"a {kind} is no causal language model; wanted one as llama or gpt2"
+    found = "a size of 0" if isinstance(error, ZeroDivisionError) else error_line(error, 200)
+    return f"no causal language model can be made of this config of type {kind} ({found})"
 
 
 def _read(folder: Path, skeleton: "PreTrainedModel") -> nn.Module:
