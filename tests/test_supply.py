@@ -78,8 +78,12 @@ def _modules(tree: ast.AST, eager: bool) -> Iterator[str]:
 
 
 def test_every_dependency_has_a_lower_bound_and_nothing_else(declared):
+    """One bound, whatever extra names it: with two, the lowest versions cannot be installed (`make test-lowest`)."""
+    bounds: dict[str, set[str]] = {}
     for requirement in (r for group in declared.values() for r in group):
         assert [s.operator for s in requirement.specifier] == [">="], str(requirement)
+        bounds.setdefault(canonicalize_name(requirement.name), set()).add(str(requirement.specifier))
+    assert not {name: found for name, found in bounds.items() if len(found) > 1}
 
 
 def test_the_package_imports_what_it_declares_and_declares_what_it_imports(root, declared):
