@@ -268,8 +268,8 @@ def _reason(kind: str, config: Mapping[str, object], error: Exception) -> str:
         return f"no causal language model can be made of type {kind}, which transformers does not have; {hint}"
     if CONFIG_MAPPING[kind] not in AutoModelForCausalLM._model_mapping:
         return f"a {kind} is no causal language model; wanted one as llama or gpt2"
-    found = "a size of 0" if isinstance(error, ZeroDivisionError) else error_line(error, 200)
-    return f"no causal language model can be made of this config of type {kind} ({found})"
+    reason = "a size of 0" if isinstance(error, ZeroDivisionError) else error_line(error, 200)
+    return f"no causal language model can be made of this config of type {kind} ({reason})"
 
 
 def _read(folder: Path, skeleton: "PreTrainedModel") -> nn.Module:
