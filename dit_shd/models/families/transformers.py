@@ -195,6 +195,8 @@ def _network(config: Mapping[str, object]) -> nn.Module:
             network = AutoModelForCausalLM.from_config(settings, attn_implementation=ATTENTION, dtype=torch.float32)
     except Exception as error:  # transformers checks configs in many ways
         raise UserError(f"transformers: {_reason(kind, config, error)}") from error
+    if getattr(settings, "attn_logit_softcapping", None) is not None:  # older releases make one, and leave the cap out
+        raise UserError(f"transformers: {_reason(kind, settings.to_dict(), ValueError())}")
     if not blocks(network):
         raise UserError(f"transformers: this config of type {kind} has no layers")
     return network
