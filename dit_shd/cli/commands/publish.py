@@ -117,12 +117,12 @@ def publish(config: PublishConfig) -> str:
     if not (folder / "README.md").is_file():
         raise UserError(f"{folder}: has no card (README.md), and a model without its licence is not published")
     files = _files(folder)
-    _load(folder)
     origin = provenance(str(folder))
     if origin.forbids_derivatives:
         raise UserError(
             f"{folder}: {origin.license} forbids to pass on what is made of the models behind it; not published"
         )
+    _load(folder)
     print(f"{folder} -> hub:{repository}, licence {origin.license or 'of your choice'}: {', '.join(files)}")
     from huggingface_hub import HfApi
 

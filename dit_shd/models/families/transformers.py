@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 
 ATTENTION = "sdpa"
 """The implementation by scaled_dot_product_attention, whose maps can be captured."""
+CAPPED = (
+    "a {} caps its scores (attn_logit_softcapping), which scaled_dot_product_attention cannot; its maps cannot be "
+    "captured. Wanted a model without, as gemma3, llama or gpt2"
+)
 
 
 class _Tokenizer(Protocol):
@@ -196,7 +200,7 @@ def _network(config: Mapping[str, object]) -> nn.Module:
     except Exception as error:  # transformers checks configs in many ways
         raise UserError(f"transformers: {_reason(kind, config, error)}") from error
     if getattr(settings, "attn_logit_softcapping", None) is not None:  # older releases make one, and leave the cap out
-        raise UserError(f"transformers: {_reason(kind, settings.to_dict(), ValueError())}")
+        raise UserError(f"transformers: {CAPPED.format(kind)}")
     if not blocks(network):
         raise UserError(f"transformers: this config of type {kind} has no layers")
     return network
@@ -260,10 +264,7 @@ def _reason(kind: str, config: Mapping[str, object], error: Exception) -> str:
     if "auto_map" in config:
         return f"a {kind} has code of its own (auto_map), which is not run; wanted a type that transformers has"
     if config.get("attn_logit_softcapping") is not None or kind == "gemma2":
-        return (
-            f"a {kind} caps its scores (attn_logit_softcapping), which scaled_dot_product_attention cannot; its maps "
-            "cannot be captured. Wanted a model without, as gemma3, llama or gpt2"
-        )
+        return CAPPED.format(kind)
     if kind not in CONFIG_MAPPING:
         near = get_close_matches(kind, list(CONFIG_MAPPING), 1)
         hint = f"did you mean {near[0]}?" if near else "wanted one as llama or gpt2"
