@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dit_shd.core.precision import wide_dtype
 
-Heads = slice | list[int]
+Heads = slice | Tensor
 Adder = Callable[[Tensor, slice], None]
 """add(scores[b,k,r,m], rows): adds, in place, the bias of some query rows."""
 

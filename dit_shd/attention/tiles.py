@@ -103,11 +103,12 @@ class Maps:
     def __init__(self, capture: Capture, samples: slice, heads: Sequence[int], temperature: float, buffers: Buffers):
         self.buffers = buffers
         _, _, self.n, self.m = capture.shape
-        self.heads = run_of(heads)
+        self.heads = run_of(heads, capture.query.device)
         self.count = len(heads)
         self.query = flat(capture.query, samples, self.heads).to(buffers.dtype)
         """[b*k,n,d]"""
-        self.key = flat(capture.key, samples, run_of(capture.key_heads(heads))).to(buffers.dtype).contiguous()
+        key_heads = run_of(capture.key_heads(heads), capture.key.device)
+        self.key = flat(capture.key, samples, key_heads).to(buffers.dtype).contiguous()
         """[b*k,m,d]"""
         self.factor = capture.scale / temperature
         """factor * query @ key^T are the scores over T, but for the bias."""
@@ -205,9 +206,9 @@ def index_tensor(indices: tuple[float, ...], device: torch.device, dtype: torch.
     return place
 
 
-def run_of(heads: Sequence[int]) -> Heads:
-    """Consecutive heads as a slice, others as a list."""
+def run_of(heads: Sequence[int], device: torch.device) -> Heads:
+    """Consecutive heads as a slice, others as their indices on a device."""
     first = heads[0]
     if list(heads) == list(range(first, first + len(heads))):
         return slice(first, first + len(heads))
-    return list(heads)
+    return index_tensor(tuple(heads), device)

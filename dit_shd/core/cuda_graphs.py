@@ -4,6 +4,7 @@ Where a layer is small, issuing a hundred kernels takes the host longer than the
 """
 
 import logging
+import warnings
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,9 +27,10 @@ class _Graph:
 class CudaGraphs:
     """Graphs by key: a key's first call runs as it is (kernels compile, caches fill), its second is captured.
 
-    The functions must be pure: nothing on the host may depend on values of tensors, and everything that they read
-    beside their arguments must stay where it is, as the key says. All graphs share one pool of memory, so that they
-    must be replayed one after another; results are copies.
+    The functions must be pure: everything that they read beside their arguments must stay where it is, as the key says.
+    One that waits for the GPU (a number read on the host, a copy from it) is found at its second call and is not
+    captured: a capture that fails would leave the allocator unable to free its cache for the rest of the process. All
+    graphs share one pool of memory, so that they must be replayed one after another; results are copies.
 
     Args:
         most: Graphs that are kept.
@@ -38,6 +40,7 @@ class CudaGraphs:
     def __init__(self, most: int = 64, mib: float = 256):
         self.most, self.mib = most, mib
         self._once: set[Hashable] = set()
+        self._waiting: set[Hashable] = set()
         self._graphs: dict[Hashable, _Graph] = {}
         self._inputs: dict[Hashable, list[Tensor]] = {}
         self._pool: Any = None
@@ -67,11 +70,11 @@ class CudaGraphs:
             tensors: Its arguments, on one GPU.
         """
         known = self._graphs.get(key)
-        if known is None and key in self._once and len(self._graphs) < self.most:
+        if known is None and key in self._once and key not in self._waiting and len(self._graphs) < self.most:
             known = self._captured(key, function, tensors)
         if known is None:
             if len(self._once) > 4 * self.most:
-                self._once.clear()
+                self._once.clear(), self._waiting.clear()
             self._once.add(key)
             return function(*tensors)
         _fill(known.inputs, tensors)
@@ -90,8 +93,12 @@ class CudaGraphs:
         try:
             stream.wait_stream(current)
             with torch.cuda.stream(stream):
-                function(*inputs)
+                waits = waits_for_gpu(lambda: function(*inputs))
             current.wait_stream(stream)
+            if waits:
+                self._waiting.add(key)
+                _log.debug("not captured as a CUDA graph, since it waits for the GPU: %s", key)
+                return None
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 outputs = list(function(*inputs))
         except Exception as error:  # a library in between that cannot be captured, say
@@ -101,6 +108,26 @@ class CudaGraphs:
             _log.warning("layers are not replayed as CUDA graphs (%s): their kernels are issued one by one", reason)
             return None
         return self._graphs.setdefault(key, _Graph(graph, inputs, outputs))
+
+
+def waits_for_gpu(function: Callable[[], object]) -> bool:
+    """Whether a call made the host wait for the GPU, as torch.cuda.set_sync_debug_mode counts it.
+
+    It counts for all threads of the process: another one's wait in the same moment is taken for the function's.
+    """
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            function()
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+    waits = [x for x in caught if "synchronizing CUDA operation" in str(x.message)]
+    for x in caught:
+        if x not in waits:
+            warnings.warn_explicit(x.message, x.category, x.filename, x.lineno)
+    return bool(waits)
 
 
 def _fill(inputs: list[Tensor], tensors: Sequence[Tensor]) -> None:

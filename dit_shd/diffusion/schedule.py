@@ -91,8 +91,21 @@ class Schedule:
 
     def at(self, table: np.ndarray, step: Tensor, ndim: int = 4) -> Tensor:
         """Entries of a float64 table as float32, [b,1,...] with `ndim` axes."""
-        entries = torch.from_numpy(table).to(step.device)[step].float()
-        return entries.view(-1, *[1] * (ndim - 1))
+        return self._copied(table, step.device)[step].float().view(-1, *[1] * (ndim - 1))
+
+    @cached_property
+    def _copies(self) -> dict[tuple[bytes, torch.device], Tensor]:
+        return {}
+
+    def _copied(self, table: np.ndarray, device: torch.device) -> Tensor:
+        """A table on a device, copied once: every copy to a GPU would wait for all that was issued before it."""
+        if device.type == "cpu":
+            return torch.from_numpy(table)
+        known = self._copies.get((table.tobytes(), device))
+        if known is None:
+            with torch.inference_mode(False):  # training may read what an evaluation copied
+                known = self._copies[table.tobytes(), device] = torch.from_numpy(table).to(device)
+        return known
 
     def add_noise(self, x_0: Tensor, noise: Tensor, step: Tensor) -> Tensor:
         """x_t [b,...] (DDPM eq. 4)."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dit_shd.attention.capture import Capture
 from dit_shd.attention.streamed import attend
-from dit_shd.attention.tiles import CHUNK_MIB, Buffers, Maps, Tiling, flat, run_of, slices
+from dit_shd.attention.tiles import CHUNK_MIB, Buffers, Maps, Tiling, flat, index_tensor, run_of, slices
 from dit_shd.core.precision import wide_dtype
 
 Groups = list[list[int]]
@@ -167,18 +167,18 @@ def streamed(
     b, _, n, m = capture.shape
     k, d = len(groups[0]), capture.value.shape[3]
     wide = wide_dtype(capture.query)
-    buffers = Buffers.fitting(buffers, wide, capture.query.device)
-    collector = Collector(b, len(groups), k, n, per_row, buffers.device, row_weight)
+    buffers, device = Buffers.fitting(buffers, wide, capture.query.device), capture.query.device
+    collector = Collector(b, len(groups), k, n, per_row, device, row_weight)
     factor = factor.to(wide)
-    tiling = Tiling.choose(b, len(groups), n, m, 2 * k if keep is not None else k, buffers.device, chunk_mib)
+    tiling = Tiling.choose(b, len(groups), n, m, 2 * k if keep is not None else k, device, chunk_mib)
     for samples, tile_groups, heads in _tiles(b, groups, tiling):
         count, tile_factor = tile_groups.stop - tile_groups.start, factor[tile_groups]
         maps = Maps(capture, samples, heads, 1.0, buffers)
-        values = flat(capture.value, samples, run_of(capture.key_heads(heads))).to(wide)
+        values = flat(capture.value, samples, run_of(capture.key_heads(heads), device)).to(wide)
         s = len(values) // (count * k)
         side_by_side = values.view(-1, k, m, d).transpose(1, 2).reshape(-1, m, k * d)
         if capture.mixed is not None:
-            outputs = flat(capture.mixed, samples, run_of(heads)).to(wide).view(s, count, k, n, d)
+            outputs = flat(capture.mixed, samples, run_of(heads, device)).to(wide).view(s, count, k, n, d)
             collector.outputs(outputs, tile_factor, samples, tile_groups, slice(0, n))
         for rows in slices(n, tiling.rows):
             kept = None if keep is None else keep[samples, tile_groups.start * k : tile_groups.stop * k, rows]
@@ -209,18 +209,18 @@ def fused(
     b, _, n, _ = capture.shape
     k, d = len(groups[0]), capture.value.shape[3]
     wide = wide_dtype(capture.query)
-    collector = Collector(b, len(groups), k, n, per_row, capture.query.device, row_weight)
-    factor = factor.to(wide)
+    device = capture.query.device
+    collector = Collector(b, len(groups), k, n, per_row, device, row_weight)
+    factor, every = factor.to(wide), index_tensor(tuple(range(k)), device)
     for g, members in enumerate(groups):
-        query = capture.query[:, members].to(wide)
-        shared = capture.key_heads(members)
+        heads, shared = run_of(members, device), run_of(capture.key_heads(members), device)
+        query = capture.query[:, heads].to(wide)
         key, value = capture.key[:, shared].to(wide), capture.value[:, shared].to(wide)
-        bias = None if capture.bias is None else capture.bias.heads(members)
-        met = torch.empty(b, k, k, n, d, dtype=wide, device=query.device)  # A_i V_a
+        bias = None if capture.bias is None else capture.bias.heads(heads)
+        met = torch.empty(b, k, k, n, d, dtype=wide, device=device)  # A_i V_a
         for turn in range(k):
-            partner = [(i + turn) % k for i in range(k)]
-            result = attend(query, key, value[:, partner], capture.scale, bias, capture.causal, chunk_mib)
-            met[:, torch.arange(k), torch.tensor(partner)] = result
+            result = attend(query, key, value.roll(-turn, 1), capture.scale, bias, capture.causal, chunk_mib)
+            met[:, every, (every + turn) % k] = result
         collector.all_pairs(met[:, None], factor, slice(g, g + 1), rows)
     return collector.products()
 

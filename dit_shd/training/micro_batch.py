@@ -1,5 +1,6 @@
 """`micro_batch_size=auto`: the largest micro batch that fits into memory, by count and, on a GPU, by a real step."""
 
+import gc
 import logging
 import os
 from collections.abc import Iterator
@@ -101,5 +102,6 @@ def _takes_a_step(parts: Parts, size: int, device: torch.device) -> bool:
     finally:
         for teacher in parts.teachers.values():  # the run's first sample is taken where the student is
             moved(teacher, torch.device("cpu"))
-        torch.accelerator.empty_cache()  # type: ignore[attr-defined]
+        gc.collect()  # the trial's student is in cycles of references
+        torch.get_device_module(device).empty_cache()
     return True

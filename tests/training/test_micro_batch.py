@@ -1,5 +1,7 @@
 """micro_batch_size=auto: the largest that fits, by count and by a step that may fail; the same when a run goes on."""
 
+import gc
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -42,20 +44,25 @@ def gpu(monkeypatch):
     monkeypatch.setattr(micro_batch, "current_device", lambda: torch.device("cuda"))
     monkeypatch.setattr(micro_batch, "free_memory", lambda device: 2**40)
     monkeypatch.setattr(micro_batch, "peak_memory", lambda device: 0)
-    monkeypatch.setattr(torch.accelerator, "empty_cache", lambda: None, raising=False)
 
 
 def test_a_step_that_runs_out_of_memory_leads_to_the_next_size(parts, gpu, monkeypatch):
     """Real steps, of which those of more than two images ask torch for 2^50 bytes: the error is the allocator's."""
-    tried, forward = [], Distiller.forward
+    tried, forward, students = [], Distiller.forward, []
 
     def greedy(distiller, batch, teachers):
         tried.append(len(batch.indices))
+        assert all(student() is None or student() is distiller.student for student in students), "freed by the next size"
+        students.append(weakref.ref(distiller.student))
         torch.empty(2**50 if tried[-1] > 2 else 1, dtype=torch.uint8)
         return forward(distiller, batch, teachers)
 
     monkeypatch.setattr(Distiller, "forward", greedy)
-    assert largest(parts, 1) == 2
+    gc.disable()
+    try:
+        assert largest(parts, 1) == 2
+    finally:
+        gc.enable()
     assert tried[:3] == [8, 4, 2] and set(tried[3:]) == {2}, "two steps, of each pass"
 
 
