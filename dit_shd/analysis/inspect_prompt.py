@@ -269,6 +269,9 @@ def _spread(names: Sequence[str], count: int) -> list[str]:
 
 
 def _number_of_steps(pipeline: "DiffusionPipeline", call: Mapping[str, Any]) -> int:
+    for given in ("timesteps", "sigmas"):
+        if call.get(given) is not None:
+            return len(call[given])
     default = signatures.signature(type(pipeline).__call__).parameters["num_inference_steps"].default
     return int(call.get("num_inference_steps", default))
 

@@ -4,6 +4,7 @@ A name with a dot (`my_package.my_loss.MyLoss`) imports a class of another packa
 line trusts (`--trust my_package`): a config from elsewhere must not import code by itself.
 """
 
+import dataclasses
 import difflib
 import importlib
 import inspect
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
-from dit_shd.core.config import cast
+from dit_shd.core.config import cast, resolve
 from dit_shd.core.errors import UserError, unknown, wrong
 
 Base = TypeVar("Base")
@@ -158,6 +159,9 @@ def arguments(functions: Sequence[Callable[..., object]], values: dict[str, Any]
     for key, value in values.items():
         if key not in by_name:
             raise unknown(where, key, by_name)
+        default = by_name[key].default
+        if dataclasses.is_dataclass(default) and isinstance(value, dict):  # what is not given stays the default's
+            value = resolve(default) | value
         result[key] = cast(hints.get(key, Any), value, f"{where}.{key}")
     for name, parameter in by_name.items():
         if parameter.default is parameter.empty and name not in result:

@@ -94,6 +94,8 @@ class StoredImages(ImageSet):
                 raise UserError(f"{printable(where)}: {words}")
             image_remarks = [remark for remark in remarks(image, raw) if remark in (DEEP, FRAMES, TURNED, CLEAR)]
             image_remarks += [LOSSY] if is_lossy(image, raw) else []
+            if self._crop is not None and preprocessing.is_small(image, self._crop):
+                image_remarks.append(preprocessing.SMALL)
             for remark in image_remarks:
                 by_remark.setdefault(remark, []).append(name)
             width, height = image.size

@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,9 +26,13 @@ SMALL = "smaller than the crop, and enlarged"
 def pixels(raw: Raw, size: int | tuple[int, int]) -> tuple[np.ndarray, tuple[str, ...]]:
     """The image's ADM centre crop of a side, or of height and width, uint8 [y,x,3], and remarks; errors as decoded."""
     image, image_remarks = decoded(raw)
-    rows, columns = (size, size) if isinstance(size, int) else size
-    small = (SMALL,) if image.width < columns or image.height < rows else ()
+    small = (SMALL,) if is_small(image, (size, size) if isinstance(size, int) else size) else ()
     return centre_crop(image, size), image_remarks + small
+
+
+def is_small(image: "Image", size: Sequence[int]) -> bool:
+    """Whether a crop of (height, width, ...) enlarges an image."""
+    return image.height < size[0] or image.width < size[1]
 
 
 def decoded(raw: Raw) -> "tuple[Image, tuple[str, ...]]":

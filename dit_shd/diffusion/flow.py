@@ -47,7 +47,7 @@ class TimestepDensity:
     )
 
     def check(self, where: str) -> None:
-        """Refuse numbers out of their ranges.
+        """Refuse numbers out of their ranges, and those of another density than the named one.
 
         Args:
             where: What the keys are below, for the message.
@@ -56,6 +56,12 @@ class TimestepDensity:
             UserError: Naming the key.
         """
         check_ranges(self, where)
+        for key, name in (("mean", "logit_normal"), ("std", "logit_normal"), ("scale", "mode")):
+            value = getattr(self, key)
+            if self.name != name and value != getattr(TimestepDensity, key):
+                raise UserError(
+                    f"{where}{key}: {value} is of the density {name}, found name {self.name}; leave one out"
+                )
 
     def alpha(self, side: float) -> float:
         """The shift for latents of the area of a square: sqrt(m / n) of SD3 eq. 23, with m and n counting pixels."""

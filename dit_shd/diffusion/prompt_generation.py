@@ -118,13 +118,16 @@ def call_arguments(pipeline: "DiffusionPipeline", record: PipelineRecord, given:
     """The arguments of a pipeline's call: a user's, and the size and tokens that the student has learned.
 
     Raises:
-        UserError: An argument that the call does not have.
+        UserError: An argument that the call does not have, or steps or a guidance that it does not take.
     """
     known = inspect.signature(pipeline.__class__.__call__).parameters
     given = {**_guided(pipeline, record, given), **{key: value for key, value in given.items() if key != GUIDANCE}}
     for key in given:
         if key not in known or key in OURS:
             raise UserError(f"call.{key}: is no argument of {type(pipeline).__name__}'s call that may be given here")
+    steps = given.get("num_inference_steps", 1)
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise UserError(f"steps: wanted 1 or more, found {steps}")
     call: dict[str, Any] = {}
     if record.text_tokens is not None and "max_sequence_length" in known:
         call["max_sequence_length"] = record.text_tokens
@@ -176,7 +179,7 @@ def draw(
     try:
         output = whole(prompt=list(prompts), generator=generators, output_type="np", **call)
         images = output.images if hasattr(output, "images") else np.asarray(output.frames)[:, 0]
-    except (ValueError, TypeError, AssertionError, LookupError, RuntimeError) as error:
+    except (ValueError, TypeError, AssertionError, LookupError, AttributeError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise
         where = "call: " if isinstance(error, (ValueError, TypeError)) else ""

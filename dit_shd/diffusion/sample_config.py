@@ -22,6 +22,8 @@ GUIDANCE = "guidance"
 """The scale w of u + w (c - u), 1 for none; among arguments of a call, what the pipeline's adapter makes of it."""
 OF_CALL = {"steps": "num_inference_steps", GUIDANCE: GUIDANCE}
 """Keys that are arguments of a pipeline's call, and their names there."""
+TWICE = {"steps": ("num_inference_steps",), GUIDANCE: ("guidance_scale", "true_cfg_scale")}
+"""Those keys, and arguments of a call that say the same."""
 OF_CLASSES = (
     "solver", "guidance_schedule", "guidance_power", "guidance_tolerance", "guided_channels", "labels", "rounding",
     "diffusion_steps", "shift", "vae", "compile",
@@ -112,6 +114,10 @@ class SampleConfig:
             if key in values:
                 raise UserError(f"{key}: is for class-conditional models; a pipeline is given its arguments by call=")
         call = {name: values[key] for key, name in OF_CALL.items() if key in values}
+        for key, names in TWICE.items():
+            for name in names:
+                if key in values and name in (values.get("call") or {}):
+                    raise UserError(f"{key}: is given by call.{name}, too; leave one of them out")
         kept = {key: value for key, value in values.items() if key not in OF_CALL}
         return {**kept, "call": {**call, **(values.get("call") or {})}, "count": values.get("count", EACH)}
 

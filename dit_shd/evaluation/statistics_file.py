@@ -126,6 +126,7 @@ def write_statistics(out: Path, features: FeatureSet, about: dict[str, Any], ima
 
 def _checked(mean: np.ndarray, covariance: np.ndarray, n: int, name: str, suffix: str) -> Statistics:
     mu, sigma = f"mu{suffix}", f"sigma{suffix}"
+    mean, covariance = (x.astype(np.float64) if x.dtype.kind == "f" else x for x in (mean, covariance))
     valid = mean.ndim == 1 and len(mean) > 0 and covariance.shape == (len(mean), len(mean))
     if not valid or mean.dtype.kind != "f" or covariance.dtype.kind != "f":
         raise UserError(
@@ -137,9 +138,9 @@ def _checked(mean: np.ndarray, covariance: np.ndarray, n: int, name: str, suffix
     largest = float(max(np.abs(mean).max(), np.abs(covariance).max()))
     if largest > LARGEST:
         raise UserError(f"{name}: wanted statistics of images, found a value of {largest:.3g}; compute them again")
-    tensor = torch.from_numpy(covariance).double()
+    tensor = torch.from_numpy(covariance)
     _check_covariance(tensor, name, sigma)
-    return Statistics(n, torch.from_numpy(mean).double(), tensor)
+    return Statistics(n, torch.from_numpy(mean), tensor)
 
 
 def _check_covariance(covariance: Tensor, name: str, what: str) -> None:

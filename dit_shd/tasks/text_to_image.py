@@ -52,7 +52,10 @@ class TextBatch(Batch):
     """[b,p], of models that are given one vector of a prompt."""
 
     def row_weight(self, tokens: int) -> Tensor | None:
-        """Padding of prompts takes no part where text has rows of its own (joint attention of two streams)."""
+        """Padding of prompts takes no part where text has rows of its own (joint attention of two streams).
+
+        With as many tokens of text as of an image the rows cannot be told apart, and all take part.
+        """
         area = self.x_t.shape[-2] * self.x_t.shape[-1]
         if tokens != self.text_mask.shape[1] or tokens in (area, area // 4):
             return None
@@ -154,6 +157,11 @@ class TextToImage(Task[TextBatch]):
         reason = text_differs(model, self.record)
         if reason is not None:
             raise UserError(f"{role}: {reason}")
+        if self.embedded_guidance is not None and not settings_of(model).get("guidance_embeds") and role == "student":
+            raise UserError(
+                f"task.embedded_guidance: is of models that are given a guidance scale, and the {role} "
+                f"({type(model).__name__}) is not; leave it out"
+            )
         text = self.empty
         pooled = None if text.pooled is None else text.pooled.shape[-1]
         check_fit(role, model, self._adapter(model), self.dataset.shape, (text.embeddings.shape[-1], pooled))

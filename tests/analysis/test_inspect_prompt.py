@@ -207,7 +207,11 @@ def test_timesteps_are_the_schedulers(kind, tmp_path):
         index = json.loads((folder / "model_index.json").read_text())
         index["scheduler"] = ["diffusers", "DDIMScheduler"]
         (folder / "model_index.json").write_text(json.dumps(index))
-    call = {"height": 64, "width": 64, "num_inference_steps": 4}
+    call = {"height": 64, "width": 64}
+    if kind == "sd3":
+        given = {**call, "sigmas": [1.0, 0.75, 0.5]}
+        assert len(inspect_prompt(str(folder), PROMPT, None, given, None, seed=1).sheets.timesteps) == 3
+    call |= {"num_inference_steps": 4}
     call |= {"use_resolution_binning": False} if kind == "pixart" else {}
     times = inspect_prompt(str(folder), PROMPT, None, call, None, seed=1).sheets.timesteps
     assert times == ([751, 501, 251, 1] if kind == "pixart" else sorted(times, reverse=True))

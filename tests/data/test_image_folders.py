@@ -17,7 +17,7 @@ from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.data.image_folders import FolderImages
 from dit_shd.data.open_images import open_images
-from dit_shd.data.preprocessing import centre_crop
+from dit_shd.data.preprocessing import SMALL, centre_crop
 from dit_shd.data.sources.base import Selection
 from dit_shd.data.sources.decoding import CLEAR
 from dit_shd.data.sources.detect import open_source
@@ -341,6 +341,12 @@ def test_a_caption_set_is_a_reference(kind, files):
                                      "features": keys["features"], "device": "cpu"})  # fmt: skip
     record = run(files, **keys, reference=str(write_reference_statistics(config)), out=str(files["folder"] / "g.json"))
     assert record["figures"] == pytest.approx(expected["figures"], rel=1e-4)
+
+
+def test_images_that_a_crop_enlarges_are_told(tmp_path):
+    for number, sides in enumerate([(8, 8), (7, 9), (20, 9)]):
+        Image.new("RGB", sides[::-1]).save(tmp_path / f"{number}.png")
+    assert FolderImages(tmp_path, "x", crop=(8, 8, 3)).notes == [f"of 3 images 1 (1.png) are {SMALL}"]
 
 
 def test_what_is_cropped_and_what_is_not(files, tmp_path):

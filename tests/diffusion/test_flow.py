@@ -81,6 +81,12 @@ def test_a_density_out_of_range_is_refused(key, value):
         density(**{key: value}).check("task.timestep_density.")
 
 
+@pytest.mark.parametrize(("key", "name"), [("std", "uniform"), ("mean", "mode"), ("scale", "logit_normal")])
+def test_numbers_of_another_density_are_refused(key, name):
+    with pytest.raises(UserError, match=rf"^density\.{key}: 0\.5 is of the density .*, found name {name}"):
+        TimestepDensity(name, **{key: 0.5}).check("density.")
+
+
 @pytest.mark.parametrize("weighting", ["none", "cosmap", "sigma_sqrt"])
 def test_loss_weights_are_diffusers(weighting):
     sigma = torch.linspace(0.001, 1, 50)

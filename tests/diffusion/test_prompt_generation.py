@@ -112,6 +112,14 @@ def test_bad_input(student, pipeline, prompts, tmp_path):
         config(student, prompts, out, solver="euler")
     with pytest.raises(UserError, match=r"StableDiffusion3Pipeline fails \(tuple index out of range\)"):
         sample_prompts(config(student, prompts, out, call={"clip_skip": 9}))
+    with pytest.raises(UserError, match=r"StableDiffusion3Pipeline fails \(.int. object has no attribute"):
+        sample_prompts(config(student, prompts, out, call={"latents": 5}))
+    with pytest.raises(UserError, match="steps: wanted 1 or more, found 0"):
+        sample_prompts(config(student, prompts, out, steps=0))
+    with pytest.raises(UserError, match=r"guidance: is given by call\.guidance_scale, too; leave one of them out"):
+        config(student, prompts, out, guidance=2.0, call={"guidance_scale": 5.0})
+    with pytest.raises(UserError, match=r"steps: is given by call\.num_inference_steps, too"):
+        config(student, prompts, out, steps=2, call={"num_inference_steps": 3})
     (tmp_path / "empty.txt").write_text("\n\n")
     with pytest.raises(UserError, match="wanted a prompt a line, found none"):
         sample_prompts(config(student, tmp_path / "empty.txt", out))

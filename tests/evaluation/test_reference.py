@@ -46,6 +46,16 @@ def test_statistics_with_the_networks_hash_give_the_distance_of_the_images(files
     assert "only statistics" in refused(files, metrics=["precision_recall"], force=True)
 
 
+@pytest.mark.parametrize("dtype", [">f8", "<f4", np.longdouble])
+def test_statistics_of_other_precisions_and_machines_are_read(files, dtype):
+    write_statistics(files["reference"], pictures(200, seed=4), network_sha256=DigitsFeatures().sha256)
+    expected = run(files)["figures"]["FD(digits)"]
+    with np.load(files["reference"]) as stored:
+        kept = {key: value.astype(dtype) if value.dtype == "f8" else value for key, value in stored.items()}
+    np.savez(files["reference"], **kept)
+    assert run(files, force=True)["figures"]["FD(digits)"] == pytest.approx(expected, rel=1e-5)
+
+
 def test_statistics_win_over_the_images_beside_them_as_in_adms_file(files):
     shown, behind = pictures(50, seed=2), pictures(200, seed=4)
     alone = run(files)["figures"]

@@ -1,5 +1,8 @@
 """What `add_shd` refuses before or while a trainer runs, each in one line."""
 
+import os
+from unittest.mock import patch
+
 import pytest
 import torch
 from language import LLAMA
@@ -28,8 +31,10 @@ def test_what_cannot_be_read_is_refused_before_training(tmp_path):
 def test_models_compiled_whole_are_refused_and_compiled_blocks_are_captured(tmp_path):
     data, found = samples(), []
     student, teacher = models()
+    with patch.dict(os.environ):  # transformers tells accelerate by variables, for every later run of the process
+        compiled = trainer_of(student, data, tmp_path, torch_compile=True, torch_compile_backend="eager")
     with pytest.raises(UserError, match=r"GPT2LMHeadModel is compiled whole.*compile_blocks"):
-        add_shd(trainer_of(student, data, tmp_path, torch_compile=True, torch_compile_backend="eager"), SHD(), teacher)
+        add_shd(compiled, SHD(), teacher)
     trainer = trainer_of(student, data, tmp_path)
     with pytest.raises(UserError, match="OptimizedModule is compiled whole"):
         add_shd(trainer, SHD(), torch.compile(teacher, backend="eager"))

@@ -18,6 +18,7 @@ from dit_shd.core.plugins import Plugin
 from dit_shd.core.rng import Draws
 from dit_shd.data.datasets import DATASETS
 from dit_shd.data.latent_origin import Kept
+from dit_shd.diffusion.flow import TimestepDensity
 from dit_shd.diffusion.pipelines import Prompts
 from dit_shd.diffusion.validation_loss import ValidationLoss
 from dit_shd.models import loading
@@ -235,6 +236,11 @@ def test_keys_that_do_nothing_or_harm_are_refused(options, kind, message):
         example()
 
 
+def test_what_is_not_said_of_the_density_is_the_tasks_own():
+    task = TASKS.build(Plugin("text_to_image", {"timestep_density": {"shift": 2.0, "std": 0.5}}), "task")
+    assert task.density == TimestepDensity(name="logit_normal", shift=2.0, std=0.5)
+
+
 def test_layers_of_cross_attention_are_named(tmp_path, one):
     layers = {"transformer_blocks.0.attn9": "transformer_blocks.0.attn"}
     losses = [{"name": "shd", "layers": layers}]
@@ -249,6 +255,9 @@ def test_bad_input(one, tmp_path, caplog):
         UserError, match=r"teacher: .* has learned other text encoders .* encode the captions with its own"
     ):
         Trainer.from_config(config)
+    guided = {"task": {"name": "text_to_image", "embedded_guidance": 3.0}}
+    with pytest.raises(UserError, match=r"embedded_guidance: .* the student \(SD3Tr\w+\) is not; leave it out"):
+        Trainer.from_config(make(TrainConfig, values("sd3", *one, tmp_path / "run", **guided)))
     wide = {"like": "teacher", "num_attention_heads": 8}
     with pytest.raises(UserError, match=r"student\.num_attention_heads: wanted at most the teacher's 4, found 8"):
         Trainer.from_config(make(TrainConfig, values("sd3", *one, tmp_path / "run", student=wide)))

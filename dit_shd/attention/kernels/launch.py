@@ -6,8 +6,8 @@ A capture comes as six tensors (captures.py says which) and three facts; everyth
 
 import math
 import os
-from collections.abc import Callable
-from typing import Any, Sequence  # noqa: UP035 (torch 2.6 knows typing's alone in operators)
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import triton

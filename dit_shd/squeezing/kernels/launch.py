@@ -4,8 +4,9 @@
 A capture comes as six tensors and three facts (attention/kernels); everything else is plain numbers.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Sequence  # noqa: UP035 (torch 2.6 knows typing's alone in operators)
+from typing import Any
 
 import torch
 import triton
