@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from dit_shd.core.config import cast, check_ranges, checked, option
+from dit_shd.core.devices import current_device
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import write_text
 from dit_shd.core.places import MODEL, Place, find
@@ -111,7 +111,6 @@ def _accuracy(name: str, source: str, dataset: Dataset, config: AccuracyConfig) 
     other = misnamed(getattr(model, "config", {}).get("class_names"), dataset.class_names)
     if other is not None:
         raise UserError(f"{name}: the data's classes are others than it knows: {other}; wanted the same, in one order")
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    device, transform = accelerator or torch.device("cpu"), EvaluationTransform(image_input, config.crop)
+    device, transform = current_device(), EvaluationTransform(image_input, config.crop)
     nn.Module.to(model, device)
     return measure_accuracy(model, dataset, transform, range(len(dataset)), device, config.batch_size)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from tqdm import tqdm
 
@@ -19,6 +18,7 @@ from dit_shd.analysis.survey import LayerMaps, LayerSurvey, Scope, layer_maps, s
 from dit_shd.analysis.synthetic_inputs import SyntheticInputs
 from dit_shd.attention.recording.joint import Block
 from dit_shd.core.config import cast, checked, option, resolve
+from dit_shd.core.devices import accelerator
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import MODEL, Place
 from dit_shd.core.plugins import Plugin
@@ -181,8 +181,8 @@ def numbers(findings: Findings) -> dict[str, Any]:
 
 def to_accelerator(model: nn.Module) -> None:
     """Move a model to a GPU, if there is one."""
-    if torch.accelerator.is_available():
-        model.to(torch.accelerator.current_accelerator())
+    if (device := accelerator()) is not None:
+        model.to(device)
 
 
 def inputs_of(config: InspectConfig, model: nn.Module, run: dict[str, Any]) -> Inputs:

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from dit_shd.core.config import REQUIRED, cast, check_ranges, checked, option
+from dit_shd.core.devices import current_device
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import write_text
 from dit_shd.core.places import MODEL, Place, find
@@ -183,6 +183,5 @@ def _measured(place: str, data: Text, config: PerplexityConfig) -> Figures:
     task.check_data(data)
     task.use(data, model)
     task.check(place, model)
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    nn.Module.to(model, device or torch.device("cpu"))
+    nn.Module.to(model, current_device())
     return task.perplexity(model.eval(), data)

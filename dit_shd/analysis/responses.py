@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from dit_shd.analysis.perplexities import named
 from dit_shd.core.config import REQUIRED, cast, check_ranges, checked, option
+from dit_shd.core.devices import current_device
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import write_text
 from dit_shd.core.places import MODEL, Place
@@ -235,6 +236,5 @@ def _language_model(place: str) -> CausalLM:
 
 
 def _on_device(model: CausalLM) -> CausalLM:
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    nn.Module.to(model, device or torch.device("cpu"))
+    nn.Module.to(model, current_device())
     return model.eval()

@@ -60,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with terminable(words):
             _run(line, command)
+        leave_group(ended=True)
     except Stopped as stopped:
         print(f"dit-shd {command.name}: {stopped}", file=sys.stderr)
         return stopped.code

@@ -74,7 +74,8 @@ class CudaGraphs:
             known = self._captured(key, function, tensors)
         if known is None:
             if len(self._once) > 4 * self.most:
-                self._once.clear(), self._waiting.clear()
+                self._once.clear()
+                self._waiting.clear()
             self._once.add(key)
             return function(*tensors)
         _fill(known.inputs, tensors)

@@ -7,18 +7,23 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from dit_shd.core.devices import accelerator
 from dit_shd.core.errors import UserError
 
 if TYPE_CHECKING:
-    import torch
     from accelerate import PartialState
 
 
-def leave_group() -> None:
-    """Destroy a gloo process group before the interpreter exits; its threads would abort the exit now and then."""
+def leave_group(ended: bool = False) -> None:
+    """Destroy the process group before the interpreter exits: threads of gloo would abort the exit now and then.
+
+    Args:
+        ended: Whether this process has done its work. Leaving a group of NCCL, which warns where it is not left, may
+            wait for the others, and one that has failed must not.
+    """
     torch: Any = sys.modules.get("torch")
     group = None if torch is None or not torch.distributed.is_available() else torch.distributed
-    if group is not None and group.is_initialized() and group.get_backend() == "gloo":
+    if group is not None and group.is_initialized() and (ended or group.get_backend() == "gloo"):
         group.destroy_process_group()
 
 
@@ -59,11 +64,10 @@ def joining() -> Generator[None]:
 
 def joined() -> "PartialState":
     """The state of the process group; of this process alone where no launcher started it."""
-    import torch
     from accelerate import PartialState
 
     with joining():
-        return PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)
+        return PartialState(cpu=accelerator() is None, timeout=PATIENCE)
 
 
 def run_on_main(act: Callable[[], T]) -> T:
@@ -97,15 +101,3 @@ def launched(processes: int) -> None:
         raise UserError(
             f"the launcher started {started} processes, but accelerate works with {processes}; see accelerate config"
         )
-
-
-def own_device() -> "torch.device":
-    """The GPU of this process by the launcher's LOCAL_RANK, before the group is joined; the CPU where there is none."""
-    import torch
-
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return (
-        torch.device("cpu")
-        if accelerator is None
-        else torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", "0")))
-    )

@@ -8,7 +8,7 @@ import hashlib
 import random
 import threading
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -93,6 +93,12 @@ def seed_torch(seed: int, purpose: str, step: int, index: int) -> None:
     number = int(stream(seed, purpose, step, index).integers(2**62))
     # torch.manual_seed also seeds devices; where there are none it formats a stack each time
     (torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed)(number)
+
+
+def kept_generators(device: torch.device) -> AbstractContextManager[None]:
+    """The block in which torch's generators, of the CPU and of a device, are drawn from; restored after it."""
+    devices = [] if device.type == "cpu" else [device]
+    return torch.random.fork_rng(devices, device_type=device.type if devices else "cuda")
 
 
 @dataclass(frozen=True)

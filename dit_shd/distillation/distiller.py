@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dit_shd.core.devices import current_device
 from dit_shd.core.errors import UserError
+from dit_shd.core.rng import kept_generators
 from dit_shd.distillation import recording
 from dit_shd.distillation.ensemble import OutputOf, mean
 from dit_shd.distillation.losses import Loss
@@ -80,7 +82,7 @@ class Distiller(nn.Module):
             UserError: The sizes of two layers do not fit a loss, or a teacher is missing.
         """
         known = by_name(teachers)
-        with torch.random.fork_rng():
+        with kept_generators(current_device()):
             torch.manual_seed(seed)
             for batch in batches:
                 losses = {name: loss for name, loss in self.losses_of(batch.pass_name).items() if loss.learns}

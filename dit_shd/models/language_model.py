@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dit_shd.core.errors import UserError, error_line
+from dit_shd.core.rng import kept_generators
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -37,8 +38,7 @@ def seeded_dropout(model: nn.Module, seeds: Tensor) -> Generator[None]:
     if not model.training or seeds.is_meta or not has_dropout(model):
         yield
         return
-    devices = [] if seeds.device.type == "cpu" else [seeds.device]
-    with torch.random.fork_rng(devices, device_type=seeds.device.type if devices else "cuda"):
+    with kept_generators(seeds.device):
         torch.manual_seed(int(seeds[0]))
         yield
 

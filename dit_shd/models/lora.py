@@ -14,6 +14,7 @@ from torch import nn
 from dit_shd.core.config import option
 from dit_shd.core.errors import UserError
 from dit_shd.core.installation import require
+from dit_shd.core.rng import kept_generators
 from dit_shd.models.blocks import named_blocks
 
 NOTE = "dit_shd_lora"
@@ -52,7 +53,7 @@ def add_lora(model: nn.Module, lora: Lora, seed: int = 0) -> None:
     config = LoraConfig(r=lora.rank, lora_alpha=scale, target_modules=_adapted(model, lora))
     model.requires_grad_(False)
     device = next(model.parameters()).device
-    with torch.random.fork_rng(), device, warnings.catch_warnings():
+    with kept_generators(device), device, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "fan_in_fan_out is set")  # of GPT-2's maps, and peft then does what is right
         torch.manual_seed(seed)
         inject_adapter_in_model(config, model)

@@ -10,7 +10,7 @@ from dit_shd.core.errors import UserError, error_line
 from dit_shd.models.quantization import CONFIG
 
 OFFLOADED = "dit_shd_offloaded"
-"""Attribute of a model whose weights come to its device block by block."""
+"""Attribute of a model whose weights come to a device block by block: that device."""
 
 
 def offload_blocks(model: nn.Module, device: torch.device) -> None:
@@ -30,12 +30,17 @@ def offload_blocks(model: nn.Module, device: torch.device) -> None:
         enable(device, torch.device("cpu"), "block_level", 1, use_stream=device.type == "cuda")
     except Exception as error:  # of diffusers, for classes that it cannot divide
         raise UserError(f"teacher_offload: {type(model).__name__} cannot be ({error_line(error, 200)})") from error
-    setattr(model, OFFLOADED, True)
+    setattr(model, OFFLOADED, device)
 
 
 def is_offloaded(model: nn.Module) -> bool:
     """Whether a model's weights come to its device block by block."""
-    return bool(getattr(model, OFFLOADED, False))
+    return getattr(model, OFFLOADED, None) is not None
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model computes, and its inputs are to be."""
+    return getattr(model, OFFLOADED, None) or next(model.parameters()).device
 
 
 def moved(model: nn.Module, device: torch.device) -> nn.Module:

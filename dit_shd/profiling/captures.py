@@ -14,6 +14,7 @@ from dit_shd.core.errors import UserError
 from dit_shd.distillation import recording
 from dit_shd.distillation.records import Forward, Reads
 from dit_shd.models.batch_norms import evaluated_norms
+from dit_shd.models.offload import device_of
 from dit_shd.profiling import meta
 from dit_shd.tasks import Batch, Task
 
@@ -68,7 +69,7 @@ def _shapes(spec: meta.ModelSpec, task: Task[Any], pass_name: str, layers: Named
 
 def _captured(model: nn.Module, task: Task[Any], pass_name: str, layers: Named = None) -> Captures:
     with torch.no_grad(), evaluated_norms(model), capture(model, layers) as captures:
-        task.predict(model, example(task, pass_name, model, next(model.parameters()).device))
+        task.predict(model, example(task, pass_name, model, device_of(model)))
         return dict(captures)
 
 
@@ -94,7 +95,7 @@ def forward_of(
             f"{spec.cls.__name__}: is too large to be built for counting; load it, or count without the loss"
         )
     run = spec.skeleton() if not real else spec.build() if _is_empty(model) else model
-    batch = example(task, pass_name, run, next(run.parameters()).device)
+    batch = example(task, pass_name, run, device_of(run))
     try:
         with torch.no_grad(), evaluated_norms(run):
             return recording.forward(task, run, batch, read, layers), batch

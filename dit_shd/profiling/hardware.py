@@ -33,12 +33,6 @@ def known_peak(device: torch.device, precision: str = "bf16") -> float | None:
     return next((peak for part, peak in peaks.items() if part in name), None)
 
 
-def current_device() -> torch.device:
-    """The accelerator if there is one, else the CPU."""
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return accelerator or torch.device("cpu")
-
-
 def free_memory(device: torch.device) -> int:
     """Bytes that can still be allocated: on the GPU, or of main memory as the system counts it."""
     if device.type == "cuda":

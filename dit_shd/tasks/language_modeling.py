@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dit_shd.core.config import check_ranges, option
+from dit_shd.core.devices import current_device
 from dit_shd.core.distributed import joined, run_on_main
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
@@ -277,8 +278,7 @@ class LanguageModeling(Task[TokenBatch]):
 
     def evaluate(self, student: nn.Module, run: Path, step: int) -> dict[str, float] | None:
         def act() -> dict[str, float]:
-            device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-            return self.perplexity(student.to(device or "cpu").eval(), self._text.held_out)
+            return self.perplexity(student.to(current_device()).eval(), self._text.held_out)
 
         figures = run_on_main(act)
         return figures if joined().is_main_process else None

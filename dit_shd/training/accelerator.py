@@ -3,11 +3,11 @@
 import os
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
 
+from dit_shd.core.devices import accelerator
 from dit_shd.core.distributed import PATIENCE, joining
 from dit_shd.core.errors import UserError
 from dit_shd.tasks import Task
@@ -43,7 +43,7 @@ def make_accelerator(config: TrainConfig, task: Task[Any]) -> Accelerator:
     with joining():
         return Accelerator(
             mixed_precision=config.precision,
-            cpu=not torch.accelerator.is_available(),
+            cpu=accelerator() is None,
             log_with=config.tracker,
             project_dir=config.run,
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # whatever accelerate's config says

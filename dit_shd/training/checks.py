@@ -6,10 +6,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
 from dit_shd.core.config import check_ranges
+from dit_shd.core.devices import accelerator
 from dit_shd.core.distributed import launched
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.losses import Loss, Reads
@@ -43,7 +43,7 @@ def ranges(config: TrainConfig, counting: bool = False) -> None:
     if config.optimizer.final_lr > config.optimizer.lr:
         lr, final = config.optimizer.lr, config.optimizer.final_lr
         raise UserError(f"optimizer.final_lr: wanted at most lr, {lr:g}, found {final:g}; the rate would rise")
-    if config.precision == "fp16" and not torch.accelerator.is_available():
+    if config.precision == "fp16" and accelerator() is None:
         raise UserError("precision: fp16 needs a GPU, and there is none here; use bf16 or no")
     if config.from_run and config.initialisation.weights == "teacher":
         raise UserError("from: initialisation.weights=teacher begins with the teacher's weights; choose one of the two")
@@ -199,17 +199,24 @@ def guidance(name: str, task: Task[Any], losses: Sequence[Loss]) -> None:
             )
 
 
-def compiled(config: TrainConfig, losses: Sequence[Loss]) -> None:
+def compiled(config: TrainConfig, student: nn.Module, losses: Sequence[Loss]) -> None:
     """Refuse losses that read what compiled blocks do not give.
 
     Args:
         config: The config of the run.
+        student: Whose blocks may be compiled.
         losses: The losses in the order of the config.
 
     Raises:
         UserError: Such a loss.
     """
+    recomputed = config.compile and config.gradient_checkpointing and config.sharding == "fsdp2"
     for i, loss in enumerate(losses):
+        if recomputed and Reads.ATTENTION in loss.reads and type(student).__name__ == "DiTTransformer2DModel":
+            raise UserError(
+                f"losses.{i}: reads attention of a DiTTransformer2DModel, which does not go with compile, "
+                "gradient_checkpointing and sharding=fsdp2 together; leave one of them out"
+            )
         if config.compile and Reads.ATTENTION_OUTPUT in loss.reads:
             raise UserError(
                 f"losses.{i}: reads outputs of attention modules, which compiled blocks do not give; compile=false"

@@ -12,6 +12,7 @@ from torch import nn
 from dit_shd.core import places
 from dit_shd.core.clock import finished
 from dit_shd.core.config import checked
+from dit_shd.core.devices import current_device
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
 from dit_shd.distillation.calibration import calibrate
@@ -30,7 +31,7 @@ from dit_shd.models.quantization import is_quantised
 from dit_shd.profiling import meta
 from dit_shd.profiling.estimate import PROCESSES, DryRun, MeasuredStep
 from dit_shd.profiling.flops import operations_by_step
-from dit_shd.profiling.hardware import current_device, peak_memory
+from dit_shd.profiling.hardware import peak_memory
 from dit_shd.profiling.memory import step_memory
 from dit_shd.profiling.step import StepShape
 from dit_shd.tasks import TASKS, Batch, Task

@@ -16,16 +16,23 @@ from torch import nn
 
 from dit_shd.core.dtensor import is_sharded
 from dit_shd.models.blocks import blocks
+from dit_shd.models.quantization import is_quantised
+from dit_shd.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+
+def divides_teachers(config: TrainConfig) -> bool:
+    """Whether the processes of a run hold slices of its teachers; one in fewer than 16 bits is whole in each."""
+    return config.sharding == "fsdp2" and not is_quantised(config.teacher_precision)
 
 
 def shard(model: nn.Module, transformer: nn.Module, device: torch.device, frozen: bool) -> None:
     """Replace the parameters of `model` by slices over all processes.
 
     Args:
-        model: On every process, whole.
+        model: On every process, whole; on the CPU or the device, to which each block is moved as it is divided.
         transformer: The part of it (or all) whose blocks are gathered one by one. The rest, projectors of losses among
             it, is gathered as a whole: it need not be called as a module.
         device: The device of this process.
@@ -35,8 +42,9 @@ def shard(model: nn.Module, transformer: nn.Module, device: torch.device, frozen
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
-    for block in blocks(transformer):
-        fully_shard(block, mesh=mesh, reshard_after_forward=frozen)
+    for number, block in enumerate(blocks(transformer)):
+        # the first block stays gathered: diffusers' DiT asks its embedding of classes again after the last one
+        fully_shard(block, mesh=mesh, reshard_after_forward=frozen and number > 0)
     fully_shard(model, mesh=mesh, reshard_after_forward=frozen)
 
 

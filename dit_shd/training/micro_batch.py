@@ -8,12 +8,13 @@ from dataclasses import replace
 
 import torch
 
+from dit_shd.core.devices import current_device
 from dit_shd.core.distributed import run_on_main
 from dit_shd.core.errors import UserError
 from dit_shd.core.memory import is_out_of_memory
 from dit_shd.core.yaml_files import read_yaml
 from dit_shd.models.offload import moved
-from dit_shd.profiling.hardware import current_device, free_memory, peak_memory
+from dit_shd.profiling.hardware import free_memory, peak_memory
 from dit_shd.profiling.memory import step_memory
 from dit_shd.training.config import AUTO_SIZE
 from dit_shd.training.dry_run import step_shape, take_a_step
@@ -34,7 +35,7 @@ def with_micro_batch(parts: Parts) -> Parts:
         parts: Of the run, checked.
 
     Raises:
-        UserError: Not even one image fits.
+        UserError: Not even one image fits, or the models are to be divided.
     """
     config = parts.config
     if config.micro_batch_size != AUTO_SIZE:
@@ -56,13 +57,16 @@ def largest(parts: Parts, processes: int) -> int:
         processes: That share the batch.
 
     Raises:
-        UserError: Not even one image fits.
+        UserError: Not even one image fits, or the models are to be divided.
     """
+    if parts.config.sharding != "no":
+        raise UserError("micro_batch_size: auto tries whole models on one GPU, sharding divides them; give a number")
     config, device = replace(parts.config, micro_batch_size=None), current_device()
     free = free_memory(device)
     needed = 0
     for size in _sizes(config.batch_size, processes):
-        needed = step_memory(step_shape(config, size), parts.student, parts.teachers).total
+        memory = step_memory(step_shape(config, size), parts.student, parts.teachers)
+        needed = memory.total if processes == 1 else memory.replicated
         if needed > SHARE * free or not _takes_a_step(parts, size, device):
             continue
         _log.info(

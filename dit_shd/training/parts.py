@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from dit_shd.core.distributed import own_device
+from dit_shd.core.devices import own_device
 from dit_shd.data.latent_origin import Kept
 from dit_shd.distillation.losses import Loss
 from dit_shd.distillation.teachers import Teachers

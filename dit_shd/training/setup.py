@@ -10,9 +10,8 @@ import torch
 from torch import nn
 
 from dit_shd.core.config import checked
-from dit_shd.core.distributed import own_device, run_on_main
+from dit_shd.core.distributed import run_on_main
 from dit_shd.core.dtensor import is_sharded
-from dit_shd.core.errors import UserError
 from dit_shd.core.files import write_text
 from dit_shd.core.yaml_files import dump, read_yaml
 from dit_shd.data.datasets import DATASETS
@@ -27,15 +26,15 @@ from dit_shd.models.families import FAMILIES
 from dit_shd.models.loading import check_finite
 from dit_shd.models.lora import add_lora
 from dit_shd.models.offload import moved
-from dit_shd.models.quantization import is_quantised
 from dit_shd.tasks import TASKS
-from dit_shd.training import calibration_file, checks, diagnosis, fsdp, inputs, optim, validation
+from dit_shd.training import calibration_file, checks, fsdp, inputs, optim, validation
 from dit_shd.training.accelerator import make_accelerator
 from dit_shd.training.batches import CALIBRATION_IMAGES, Batches
 from dit_shd.training.checkpoint import step_of
 from dit_shd.training.compilation import compile_blocks
 from dit_shd.training.config import TrainConfig, completed, may_change, resolved, sized
 from dit_shd.training.ema import EMA, too_slow
+from dit_shd.training.first_sample import first_sample
 from dit_shd.training.micro_batch import with_micro_batch
 from dit_shd.training.parts import Parts, load_teachers
 from dit_shd.training.run import Run
@@ -140,7 +139,7 @@ def check(parts: Parts) -> None:
     checks.passes(task, parts.losses)
     checks.guidance(config.task.name, task, parts.losses)
     checks.fields(task, parts.losses)
-    checks.compiled(config, parts.losses)
+    checks.compiled(config, parts.student, parts.losses)
     models = {"student": parts.student, **{role(name): teacher for name, teacher in parts.teachers.items()}}
     for who, model in models.items():
         task.check(who, model)
@@ -150,33 +149,6 @@ def check(parts: Parts) -> None:
     checks.untrained(config, parts.losses, parts.student)
     if config.validate_every:
         task.check_evaluation(parts.student, parts.kept)
-
-
-def first_sample(config: TrainConfig, distiller: Distiller, teachers: Teachers) -> None:
-    """Run student and teachers on a sample, before anything is written; losses get their projectors from its sizes.
-
-    Args:
-        config: Of the run.
-        distiller: Student and losses.
-        teachers: By name.
-
-    Raises:
-        UserError: Their layers cannot be paired, or they give numbers that are not finite.
-    """
-    if not distiller.losses and not teachers:
-        return
-    count = min(config.batch_size, batch_norms.least_batch(distiller.student))
-    sample = Batches(distiller.task, config.seed, config.batch_size, 1, fields=distiller.fields).draw(0, range(count))
-    if config.teacher_offload != "no" or is_quantised(config.teacher_precision):  # the teacher is on its device already
-        distiller.to(own_device())
-        sample = [batch.to(own_device()) for batch in sample]
-    with batch_norms.kept_statistics(distiller.student):
-        distiller.build(sample, teachers, config.seed)
-        calibration.calibrate(distiller, teachers, [sample])
-        bad = diagnosis.first_non_finite(distiller, teachers, sample)
-    if bad is not None:
-        models = "teacher and student give" if teachers else "the student gives"
-        raise UserError(f"the first sample: {models} NaN or infinity, first in {bad}")
 
 
 def join(config: TrainConfig, distiller: Distiller) -> tuple["Accelerator", Batches]:
@@ -245,13 +217,14 @@ def initialise(
             _log.info("%s", start.line())
     if options.weights == "random":
         return
-    for model in (student, *parts.teachers.values()):
-        moved(model, device)
+    moved(student, device)
     teacher = parts.teacher
     assert teacher is not None, "a config that begins with a teacher's weights has a teacher"
     shd = initialisation.shd_of(parts.losses_of_teacher)
 
     def begin() -> None:
+        for model in parts.teachers.values():
+            moved(model, device)
         if shd.calibration:
             calibration.calibrate(distiller, parts.teachers, batches.first_steps(distiller.calibration, device))
         sizes = batches.size, options.calibration, batches.at_once
@@ -268,14 +241,15 @@ def initialise(
 
 
 def place(config: TrainConfig, distiller: Distiller, teachers: Teachers, accelerator: "Accelerator") -> None:
-    """Bring the models to their device, the teachers in slices if the run is sharded, with compiled blocks."""
+    """Bring the models to their device, with compiled blocks; a teacher that is divided block by block, never whole."""
     if config.compile:
         compile_blocks(distiller.student, *teachers.values())
     distiller.to(accelerator.device)
     for teacher in teachers.values():
-        moved(teacher, accelerator.device)
-        if config.sharding == "fsdp2" and not is_quantised(config.teacher_precision):  # 8 bits are whole everywhere
+        if fsdp.divides_teachers(config):
             fsdp.shard(teacher, teacher, accelerator.device, frozen=True)
+        else:
+            moved(teacher, accelerator.device)
 
 
 def calibrate(

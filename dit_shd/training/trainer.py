@@ -93,7 +93,8 @@ class Trainer:
             yield step
             if step.stopping:
                 break
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:  # and not end_training(), after which no other run can begin here
+            tracker.finish()
 
     def _check_precision(self) -> None:
         """Refuse to go on in the precision of another run, which accelerate shares in a process.

@@ -8,6 +8,7 @@ import torch
 from diffusers import DDPMScheduler
 from scipy import integrate, stats
 from torch.distributions import Normal, kl_divergence
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dit_shd.core.errors import UserError
 from dit_shd.diffusion.objectives import discretised_nll, gaussian_kl, noise_error, split, variational_bits
@@ -163,3 +164,29 @@ def test_split_refuses_other_channel_counts():
     assert split(torch.zeros(1, 2, 1, 1), 2)[1] is None
     with pytest.raises(ValueError, match="wanted 2 or 4 channels, found 3"):
         split(torch.zeros(1, 3, 1, 1), 2)
+
+
+class Copies(TorchDispatchMode):
+    """Counts copies to another device."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        self.count += operator is torch.ops.aten._to_copy.default and "device" in (kwargs or {})
+        return operator(*args, **(kwargs or {}))
+
+
+def test_tables_are_copied_to_a_device_once():
+    """The meta device stands for a GPU: each copy to one waits for all that was issued before it."""
+    schedule, x, step = (
+        Schedule.linear(100),
+        torch.zeros(2, 1, 4, 4, device="meta"),
+        torch.zeros(2, device="meta").long(),
+    )
+    counts = []
+    for _ in range(2):
+        with Copies() as copies:
+            variational_bits(schedule, x, x, x, x, step)
+            noise_error(schedule, x, x, step, 5.0)
+        counts.append(copies.count)
+    assert counts[0] > 5 and counts[1] == 0

@@ -5,7 +5,9 @@ from torch import nn
 
 from dit_shd.core.errors import UserError
 from dit_shd.models import loading
-from dit_shd.models.offload import is_offloaded, moved, offload_blocks
+from dit_shd.models.offload import OFFLOADED, device_of, is_offloaded, moved, offload_blocks
+from dit_shd.profiling import captures
+from dit_shd.tasks.diffusion import Diffusion
 
 
 def test_an_offloaded_teacher_teaches_the_same(values, tmp_path):
@@ -27,6 +29,16 @@ def test_it_stays_where_it_is(teacher):
 def test_what_does_not_go_with_it(values, other):
     with pytest.raises(UserError, match="teacher_offload: blocks does not go with"):
         run(values, teacher_offload="blocks", **other)
+
+
+def test_a_batch_for_it_is_where_it_computes(teacher):
+    """While its weights lie in main memory."""
+    model = loading.load(teacher)
+    assert device_of(model).type == "cpu"
+    setattr(model, OFFLOADED, torch.device("meta"))
+    assert device_of(model).type == "meta"
+    batch = captures.example(Diffusion(), "plain", model, device_of(model))
+    assert batch.x_t.device.type == "meta"
 
 
 def test_only_models_of_diffusers():

@@ -33,6 +33,9 @@ def test_the_largest_that_fits_is_taken(parts, monkeypatch):
         assert largest(parts, 1) == size
     monkeypatch.setattr(micro_batch, "free_memory", lambda device: needed[8] / 0.9 + 1)
     assert largest(parts, 2) == 4, "two processes share the batch"
+    gradients = step_memory(step_shape(parts.config, 4), parts.student, parts.teachers).parts["gradients"]
+    monkeypatch.setattr(micro_batch, "free_memory", lambda device: (needed[4] + gradients / 2) / 0.9)
+    assert (largest(parts, 1), largest(parts, 2)) == (4, 2), "which hold the gradients twice"
     monkeypatch.setattr(micro_batch, "free_memory", lambda device: 1)
     with pytest.raises(UserError, match=r"not even one image fits: .* GiB by count"):
         largest(parts, 1)
@@ -103,3 +106,8 @@ def test_a_resumed_run_keeps_its_size(values, monkeypatch):
     monkeypatch.setattr(micro_batch, "largest", lambda parts, processes: 1)
     assert len(list(train(make(TrainConfig, {**values, "micro_batch_size": "auto", "steps": 3})))) == 1
     assert yaml.safe_load((config.run / "config.yaml").read_text())["micro_batch_size"] == 4
+
+
+def test_models_that_are_divided_are_not_tried_whole(parts):
+    with pytest.raises(UserError, match=r"micro_batch_size: auto tries whole models .* give a number"):
+        largest(replace(parts, config=replace(parts.config, sharding="fsdp2")), 2)

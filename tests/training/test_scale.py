@@ -77,6 +77,15 @@ def test_two_processes_learn_projectors_as_one(by_two, name):
     same_distillers(one, two)
 
 
+@slices
+@pytest.mark.two_processes("training")
+def test_a_part_of_a_block_that_is_used_after_it_is_gathered(by_two):
+    """As of diffusers' DiT, whose end asks the first block for the embedding of labels."""
+    one, two = (by_two / "sharded_diffusers" / folder for folder in ("one", "two"))
+    close(rows(one), rows(two))
+    same_distillers(one, two)
+
+
 @pytest.mark.two_processes("training")
 @pytest.mark.parametrize("name", ["teachers", pytest.param("sharded_teachers", marks=slices)])
 def test_two_processes_learn_from_two_teachers_as_one(by_two, name):

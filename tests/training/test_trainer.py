@@ -52,6 +52,11 @@ def test_loss_total_is_the_weighted_sum_of_its_terms(values):
     assert m["loss"] == pytest.approx(total + 0.5 * m["plain/shd"], rel=1e-5)
 
 
+def test_a_run_that_ends_leaves_the_group_to_the_next(values, monkeypatch):
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda *_: pytest.fail("the group is others', too"))
+    run(values, steps=1)
+
+
 def test_steps_may_be_raised_and_a_finished_run_is_left_alone(values):
     config, _ = run({**values, "optimizer": {"lr": 1e-2}}, steps=2)
     again, metrics = run({**values, "optimizer": {"lr": 1e-2}}, steps=3)

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import torch
 from runs import run, train_by_two
+from small_families import diffusers_dit
 from small_runs import deep_teacher, tiny
 
 from dit_shd.core import plugins
@@ -43,6 +44,10 @@ PROJECTORS = [
     *({"name": name} for name in ("feature", "vkd", "attention_output", "align_to_distill", "diffkd", "shd")),
     {"name": "vitkd", "prefix_tokens": 0},
 ]
+DIT = {
+    **dict(num_attention_heads=2, attention_head_dim=8, in_channels=1, out_channels=2, num_layers=2),
+    **dict(sample_size=8, patch_size=2, num_embeds_ada_norm=3),
+}
 MATCHED = [{"name": "output"}, {"name": "shd", "plan": "matched", "calibration": 1}]
 
 
@@ -61,12 +66,15 @@ def configs(folder):
     if SLICES:
         bad = {**steady, "losses": [{"name": "two_losses.Bad"}], "skip_bad_steps": 1}
         sliced = {"sharding": "fsdp2"}
+        student = {"name": "diffusers", "transformer": "DiTTransformer2DModel", "config": DIT}
+        diffusers = {"teacher": str(folder / "dit"), "student": student, "mask_ratio": None}
         found |= {
             "sharded": ({**steady, "ema": [0.9, 0.5], "losses": MATCHED}, sliced),
             "bad": (bad, sliced),
             "sharded_hints": (hints, sliced),
             "sharded_projectors": ({**steady, "losses": PROJECTORS}, sliced),
             "sharded_teachers": ({**steady, "teacher": names, "losses": losses}, sliced),
+            "sharded_diffusers": ({**steady, **diffusers}, sliced),
         }
     return found
 
@@ -88,6 +96,7 @@ def prepare(folder):
     """Every run by one process; and one of them again, to be resumed by two."""
     tiny(folder)
     deep_teacher(folder / "deep")
+    diffusers_dit(num_attention_heads=4).save_pretrained(folder / "dit")
     (folder / "two_losses.py").write_text(LOSSES)
     with trusted(folder):
         for name, (values, _) in configs(folder).items():

@@ -22,6 +22,7 @@ from dit_shd.attention.capture import WeightSource
 from dit_shd.attention.recording.arrangement import Arrangement, rows_of_result, unit_rows
 from dit_shd.attention.recording.products import Product, products
 from dit_shd.attention.recording.sdpa_calls import Given
+from dit_shd.core.rng import kept_generators
 
 IN_TRAINING = "its weights are in training, and not kept; run a teacher under torch.no_grad()"
 
@@ -276,8 +277,7 @@ def matrix(
     Randomness that the function draws is given back, and so are the buffers of a `module` that it runs.
     """
     buffers = [] if module is None else [(x, x.clone()) for x in module.buffers()]
-    devices = [like.device] if like.device.type != "cpu" else []
-    with torch.random.fork_rng(devices=devices, device_type=like.device.type if devices else "cuda"):
+    with kept_generators(like.device):
         unit = unit_rows(like, arrangement, first, k)
         try:
             both = [rows_of_result(_tensor(function(x)), arrangement) for x in (unit, torch.zeros_like(unit))]
