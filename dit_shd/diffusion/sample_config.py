@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from dit_shd.core.config import check_ranges, option
+from dit_shd.core.config import cast, check_ranges, option
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import MODEL, Place
 from dit_shd.diffusion.schedule import Schedule
@@ -113,13 +113,14 @@ class SampleConfig:
         for key in OF_CLASSES:
             if key in values:
                 raise UserError(f"{key}: is for class-conditional models; a pipeline is given its arguments by call=")
+        given = cast(dict[str, Any], values.get("call") or {}, "call")
         call = {name: values[key] for key, name in OF_CALL.items() if key in values}
         for key, names in TWICE.items():
             for name in names:
-                if key in values and name in (values.get("call") or {}):
+                if key in values and name in given:
                     raise UserError(f"{key}: is given by call.{name}, too; leave one of them out")
         kept = {key: value for key, value in values.items() if key not in OF_CALL}
-        return {**kept, "call": {**call, **(values.get("call") or {})}, "count": values.get("count", EACH)}
+        return {**kept, "call": {**call, **given}, "count": values.get("count", EACH)}
 
     @property
     def images(self) -> int:

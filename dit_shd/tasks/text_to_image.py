@@ -254,6 +254,9 @@ class TextToImage(Task[TextBatch]):
         if held_out is None:
             return
         self.check_data(held_out)
+        if tuple(held_out.shape) != tuple(self.dataset.shape):
+            run, other = (" x ".join(map(str, data.shape)) for data in (self.dataset, held_out))
+            raise UserError(f"task.evaluation.data: wanted latents of the run's size, {run}, found {other}")
         records = {record.text_sha256 for record in (self.record, held_out.record) if record is not None}
         if len(records) > 1:
             raise UserError("task.evaluation.data: has embeddings of other text encoders than the run's data")

@@ -114,6 +114,8 @@ def test_bad_input(student, pipeline, prompts, tmp_path):
         sample_prompts(config(student, prompts, out, call={"clip_skip": 9}))
     with pytest.raises(UserError, match=r"StableDiffusion3Pipeline fails \(.int. object has no attribute"):
         sample_prompts(config(student, prompts, out, call={"latents": 5}))
+    with pytest.raises(UserError, match="call: wanted keys and values, found 5"):
+        config(student, prompts, out, call=5)
     with pytest.raises(UserError, match="steps: wanted 1 or more, found 0"):
         sample_prompts(config(student, prompts, out, steps=0))
     with pytest.raises(UserError, match=r"guidance: is given by call\.guidance_scale, too; leave one of them out"):

@@ -171,6 +171,10 @@ def test_held_out_latents_are_of_the_autoencoder_of_those_that_are_learned(one, 
     file = pipeline / "vae" / "diffusion_pytorch_model.safetensors"
     save_file({name: 1.1 * x for name, x in load_file(file).items()}, file, {"format": "pt"})
     held_out = Plugin("text_latents", {"path": str(encode(tmp_path, pipeline))})
+    smaller = Plugin("text_latents", {"path": str(encode(tmp_path / "smaller", one[0], size=8))})
+    trainer.task.evaluation = ValidationLoss(smaller, count=2)
+    with pytest.raises(UserError, match=r"wanted latents of the run's size, 4 x \d+ x \d+, found 4 x"):
+        trainer.task.check_evaluation(trainer.student, Kept(None))
     trainer.task.evaluation = ValidationLoss(held_out)
     with pytest.raises(UserError, match=r"wanted 512 samples or more in task.evaluation.data, found \d+; set count="):
         trainer.task.check_evaluation(trainer.student, Kept(None))

@@ -31,6 +31,7 @@ class HunyuanDiT(Adapter):
     process = "ddpm"
     example_tokens = sum(LENGTHS)
     attention = "self, and cross to text"
+    text_layers = ("*.attn2",)
 
     def text_widths(self, settings: Mapping[str, Any]) -> tuple[int, int | None]:
         return max(settings["cross_attention_dim"], settings["cross_attention_dim_t5"]), None

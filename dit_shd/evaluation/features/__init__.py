@@ -7,6 +7,7 @@ Shapes: b images, y rows and x columns of pixels, c channels, d pooled features,
 """
 
 import json
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from dit_shd.core.plugins import Plugin, PluginFolder
 
 PROMPTS = 256
 """Of one forward."""
+
+_log = logging.getLogger("dit_shd")
 
 
 @dataclass(frozen=True)
@@ -103,8 +106,15 @@ class FeatureNetwork(ABC):
     @torch.no_grad()
     def embed(self, prompts: Sequence[str]) -> Tensor:
         """The features of prompts [n,d], of the length of images' pooled ones."""
+        if cut := self.longer(prompts):
+            words = "prompts: %d of %d are longer than %s reads, and are scored by their beginning"
+            _log.warning(words, cut, len(prompts), self.title)
         parts = [self._embed(prompts[first : first + PROMPTS]) for first in range(0, len(prompts), PROMPTS)]
         return torch.cat(parts)
+
+    def longer(self, prompts: Sequence[str]) -> int:
+        """How many prompts are longer than what the network reads, where it can tell."""
+        return 0
 
     def _embed(self, prompts: Sequence[str]) -> Tensor:
         """Features of some prompts [b,d], for one forward."""

@@ -70,6 +70,9 @@ class CLIP(FeatureNetwork):
         hidden = self._clip.vision_model(pixel_values=pixels).pooler_output
         return Features(self._clip.visual_projection(hidden).float())
 
+    def longer(self, prompts: Sequence[str]) -> int:
+        return sum(len(ids) > self._tokens for ids in self._tokenizer(list(prompts)).input_ids)
+
     def _embed(self, prompts: Sequence[str]) -> Tensor:
         options = {"padding": True, "truncation": True, "max_length": self._tokens, "return_tensors": "pt"}
         tokens = self._tokenizer(list(prompts), **options).to(self.device)

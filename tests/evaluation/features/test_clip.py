@@ -1,6 +1,7 @@
 """CLIP of random weights against transformers' own forward, and the CLIP score of it."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -45,6 +46,11 @@ def test_score_is_the_cosine_of_transformers_own_forward(folder):
     cosines = (whole.logits_per_image / model.logit_scale.exp()).diagonal()
     torch.testing.assert_close(found, 100 * cosines.clamp(min=0).double(), rtol=1e-4, atol=1e-4)
     assert found.std() > 0.1
+
+
+def test_prompts_that_are_cut_are_told(folder, caplog):
+    CLIP(folder).embed([*PROMPTS, "a thin seven with a zero " * 9])
+    assert re.search(r"prompts: 1 of 5 are longer than clip-\w+ reads, and are scored by their beginning", caplog.text)
 
 
 def test_weights_that_are_stored_in_half_precision_compute_in_float32(folder, tmp_path):
