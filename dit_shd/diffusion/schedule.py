@@ -99,8 +99,8 @@ class Schedule:
 
     def _copied(self, table: np.ndarray, device: torch.device) -> Tensor:
         """A table on a device, copied once: every copy to a GPU would wait for all that was issued before it."""
-        if device.type == "cpu":
-            return torch.from_numpy(table)
+        if device.type in ("cpu", "meta"):
+            return torch.from_numpy(table).to(device)
         known = self._copies.get((table.tobytes(), device))
         if known is None:
             with torch.inference_mode(False):  # training may read what an evaluation copied

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from dit_shd.core.errors import UserError
+from dit_shd.core.errors import UserError, error_line
 from dit_shd.core.installation import require
 
 Bits = Literal["int8", "fp8", "int4", "nf4"]
@@ -41,15 +41,21 @@ def config_of(bits: Precision, device: torch.device) -> Any:  # noqa: ANN401 - a
     """
     package = "bitsandbytes" if bits == "nf4" else "torchao"
     require((package,), "nf4" if bits == "nf4" else "lowbit", f"teacher_precision={bits}")
+    if bits in ON_GPU and device.type != "cuda":
+        raise UserError(f"teacher_precision: {bits} needs a GPU, found {device.type}; int8 and fp8 run everywhere")
     import diffusers
 
     if bits == "nf4":
         options: dict[str, Any] = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16}
         made = diffusers.BitsAndBytesConfig(load_in_4bit=True, **options)
     else:
-        made = diffusers.TorchAoConfig(_torchao(bits))
-    if bits in ON_GPU and device.type != "cuda":
-        raise UserError(f"teacher_precision: {bits} needs a GPU, found {device.type}; int8 and fp8 run everywhere")
+        try:
+            made = diffusers.TorchAoConfig(_torchao(bits))
+        except RuntimeError as error:
+            raise UserError(
+                f"teacher_precision: {bits} is refused by diffusers {diffusers.__version__} ({error_line(error)}); "
+                "update diffusers or use a GPU"
+            ) from error
     return made
 
 

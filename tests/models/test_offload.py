@@ -10,12 +10,23 @@ from dit_shd.profiling import captures
 from dit_shd.tasks.diffusion import Diffusion
 
 
+@pytest.fixture
+def offloads(teacher):
+    """Skips where this diffusers offloads to GPUs alone."""
+    try:
+        offload_blocks(loading.load(teacher), torch.device("cpu"))
+    except UserError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.usefixtures("offloads")
 def test_an_offloaded_teacher_teaches_the_same(values, tmp_path):
     _, whole = run(values)
     _, offloaded = run(values, teacher_offload="blocks", run=str(tmp_path / "blocks"))
     assert whole == offloaded
 
 
+@pytest.mark.usefixtures("offloads")
 def test_it_stays_where_it_is(teacher):
     model = loading.load(teacher)
     assert not is_offloaded(model)

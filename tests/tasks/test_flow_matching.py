@@ -46,7 +46,8 @@ def task(shapes, **options):
 @pytest.mark.parametrize("prediction", CONVENTIONS)
 def test_the_loss_is_an_independent_one_in_float64(shapes, flow_teacher, density, weighting, prediction):
     """By numpy from the stored pixels and the raw streams; the convention's target as its public code has it."""
-    options = {"name": density, "mean": 0.5, "std": 0.8, "scale": 1.1, "shift": 1.7, "base_side": 16}
+    of_name = {"logit_normal": {"mean": 0.5, "std": 0.8}, "mode": {"scale": 1.1}}
+    options = {"name": density, "shift": 1.7, "base_side": 16, **of_name.get(density, {})}
     own = task(shapes, timestep_density=options, weighting=weighting, label_dropout=0.4)
     batch = drawn(own, 3, range(6), seed=5)["plain"]
     model = loading.load(flow_teacher).eval()

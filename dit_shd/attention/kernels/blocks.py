@@ -34,8 +34,9 @@ class Blocks:
     def of_values(cls, d: int, width: int, values: int, dtype: torch.dtype, bias: str) -> "Blocks":
         """For attention with several values: one float32 accumulator [rows, values * width]."""
         wide = max(cls.width(d), values * cls.width(width))
-        if wide > 128 or dtype == torch.float32:
-            return cls(32, 32, 4 if bias == "none" else 8, 2)
+        if wide > 128 or dtype == torch.float32:  # 99 KiB of an A10 hold one stage of the widest
+            stages = 1 if dtype == torch.float32 and wide >= 512 else 2
+            return cls(32, 32, 4 if bias == "none" else 8, stages)
         return cls(64, 64, 4, 3 if bias == "none" else 2)
 
     @classmethod
