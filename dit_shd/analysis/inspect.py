@@ -18,7 +18,7 @@ from dit_shd.analysis.survey import LayerMaps, LayerSurvey, Scope, layer_maps, s
 from dit_shd.analysis.synthetic_inputs import SyntheticInputs
 from dit_shd.attention.recording.joint import Block
 from dit_shd.core.config import cast, checked, option, resolve
-from dit_shd.core.devices import accelerator
+from dit_shd.core.devices import current_device
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import MODEL, Place
 from dit_shd.core.plugins import Plugin
@@ -181,8 +181,7 @@ def numbers(findings: Findings) -> dict[str, Any]:
 
 def to_accelerator(model: nn.Module) -> None:
     """Move a model to a GPU, if there is one."""
-    if (device := accelerator()) is not None:
-        model.to(device)
+    model.to(current_device())
 
 
 def inputs_of(config: InspectConfig, model: nn.Module, run: dict[str, Any]) -> Inputs:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from dit_shd.core import rng
 from dit_shd.core.config import make
-from dit_shd.core.devices import accelerator
+from dit_shd.core.devices import current_device
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import atomic_file
 from dit_shd.data.decoder import Decoder, finished
@@ -121,8 +121,7 @@ def sample(
     config = make(SampleConfig, {**options, "count": count, "labels": policy, **named}, "sample")
     if isinstance(model, (str, Path)):
         config, model = of_run(config), loading.load_conditional(model).eval()
-        if (device := accelerator()) is not None:
-            nn.Module.to(model, device)
+        nn.Module.to(model, current_device())
     elif not isinstance(model, nn.Module):
         raise UserError(f"model: wanted a model or the name of one, found {type(model).__name__}")
     reason = loading.why_not_conditional(model)

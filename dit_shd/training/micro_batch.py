@@ -104,7 +104,7 @@ def _takes_a_step(parts: Parts, size: int, device: torch.device) -> bool:
             raise
         return False
     finally:
-        for teacher in parts.teachers.values():  # the run's first sample is taken where the student is
+        for teacher in parts.teachers.values():  # the next trial has all of the GPU
             moved(teacher, torch.device("cpu"))
         gc.collect()  # the trial's student is in cycles of references
         torch.get_device_module(device).empty_cache()

@@ -70,7 +70,7 @@ def test_a_step_that_runs_out_of_memory_leads_to_the_next_size(parts, gpu, monke
 
 
 def test_teachers_come_back_from_the_gpu(parts, gpu, monkeypatch):
-    """The first sample of the run is taken on the CPU, by both models."""
+    """So that the next trial has all of its memory."""
     places = []
     monkeypatch.setattr(micro_batch, "take_a_step", lambda *_: places.append("gpu"))
     monkeypatch.setattr(micro_batch, "moved", lambda model, device: places.append((model, device)))
