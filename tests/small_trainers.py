@@ -1,7 +1,10 @@
 """A step of a Trainer of transformers on tiny language models, and the gradient that our own Distiller has for it."""
 
+import os
+
 import torch
 import transformers
+from accelerate.state import AcceleratorState
 from language import GPT2, LLAMA, causal_lm
 
 from dit_shd import SHD
@@ -39,6 +42,8 @@ def models(student=GPT2, teacher=LLAMA):
 
 def trainer_of(student, data, folder, cls=None, **options):
     """One step of gradient descent at rate 1, so that weights tell the gradient."""
+    AcceleratorState._reset_state()  # in which an earlier trainer's precision stays, as here:
+    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
     tokens, learned, real = data
     rows = [
         {"input_ids": t, "attention_mask": m.long(), "labels": torch.where(kept, t, -100)}

@@ -22,6 +22,7 @@ def tokenizer(length=32, side="right"):
         single="<s> $A </s>", special_tokens=[("<s>", vocabulary["<s>"]), ("</s>", vocabulary["</s>"])]
     )
     names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>", "bos_token": "<s>"}
+    names["model_input_names"] = ["input_ids", "attention_mask"]
     made = PreTrainedTokenizerFast(tokenizer_object=words, model_max_length=length, padding_side=side, **names)
     made.chat_template = CHAT
     return made

@@ -30,13 +30,13 @@ class _OnDemand:
     def __get__(self, instance: object | None, owner: type) -> Tensor | None:
         if instance is None:
             return None  # the field's default
-        value = vars(instance)["_out"]
+        value = instance.__dict__["_out"]  # vars() cannot be compiled before PyTorch 2.9
         if callable(value):
-            value = vars(instance)["_out"] = value()
+            value = instance.__dict__["_out"] = value()
         return value if isinstance(value, Tensor) else None
 
     def __set__(self, instance: object, value: Tensor | WeightSource | str | None) -> None:
-        vars(instance)["_out"] = value
+        object.__setattr__(instance, "_out", value)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +86,7 @@ class Capture:
             object.__setattr__(self, "bias", _dense(self.bias, self.shape))
         if self.bias is not None and any(x not in (1, y) for x, y in zip(self.bias.shape(), self.shape)):
             raise UserError(f"capture: wanted a bias that broadcasts to {self.shape}, found {self.bias.shape()}")
-        out = vars(self)["_out"]
+        out = self.__dict__["_out"]
         if isinstance(out, Tensor) and (out.ndim != 3 or out.shape[:2] != (h, self.value.shape[3])):
             raise UserError(
                 f"capture: wanted W^O by head [h,d,e] = [{h},{self.value.shape[3]},e], found {tuple(out.shape)}"
@@ -104,7 +104,7 @@ class Capture:
     @property
     def why_no_out(self) -> str:
         """Why there is no W^O, where `out` is None."""
-        reason = None if self.out is not None else vars(self)["_out"]
+        reason = None if self.out is not None else self.__dict__["_out"]
         return reason if isinstance(reason, str) else ""
 
     @property
@@ -142,7 +142,9 @@ class Capture:
 
     def detach(self) -> "Capture":
         """The same without a graph; itself, if it has none."""
-        tensors = {k.lstrip("_"): v for k, v in vars(self).items() if isinstance(v, Tensor) and v.requires_grad}
+        parts = {name: self.__dict__[name] for name in ("query", "key", "value", "mixed")}
+        parts["out"] = self.__dict__["_out"]
+        tensors = {name: x for name, x in parts.items() if isinstance(x, Tensor) and x.requires_grad}
         bias = self.bias.detach() if self.bias is not None and self.bias.needs_grad() else self.bias
         if not tensors and bias is self.bias:
             return self
@@ -193,7 +195,7 @@ class Capture:
 
     def _with(self, **changes: Any) -> "Capture":
         """The same with other fields; W^O is not asked for."""
-        return replace(self, **{"out": vars(self)["_out"], **changes})
+        return replace(self, **{"out": self.__dict__["_out"], **changes})
 
 
 def _dense(bias: Any, shape: tuple[int, int, int, int]) -> DenseBias:

@@ -174,7 +174,7 @@ def _own_permissions(file: Path) -> None:
 
 def cannot_be_written(final: Path, error: Exception, remedy: str = REMEDY) -> UserError:
     """The line for a failed write: OSError, or what safetensors makes of one."""
-    match = re.search(r"os error (\d+)", str(error))
+    match = re.search(r"(?:os error|code:) (\d+)", str(error))
     number = error.errno if isinstance(error, OSError) else int(match[1]) if match else 0
     words = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())[:150]
     reason = "the disk is full" if number in FULL else words

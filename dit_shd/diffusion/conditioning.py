@@ -1,6 +1,5 @@
 """What tasks of class-conditional latents have in common: dropped labels, masked passes, models that fit the data."""
 
-import inspect
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +10,7 @@ from dit_shd.core.rng import Draws
 from dit_shd.data.datasets import Dataset
 from dit_shd.diffusion.denoiser import NO_LABEL, Denoiser
 from dit_shd.models import loading
+from dit_shd.models.blocks import forward_parameters
 
 PASSES = ("plain", "masked")
 MASKED = PASSES[1]
@@ -73,7 +73,7 @@ class Conditioning:
         Raises:
             UserError: It has none.
         """
-        if self.mask_ratio is not None and "keep" not in inspect.signature(model.forward).parameters:
+        if self.mask_ratio is not None and "keep" not in forward_parameters(model):
             raise UserError(
                 f"task.mask_ratio: the {role} ({type(model).__name__}) has no masked pass; set task.mask_ratio=null"
             )

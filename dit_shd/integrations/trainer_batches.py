@@ -1,6 +1,7 @@
 """The batches of trainers of transformers and TRL: which query rows take part in SHD, and what a teacher is given."""
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,6 +109,15 @@ def teacher_inputs(inputs: Inputs, teacher: nn.Module) -> dict[str, Tensor]:
             "input_ids": torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
             "attention_mask": torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
         }
-    whole: Any = getattr(teacher, "get_base_model", lambda: teacher)()  # adapters of PEFT name nothing
-    named = {*TEXT, *inspect.signature(whole.forward).parameters} - {*OF_LOSS}
+    named = {*TEXT, *_parameters(teacher)} - {*OF_LOSS}
     return {name: x for name, x in inputs.items() if name in named and isinstance(x, Tensor)}
+
+
+def without_cache(teacher: nn.Module) -> dict[str, bool]:
+    """The argument by which a model that can keep keys and values for later tokens does not."""
+    return {"use_cache": False} if "use_cache" in _parameters(teacher) else {}
+
+
+def _parameters(model: nn.Module) -> Mapping[str, inspect.Parameter]:
+    whole: Any = getattr(model, "get_base_model", lambda: model)()  # adapters of PEFT name nothing
+    return inspect.signature(whole.forward).parameters

@@ -25,7 +25,14 @@ from dit_shd.attention.recording.sharded import captured
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.losses.shd import SHD
 from dit_shd.distillation.records import Layer
-from dit_shd.integrations.trainer_batches import Inputs, WeightedRows, is_causal, query_rows, teacher_inputs
+from dit_shd.integrations.trainer_batches import (
+    Inputs,
+    WeightedRows,
+    is_causal,
+    query_rows,
+    teacher_inputs,
+    without_cache,
+)
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -190,7 +197,7 @@ class SHDTerm:
             returned = self._compute_loss(model, inputs, **arguments)
             if not len(teacher):  # the trainer does not run it
                 with torch.no_grad():
-                    self.teacher(**keywords, use_cache=False)
+                    self.teacher(**keywords, **without_cache(models[1]))
         term = self._term(student, teacher, rows) * self._scale(rows, inputs, num_items_in_batch)
         return (returned[0] + term, returned[1]) if isinstance(returned, tuple) else returned + term
 

@@ -40,6 +40,12 @@ def blocks(model: nn.Module) -> list[nn.Module]:
     return list(named_blocks(model).values())
 
 
+def forward_parameters(module: nn.Module) -> Mapping[str, inspect.Parameter]:
+    """The parameters of a module's forward, by name, whatever hooks have made of it (those of offloading name none)."""
+    plain = getattr(module, "_orig_mod", module)  # torch.compile(module)
+    return {name: each for name, each in inspect.signature(type(plain).forward).parameters.items() if name != "self"}
+
+
 def recompute(model: nn.Module) -> None:
     """Turn on gradient checkpointing: blocks run again in the backward, and hold nothing until then.
 
@@ -90,7 +96,7 @@ def recorded(modules: Mapping[str, nn.Module], sink: Callable[[str, Tensor], Non
     runs: dict[str, int] = {}
 
     def hook(name: str, module: nn.Module) -> Callable[..., None]:
-        arguments = list(inspect.signature(module.forward).parameters)
+        arguments = list(forward_parameters(module))
         place = arguments.index(STREAM) if STREAM in arguments else 0
 
         def record(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:

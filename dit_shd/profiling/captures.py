@@ -68,7 +68,7 @@ def _shapes(spec: meta.ModelSpec, task: Task[Any], pass_name: str, layers: Named
 
 
 def _captured(model: nn.Module, task: Task[Any], pass_name: str, layers: Named = None) -> Captures:
-    with torch.no_grad(), evaluated_norms(model), capture(model, layers) as captures:
+    with torch.no_grad(), meta.without_autocast(), evaluated_norms(model), capture(model, layers) as captures:
         task.predict(model, example(task, pass_name, model, device_of(model)))
         return dict(captures)
 
@@ -97,7 +97,7 @@ def forward_of(
     run = spec.skeleton() if not real else spec.build() if _is_empty(model) else model
     batch = example(task, pass_name, run, device_of(run))
     try:
-        with torch.no_grad(), evaluated_norms(run):
+        with torch.no_grad(), meta.without_autocast(), evaluated_norms(run):
             return recording.forward(task, run, batch, read, layers), batch
     except NotImplementedError as error:
         raise UserError(f"{spec.cls.__name__}: its forward reads values, so that it cannot be counted") from error

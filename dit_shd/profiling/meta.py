@@ -6,10 +6,11 @@ The meta device lacks autocast and the fused attention kernel of a GPU; `emulate
 import json
 import weakref
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar, cast
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -78,7 +79,22 @@ def build(plugin: Plugin, where: str) -> ModelMixin:
 @contextmanager
 def emulate_gpu(precision: str) -> Generator[None]:
     """Run fused attention, and matrix products in the low precision of autocast."""
-    with _Kernels(DTYPES.get(precision)):
+    with _Kernels(DTYPES.get(precision)), without_autocast():
+        yield
+
+
+@contextmanager
+def without_autocast() -> Generator[None]:
+    """Let models turn autocast off on the meta device, as those of transformers do; PyTorch refuses that."""
+    autocast, is_enabled = torch.autocast, torch.is_autocast_enabled
+
+    def of(device_type: str, *args: Any, **kwargs: Any) -> AbstractContextManager[object]:
+        return nullcontext() if device_type == META.type else autocast(device_type, *args, **kwargs)
+
+    def enabled(device_type: str = "cuda") -> bool:
+        return device_type != META.type and is_enabled(device_type)
+
+    with patch.object(torch, "autocast", of), patch.object(torch, "is_autocast_enabled", enabled):
         yield
 
 

@@ -121,7 +121,7 @@ def is_an_output(layer, made: list[Tensor]) -> bool:
     for each in made:
         if each.numel() != want.numel():
             continue
-        layouts = [each.reshape(-1, want.shape[-1]).view_as(want)] if each.is_contiguous() else []
+        layouts = [each.reshape(-1, want.shape[-1]).view_as(want)] if each.is_contiguous() else [each]
         if each.ndim == 3 and each.shape[1] == b and each.shape[0] == n:
             layouts.append(each.transpose(0, 1))
         if each.ndim == 2 and each.shape[0] == b * n:

@@ -7,7 +7,7 @@ import threading
 from typing import ClassVar
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, file_download
 from prompt_students import prompt_student
 from small_families import build, same
 from tiny_pipelines import write_pipeline
@@ -65,11 +65,9 @@ def hub(tmp_path, monkeypatch):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr(
-        constants,
-        "HUGGINGFACE_CO_URL_TEMPLATE",
-        constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, address),
-    )
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, address)
+    for module in (constants, file_download):  # huggingface_hub below 1 reads the second
+        monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
     monkeypatch.setattr(constants, "ENDPOINT", address)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))

