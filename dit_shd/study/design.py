@@ -73,6 +73,10 @@ class Evaluator:
         if bool(self.reference) == bool(self.program):
             number = "both" if self.program else "neither"
             raise UserError(f"{where}: wanted a reference (for dit-shd evaluate) or a program, found {number}")
+        if self.program and self != Evaluator(program=self.program):
+            raise UserError(
+                f"{where}: size, features and metrics are of dit-shd evaluate, not of a program; leave them out"
+            )
         try:
             shlex.split(self.program)
         except ValueError as error:

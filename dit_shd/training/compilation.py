@@ -7,7 +7,7 @@ from dit_shd.models import compilation
 from dit_shd.models.compilation import Backend
 
 ONCE = "skip_fwd_side_effects_in_bwd_under_checkpoint"
-"""torch's setting by which recomputed blocks do not hand over captures again; torch 2.8 lacks it."""
+"""torch's setting by which recomputed blocks do not hand over captures again; torch 2.9 lacks it."""
 
 
 def compile_blocks(*models: nn.Module, backend: Backend = "inductor") -> None:

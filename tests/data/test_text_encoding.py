@@ -13,6 +13,7 @@ from encoded_text import encode
 from tiny_pipelines import write_images, write_pipeline
 from two_process_jobs import said
 
+from dit_shd.core.errors import UserError
 from dit_shd.data.datasets.text_latents import TextLatents
 from dit_shd.data.text_condition import TextCondition
 from dit_shd.data.text_encoding import gathered
@@ -74,6 +75,11 @@ def test_two_processes_encode_what_one_does(by_two):
         torch.testing.assert_close(vars(found.condition), vars(wanted.condition), rtol=1e-5, atol=1e-6)
     latents = [{file.name: file.read_bytes() for file in folder.glob("0*")} for folder in (one, two)]
     assert latents[0] == latents[1]
+
+
+def test_flips_that_were_not_encoded_are_not_drawn_in_silence(made):
+    with pytest.raises(UserError, match=r"data.flip: .* holds no mirrored images .*encode with flips=true"):
+        TextLatents(made[1], flip=True)
 
 
 def test_a_batch_has_the_rows_of_its_samples_in_their_order(made):

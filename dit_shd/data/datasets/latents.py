@@ -31,7 +31,8 @@ class Latents(Dataset):
         self._set = read_index(path)
         self.shape, self.classes, self.class_names = self._set.shape, len(self._set.classes), self._set.classes
         self.origin = origin_of(self._set)
-        self._flip, self._path = flip and self._set.flips == 2, path
+        self.mirrored = flip and self._set.flips == 2
+        self._path = path
         self._files = [path / entry.file for entry in self._set.shards]
         self._firsts = np.cumsum([0, *(entry.count for entry in self._set.shards)])
         labels = [self._open(entry, verify) for entry in self._set.shards]
@@ -75,7 +76,7 @@ class Latents(Dataset):
         """
         rows = np.empty((len(indices), self._set.parts, *self.shape), np.float32)
         sides = np.zeros(len(indices), int)
-        if self._flip:
+        if self.mirrored:
             sides = (draws.uniform("flip") < 0.5).numpy().astype(int)
         shards = np.searchsorted(self._firsts, indices, side="right") - 1
         for row, shard, index, side in zip(rows, shards, indices - self._firsts[shards], sides):

@@ -24,7 +24,7 @@ class TextLatents(Dataset):
 
     Args:
         path: The folder.
-        flip: Whether half of the samples are the mirrored image, if mirrored images were encoded.
+        flip: Whether half of the samples are the mirrored image, which were encoded, too (flips=true).
         verify: Whether to read everything first and compare it with the checksums.
     """
 
@@ -33,6 +33,11 @@ class TextLatents(Dataset):
     def __init__(self, path: Path, flip: bool = False, verify: bool = False):
         path = Path(expanded(path))
         self._latents = Latents(path, flip, verify)
+        if flip and not self._latents.mirrored:
+            raise UserError(
+                f"data.flip: {path} holds no mirrored images (captions may tell left from right); leave it out, or "
+                "encode with flips=true"
+            )
         text = text_shards.read_index(path)
         self.shape, self.origin, self.classes = self._latents.shape, self._latents.origin, 1
         self.record = text.record
