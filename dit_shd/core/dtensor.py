@@ -28,12 +28,18 @@ def shard_like(tensor: Tensor, of: Tensor) -> Tensor:
     return distribute_tensor(tensor.to(of.device), local.device_mesh, local.placements, src_data_rank=None)
 
 
-def gather_tree(value: Any) -> Any:  # noqa: ANN401 - any tree
-    """Nested lists and mappings with every tensor gathered, detached and on the CPU; a collective call."""
+def gather_tree(value: Any, kept: bool = True) -> Any:  # noqa: ANN401 - any tree
+    """Nested lists and mappings with every tensor gathered, detached and on the CPU; a collective call.
+
+    Args:
+        value: The tree.
+        kept: Whether this process has a use for them; if not, it takes part, and its tensors are empty.
+    """
     if isinstance(value, Tensor):
-        return full_tensor(value).detach().cpu()
+        whole = full_tensor(value).detach()
+        return whole.cpu() if kept else whole.new_empty(0, device="cpu")
     if isinstance(value, Mapping):
-        return {k: gather_tree(v) for k, v in value.items()}
+        return {k: gather_tree(v, kept) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(map(gather_tree, value))
+        return type(value)(gather_tree(v, kept) for v in value)
     return value

@@ -100,8 +100,9 @@ class Checkpointer:
         if done == self.step:
             return
         tensors, optimizer = {}, {}
-        if self.accelerator.is_main_process or self.config.sharding != "no":  # slices are gathered from all
-            tensors, optimizer = self.state.tensors(), self.state.optimizer_state()
+        writes = self.accelerator.is_main_process
+        if writes or self.config.sharding != "no":  # slices are gathered from all
+            tensors, optimizer = self.state.tensors(writes), self.state.optimizer_state(writes)
         numbers = {**self.state.numbers(), "skipped_steps": self.guard.skipped}
         keep, keep_every = self.config.keep_checkpoints, self.config.keep_every
 

@@ -20,15 +20,18 @@ class TrainState:
     scaler: Any
     """fp16's gradient scaler, or None."""
 
-    def tensors(self) -> dict[str, dict[str, Tensor]]:
+    def tensors(self, kept: bool = True) -> dict[str, dict[str, Tensor]]:
         """Whole tensors by file and name: student and losses, and every average.
 
         Every process takes part, since they may be in slices.
+
+        Args:
+            kept: Whether this process has a use for them; if not, they are empty.
         """
         averages = {average_file(rate): self.averages.tensors(rate) for rate in self.averages.rates}
         repeated = tied(self.distiller)
         tensors = {name: tensor for name, tensor in self.distiller.state_dict().items() if name not in repeated}
-        return gather_tree({"distiller": tensors, **averages})
+        return gather_tree({"distiller": tensors, **averages}, kept)
 
     def student(self, rate: float) -> dict[str, Tensor]:
         """A student's whole tensors with the weights of one average, likewise; its buffers are as they are."""
@@ -37,9 +40,9 @@ class TrainState:
         buffers = {name: tensors[name] for name, _ in student.named_buffers() if name in tensors}
         return gather_tree({**buffers, **self.averages.tensors(rate)})
 
-    def optimizer_state(self) -> dict[str, Any]:
+    def optimizer_state(self, kept: bool = True) -> dict[str, Any]:
         """The optimizer's state, likewise."""
-        return gather_tree(self.optimizer.state_dict())
+        return gather_tree(self.optimizer.state_dict(), kept)
 
     def numbers(self) -> dict[str, Any]:
         """The rest of the state, as plain data."""
