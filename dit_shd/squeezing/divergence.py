@@ -46,7 +46,8 @@ def attention_kl(
             paper's table 10 ablation).
         backend: `streamed`, tile by tile; `fused`, stock attention kernels (for GPUs; no student bias, no mse; `kl`
             costs it one more pass, for the entropy); `triton`, Triton kernels (for GPUs; float32, bfloat16 and
-            float16); `auto`, the fastest of those that fit, measured once for each kind of layer.
+            float16); `auto`, streamed on a CPU and the fastest of those that fit on a GPU, measured once for
+            each kind of layer.
         chunk_mib: Memory budget for the maps of one tile, in MiB; does not change the result beyond rounding.
         row_weight: [b,n], 0 or more: a factor of every query row's divergence, 1 for None; rows of weight 0 (padding,
             instructions) take no part in value or gradient.

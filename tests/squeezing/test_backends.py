@@ -10,6 +10,7 @@ from random_captures import shared_keys
 
 from dit_shd.attention.bias import DenseBias
 from dit_shd.attention.capture import Capture
+from dit_shd.squeezing import divergence
 from dit_shd.squeezing.backends import autotune
 from dit_shd.squeezing.divergence import attention_kl
 from dit_shd.squeezing.squeeze import Squeeze, squeeze
@@ -124,6 +125,7 @@ def test_where_fused_cannot_serve_it_says_so_and_auto_streams(change, measure, r
 
 def test_auto_measures_once_and_says_which(caplog, monkeypatch):
     monkeypatch.setattr(autotune, "_chosen", {})
+    monkeypatch.setattr(divergence, "choose", autotune.timed)  # as on a GPU
     teacher, student = pair(n=33)
     with caplog.at_level(logging.INFO, "dit_shd"):
         found = attention_kl(teacher, student, squeeze(teacher, 2), backend="auto")
@@ -132,6 +134,13 @@ def test_auto_measures_once_and_says_which(caplog, monkeypatch):
     assert "streamed" in caplog.text
     assert "fused" in caplog.text
     torch.testing.assert_close(found, attention_kl(teacher, student, squeeze(teacher, 2)))
+
+
+def test_on_a_cpu_no_stopwatch_decides(monkeypatch):
+    monkeypatch.setattr(autotune, "_seconds", lambda *_: pytest.fail("timed"))
+    teacher, student = pair(n=33, seed=2)
+    found = attention_kl(teacher, student, squeeze(teacher, 2), backend="auto")
+    assert torch.equal(found, attention_kl(teacher, student, squeeze(teacher, 2), backend="streamed"))
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -191,6 +200,7 @@ def test_a_backend_is_not_remembered_for_a_layer_that_it_cannot_serve(monkeypatc
     """fused, the fastest without a bias of the student, would leave that bias out."""
     monkeypatch.setattr(autotune, "_chosen", {})
     monkeypatch.setattr(autotune, "_seconds", lambda run, _: 1.0 if run.func is autotune.RUNS["fused"] else 2.0)
+    monkeypatch.setattr(divergence, "choose", autotune.timed)  # as on a GPU
     teacher, student = pair(seed=1)
     squeezed = squeeze(teacher, 2)
     attention_kl(teacher, student, squeezed, backend="auto")
