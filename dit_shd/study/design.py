@@ -273,7 +273,11 @@ def _seeded(value: object, seed: int) -> object:
 
 def canonical_sha256(values: object) -> str:
     """sha256 of plain values, whatever the order of keys."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    try:
+        text = json.dumps(values, sort_keys=True)
+    except TypeError:  # steps and shares of a schedule are keys of two types
+        text = json.dumps(json.loads(json.dumps(values)), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def applied(values: dict[str, Any], settings: Settings) -> dict[str, Any]:

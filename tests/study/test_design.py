@@ -7,7 +7,7 @@ from dit_shd.cli.specification import specification
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.diffusion.sample_config import SampleConfig
-from dit_shd.study.design import Study, cells_of, read_study
+from dit_shd.study.design import Study, canonical_sha256, cells_of, read_study
 
 VALUES = {
     "title": "t",
@@ -136,3 +136,8 @@ def test_the_study_file_that_help_shows_is_one(tmp_path):
     study = read_study(tmp_path / "study.yaml")
     assert len(cells_of(study, tmp_path / "study.yaml")) == 6 and study.comparisons == [("shd", "output")]
     make(SampleConfig, study.sampling)
+
+
+def test_a_schedule_by_steps_and_shares_has_a_hash():
+    one, other = {"weight": {0: 1.0, "20%": 0.5}}, {"weight": {"20%": 0.5, 0: 1.0}}
+    assert canonical_sha256(one) == canonical_sha256(other) != canonical_sha256({"weight": {0: 1.0, "30%": 0.5}})
