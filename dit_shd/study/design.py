@@ -38,6 +38,8 @@ SEED = "{seed}"
 """A value that stands for the cell's seed, for keys other than `seed`."""
 RESERVED = ("run", "seed", "dry_run")
 """Keys of training that are the study's to set."""
+RECORDS = ("row", "samples", "stages")
+"""Names of a cell's own json files, among those of its evaluators."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,8 @@ class Study:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise UserError(f"study.seeds: wanted different whole numbers, at least one, found {self.seeds}")
         for name, evaluator in self.evaluators.items():
+            if name in RECORDS:
+                raise UserError(f"study.evaluators.{name}: {name}.json is a record of a cell; choose another name")
             evaluator.check(f"study.evaluators.{name}")
         for one, other in itertools.combinations(self.variants, 2):
             if self.variants[one] == self.variants[other]:  # a later factor may set all that an earlier one does

@@ -131,8 +131,13 @@ def collect(file: Path, folders: Iterable[Path]) -> list[CellResult]:
 
 
 def _merged(rows: Iterable[CellResult], newer: Iterable[CellResult]) -> list[CellResult]:
-    """Rows in their order, a newer one in place of an older one of its cell."""
-    every = {_key(row): row for row in (*rows, *newer)}
+    """Rows in their order; of two of a cell the done one, else the one that ended later, else the one beside the cell.
+
+    A cell may have failed here and be done in the rows of another machine.
+    """
+    every: dict[tuple[str, int, str], CellResult] = {}
+    for row in sorted((*rows, *newer), key=lambda row: (row.done, row.finished)):
+        every[_key(row)] = row
     return sorted(every.values(), key=lambda row: (row.cell, row.variant, row.seed))
 
 

@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -17,7 +18,7 @@ from dit_shd.core.files import write_text
 from dit_shd.core.lock import Lock
 from dit_shd.core.places import expanded
 from dit_shd.core.signals import Stopped, handling
-from dit_shd.core.yaml_files import read_yaml
+from dit_shd.core.yaml_files import parse_yaml, read_yaml
 from dit_shd.evaluation.metrics import METRICS
 from dit_shd.evaluation.statistics_file import is_statistics
 from dit_shd.study.cell_run import STOPPED, assignments, run_cell
@@ -86,6 +87,7 @@ class Runner:
         """
         left = self._left() if self.config.run else []
         if left:
+            self._refuse_others()
             self._refuse_programs()
             self.folder.mkdir(parents=True, exist_ok=True)
             try:
@@ -95,6 +97,24 @@ class Runner:
                 self.commands.stop()
                 raise
         return self.progress()
+
+    def _refuse_others(self) -> None:
+        """Refuse a second study in the folder: cells and pictures have the names of variants.
+
+        Raises:
+            UserError: Naming it.
+        """
+        base = parse_yaml(self.config.study.read_text("utf-8")).get("base")
+        for file in sorted(self.home.glob("*.yaml")):
+            values = {}
+            if file.name not in (self.config.study.name, base):
+                with suppress(UserError):  # it is nobody's to run
+                    values = read_yaml(file)
+            if {"grid", "seeds"} <= values.keys():
+                raise UserError(
+                    f"study: {file} is another study in the same folder, and cells, results and pictures are one "
+                    "study's; move one of them to a folder of its own"
+                )
 
     def _refuse_programs(self) -> None:
         """Refuse programs that a study file names, unless the user has said that they may run.

@@ -106,6 +106,10 @@ def test_claims_come_first_and_every_level_is_compared_with_the_baseline(file):
         ({"baseline": {"loss": "none"}}, "found loss: none"),
         ({"evaluators": {"a b": {"reference": "digits"}}}, "a name of letters"),
         ({"evaluators": {"a": {}}}, "study.evaluators.a: wanted a reference .* found neither"),
+        (
+            {"evaluators": {"samples": {"reference": "digits"}}},
+            "samples.json is a record of a cell; choose another name",
+        ),
         ({"evaluators": {"a": {"reference": "digits", "program": "x {samples} {out}"}}}, "found both"),
         ({"evaluators": {"a": {"program": "x {samples}"}}}, "found no {out}"),
         (

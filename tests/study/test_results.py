@@ -36,6 +36,17 @@ def test_rows_are_collected_in_order_and_newer_ones_replace_older_ones(tmp_path)
     assert file.stat().st_mtime_ns == before, "nothing new, nothing written"
 
 
+def test_a_done_row_of_another_machine_is_not_lost_to_a_failed_one_of_this(tmp_path):
+    file = tmp_path / "results.jsonl"
+    collect(file, folders(tmp_path, row(0, figures={"FD(x)": 1.0}, finished="2026-01-02 00:00")))
+    failed = CellResult(0, "v0", 0, "a", "failed", error="x", finished="2026-01-03 00:00")
+    assert [each.status for each in collect(file, folders(tmp_path, failed))] == ["done"]
+    later = row(0, figures={"FD(x)": 2.0}, finished="2026-01-04 00:00")
+    assert collect(file, folders(tmp_path, later))[0].figures == {"FD(x)": 2.0}
+    earlier = row(0, figures={"FD(x)": 3.0}, finished="2026-01-01 00:00")
+    assert collect(file, folders(tmp_path, earlier))[0].figures == {"FD(x)": 2.0}
+
+
 def test_another_process_that_collects_is_not_waited_for(tmp_path, root):
     file = tmp_path / "results.jsonl"
     collect(file, folders(tmp_path, row(0)))

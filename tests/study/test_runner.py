@@ -89,6 +89,17 @@ def test_a_program_that_writes_nothing_has_not_the_figures_of_other_samples(stud
     assert "found no file" in results["output-seed1"].error
 
 
+def test_a_second_study_in_the_folder_is_refused(study, tmp_path):
+    config = study()
+    (tmp_path / "broken.yaml").write_text("a: [")
+    (tmp_path / "second.yaml").write_text(f"base: {config.study.name}\ntitle: another\n")
+    with pytest.raises(UserError, match=r"second\.yaml is another study in the same folder.*a folder of its own"):
+        run(config)
+    assert not calls()
+    (tmp_path / "second.yaml").unlink()
+    assert len(run(config)[0]) == 4
+
+
 def test_the_page_has_no_pictures_of_other_settings(study, tmp_path):
     """After a change and back the rows of before count, and nothing runs."""
     grids = []
