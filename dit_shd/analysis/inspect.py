@@ -82,8 +82,9 @@ class InspectConfig:
             raise UserError(f"image: wanted [first, last + 1], found {self.image}")
         if self.inputs is not None and self.data is not None:
             raise UserError("inputs, data: wanted one of the two, found both")
-        if self.timesteps is not None and not self.timesteps:
-            raise UserError("timesteps: wanted at least one, found none")
+        for key in ("timesteps", "tokens", "layers", "shown", "shown_heads"):
+            if getattr(self, key) == []:
+                raise UserError(f"{key}: wanted at least one, or no such key for a choice of them, found none")
         if (self.call or self.pipeline) and self.prompt is None:
             raise UserError("call, pipeline: are for prompt=..., which is missing")
         for t in [*(self.timesteps or ()), *([] if self.timestep is None else [self.timestep])]:

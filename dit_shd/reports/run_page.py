@@ -98,13 +98,14 @@ def findings(runs: Sequence[RunLog]) -> list[str]:
     sentences = []
     for run in runs[:4]:
         _, losses = points_of(run.metrics, "loss")
+        logged = {int(row["step"]): math.isfinite(row["loss"]) for row in run.metrics if "loss" in row}
         if not len(losses):
-            sentences.append(f"{run.name}: no step is logged yet, of {run.steps:,}.")
+            state = f"its loss is not finite from step {min(logged):,} on" if logged else "no step is logged yet"
+            sentences.append(f"{run.name}: {state}, of {run.steps:,}.")
             continue
         tenth = max(1, len(losses) // 10)
         first, last = float(losses[:tenth].mean()), float(losses[-tenth:].mean())
         done = "is done" if run.step >= run.steps else f"is at step {run.step:,} of {run.steps:,}{_left(run)}"
-        logged = {int(row["step"]): math.isfinite(row["loss"]) for row in run.metrics if "loss" in row}
         last_finite = max(step for step, finite in logged.items() if finite)
         broken = "" if logged[max(logged)] else f", and is not finite after step {last_finite:,}"
         sentences.append(f"{run.name} {done}; its loss went from {first:.3g} to {last:.3g}{broken}.")

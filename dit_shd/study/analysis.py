@@ -185,7 +185,7 @@ def _shared_figures(rows: Iterable[CellResult]) -> list[str]:
 
 def _is_std(name: str) -> bool:
     """Whether a figure is the deviation of another inside of one file of samples."""
-    return name.endswith(" std")
+    return name.partition(" by ")[0].endswith(" std")
 
 
 def better_higher(study: Study, figure: str) -> bool | None:

@@ -152,6 +152,8 @@ def notes(progress: Progress, analysis: Analysis) -> list[str]:
     for name, count in _hashes(analysis, WEIGHTS).items():
         lines.append(f"The rows are of {count} sets of weights of {name}, under one path: it has changed.")
     for name, tau in analysis.rank_correlation.items():
+        if math.isnan(tau):  # of fewer than two variants
+            continue
         lines.append(f"Ranks of the variants' means by {name} and by {analysis.figure}: Kendall's tau {tau:.2f}.")
     for d in analysis.disagreements:
         lines.append(

@@ -260,6 +260,8 @@ def test_a_class_conditional_model_without_data_sees_noise_and_the_page_says_so(
     [
         (["timesteps=[1000]"], "timesteps: wanted 0 to 999, found 1000"),
         (["samples=0"], "samples: wanted 1 or more, found 0"),
+        (["tokens=[]"], "tokens: wanted at least one"),
+        (["shown=[]"], "shown: wanted at least one"),
         (["heads=5"], "wanted 1 to 4 student heads for a teacher of 4, found 5"),
         (["shown=[nothing]"], "shown: no layer fits 'nothing'. Layers: "),
         (["layers=[nothing]"], "no layer fits 'nothing'. Layers: "),

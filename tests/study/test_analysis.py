@@ -24,7 +24,7 @@ VALUES = {
 
 
 def row(variant, seed, value, other=0.0, **changes):
-    figures = {"FD(a)": value, "IS(a)": 1.0, "IS(a) std": 0.1, "FD(b)": other}
+    figures = {"FD(a)": value, "IS(a)": 1.0, "IS(a) std": 0.1, "IS(a) std by b": 0.1, "FD(b)": other}
     values = {"figures": figures, "cpu_seconds": {"train": 90.0, "sample": 90.0}, **changes}
     return CellResult(cell=0, variant=variant, seed=seed, sha256="", status="done", **values)
 

@@ -61,6 +61,8 @@ def show_pictures(config: PicturesConfig) -> Path:
     if config.out.exists() and not config.force:
         raise UserError(f"{config.out}: is there already; choose another out=FILE or say force=true")
     samples = [_open(text) for text in config.samples]
+    if not samples:
+        raise UserError("samples: wanted at least one npz of dit-shd sample, found none")
     names = config.names or _names(samples)
     if len(names) != len(samples) or len(set(names)) != len(names):
         raise UserError(f"names: wanted {len(samples)} different ones, one for each file, found {', '.join(names)}")

@@ -87,6 +87,7 @@ def test_bad_input_is_one_line(tmp_path, capsys):
     assert "records no prompts; wanted an npz of dit-shd sample" in refused(capsys, tmp_path / "classes.npz", out)
     assert "names: wanted 1 different ones" in refused(capsys, one, out, "names=[a,b]")
     assert "count" in refused(capsys, one, out, "count=0")
+    assert "samples: wanted at least one npz" in refused(capsys, "samples=[]", out)
     assert not (tmp_path / "page.html").exists()
     assert main(["pictures", str(one), out]) == 0
     assert "is there already" in refused(capsys, one, out)

@@ -2,9 +2,11 @@
 
 import html
 import json
+import math
 import re
 import shutil
 import socket
+from dataclasses import replace
 
 import pytest
 from pages import words_of
@@ -58,6 +60,8 @@ def test_the_page_of_a_real_run_says_how_far_it_is(run, capsys):
 def test_a_line_that_is_being_written_is_left_out(run, tmp_path):
     (tmp_path / "config.yaml").write_text("steps: 9\n")
     assert findings([read_log("y", tmp_path)]) == ["y: no step is logged yet, of 9."]
+    broken = replace(read_log("y", tmp_path), metrics=[{"step": step, "loss": math.nan} for step in (2, 4)])
+    assert findings([broken]) == ["y: its loss is not finite from step 2 on, of 9."]
     text = (run / "metrics.jsonl").read_text()
     (tmp_path / "metrics.jsonl").write_text(text + '{"step": 5, "lo')
     log = read_log("y", tmp_path)

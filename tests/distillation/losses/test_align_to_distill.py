@@ -92,6 +92,21 @@ def test_rows_whose_keys_are_all_masked_take_no_part(over):
     checks.same(loss, s, masked, lambda: oracle(loss, s, t, over, weights=weights), rtol=1e-8)
 
 
+@pytest.mark.parametrize("over", ["keys", "all"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_whatever_a_mask_is_made_of_its_keys_take_no_part(over, causal):
+    """Of padding, by one sample alone."""
+    s, t = (checks.captures(h, bias=False, causal=causal) for h in (2, 3))
+    loss, values = checks.build("align_to_distill", s, t, over=over), []
+    lowest = [torch.finfo(dtype).min for dtype in (torch.float64, torch.float32, torch.float16)]
+    for low in (float("-inf"), *lowest, -1e4):
+        mask = torch.zeros(2, 1, 1, 7, dtype=torch.float64)
+        mask[0, ..., 4:] = low
+        masked = [{name: replace(one, bias=mask) for name, one in side.items()} for side in (s, t)]
+        values.append(checks.term(loss, *masked).value)
+    torch.testing.assert_close(values[1:], [values[0]] * 4, rtol=1e-6, atol=0)
+
+
 def test_what_does_not_fit_is_refused():
     s, t = checks.captures(2), checks.captures(3)
     uneven = {**s, "b.1": checks.captures(2, n=5, m=5)["b.1"]}
