@@ -13,6 +13,8 @@ from torch import Tensor
 
 from dit_shd.core.precision import wide_dtype
 
+MASKED = -5e3
+"""A bias that is at most this hides a key: masks are minus infinity, finfo.min or, often, -10,000."""
 Heads = slice | Tensor
 Adder = Callable[[Tensor, slice], None]
 """add(scores[b,k,r,m], rows): adds, in place, the bias of some query rows."""

@@ -11,7 +11,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from dit_shd.attention.bias import Bias, DenseBias
+from dit_shd.attention.bias import MASKED, Bias, DenseBias
 from dit_shd.attention.softmax import softmax
 from dit_shd.core.errors import UserError
 from dit_shd.core.precision import wide_dtype
@@ -111,6 +111,10 @@ class Capture:
     def masks(self) -> bool:
         """Whether a query row may have every key masked."""
         return self.bias is not None and self.bias.masks
+
+    def hidden(self, rows: slice) -> Tensor | None:
+        """Which keys a mask hides, broadcastable to [b,h,r,m]: by the bias, as scores of q and k may be low, too."""
+        return self.bias.rows(rows) <= MASKED if self.bias is not None and self.masks else None
 
     def key_heads(self, heads: Sequence[int]) -> list[int]:
         """The heads of `key` and `value` that some query heads work with."""

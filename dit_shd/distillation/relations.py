@@ -25,15 +25,6 @@ Tile = Callable[[Sequence[Capture], Sequence[Tensor], slice], Tensor]
 """tile(student's captures, what the loss learns, query rows): any tensor, of the maps of these rows alone."""
 
 
-MASKED = -5e3
-"""A bias that is at most this hides a key: masks are minus infinity, finfo.min or, often, -10,000."""
-
-
-def hidden_by_bias(capture: Capture, rows: slice) -> Tensor | None:
-    """Which keys a mask hides, broadcastable to [b,h,r,m]; by the bias, as scores of q and k alone may be low, too."""
-    return capture.bias.rows(rows) <= MASKED if capture.bias is not None and capture.masks else None
-
-
 def checked_chunk(name: str, chunk_mib: float) -> float:
     """A memory budget above 0 MiB.
 

@@ -182,7 +182,7 @@ def write_comparison_page(
         section(
             "Figures and cost",
             paragraph(
-                "The first line is the teacher."
+                "The first line is what the others are compared with."
                 + (" Bold: the best of the others." if len(rows) > 2 else "")
                 + _real_words(real)
             ),

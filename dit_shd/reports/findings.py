@@ -86,8 +86,9 @@ def tiles(rows: Sequence[Row], name: str) -> dict[str, str]:
         f"{name}, {best.name}": number(best.figures[name]),
         f"{name}, {teacher.name}": number(teacher.figures[name]),
     }
+    whose = "the teacher's" if teacher.name == "teacher" else f"{teacher.name}'s"
     for what, share in cost_shares(best, teacher).items():
-        numbers[f"of the teacher's {what}"] = f"{share:.2f}"
+        numbers[f"of {whose} {what}"] = f"{share:.2f}"
     return numbers
 
 

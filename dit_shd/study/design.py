@@ -79,12 +79,7 @@ class Evaluator:
             raise UserError(
                 f"{where}: size, features and metrics are of dit-shd evaluate, not of a program; leave them out"
             )
-        try:
-            shlex.split(self.program)
-        except ValueError as error:
-            raise UserError(
-                f"{where}.program: wanted the words of a command, found {self.program!r} ({error})"
-            ) from error
+        _words(self.program, f"{where}.program")
         missing = [place for place in ("{samples}", "{out}") if self.program and place not in self.program]
         if missing:
             raise UserError(f"{where}.program: wanted a command with {{samples}} and {{out}}, found no {missing[0]}")
@@ -144,6 +139,10 @@ class Study:
         for one, other in itertools.combinations(self.variants, 2):
             if self.variants[one] == self.variants[other]:  # a later factor may set all that an earlier one does
                 raise UserError(f"study.grid: {one} and {other} are one run, with the same settings; wanted others")
+        for line in self.prepare:
+            words = _words(line, "study.prepare")
+            if refused := next((word for word in words if word == "study" or word.startswith("--")), None):
+                raise UserError(f"study.prepare: '{line}': wanted a command of dit-shd with KEY=VALUE, found {refused}")
         for name in self.models.keys() & self.variants.keys():
             raise UserError(f"study.models.{name}: a variant of the grid has this name; choose another")
         places = {"settings": self.settings} | {f"grid.{k}.{v}": s for k, g in self.grid.items() for v, s in g.items()}
@@ -216,6 +215,13 @@ class Cell:
     @property
     def name(self) -> str:
         return f"{self.variant}-seed{self.seed}"
+
+
+def _words(line: str, where: str) -> list[str]:
+    try:
+        return shlex.split(line)
+    except ValueError as error:
+        raise UserError(f"{where}: wanted the words of a command, found {line!r} ({error})") from error
 
 
 def read_study(file: Path) -> Study:

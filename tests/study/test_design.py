@@ -106,6 +106,8 @@ def test_claims_come_first_and_every_level_is_compared_with_the_baseline(file):
         ({"baseline": {"loss": "none"}}, "found loss: none"),
         ({"evaluators": {"a b": {"reference": "digits"}}}, "a name of letters"),
         ({"evaluators": {"a": {}}}, "study.evaluators.a: wanted a reference .* found neither"),
+        ({"prepare": ["--trust mine train x.yaml"]}, "study.prepare: .* found --trust"),
+        ({"prepare": ["study other.yaml programs=true"]}, "study.prepare: .* found study"),
         (
             {"evaluators": {"samples": {"reference": "digits"}}},
             "samples.json is a record of a cell; choose another name",

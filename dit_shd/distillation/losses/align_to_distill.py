@@ -13,7 +13,7 @@ from dit_shd.attention.softmax import softmax
 from dit_shd.attention.tiles import CHUNK_MIB
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.losses import Forward, Loss, Needs, Reads, Term, Weight
-from dit_shd.distillation.relations import checked_chunk, hidden_by_bias, over_rows, row_sample, row_weight
+from dit_shd.distillation.relations import checked_chunk, over_rows, row_sample, row_weight
 from dit_shd.tasks import Batch
 
 
@@ -183,7 +183,7 @@ class _KeyDivergence(torch.autograd.Function):
 def _target(capture: Capture, rows: slice) -> tuple[Tensor, Tensor | None]:
     """A map [b,h,r,m] of the teacher and, if there are any, which of its entries are masked."""
     scores = capture.scores(rows)
-    hidden, bias = scores == float("-inf") if capture.causal else None, hidden_by_bias(capture, rows)
+    hidden, bias = scores == float("-inf") if capture.causal else None, capture.hidden(rows)
     if bias is not None:
         hidden = (bias if hidden is None else hidden | bias).expand(scores.shape)
     return softmax(scores, capture.masks), hidden

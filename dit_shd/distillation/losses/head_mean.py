@@ -23,8 +23,8 @@ class HeadMean(LayerLoss):
     """Sum over layers of KL(mean_h A_t || mean_g A_s), mean over query rows (TextBrewer, arXiv 2002.12620).
 
     With `of: scores` the maps are softmax(mean_h S) of the scores before the softmax, as TextBrewer computes its
-    att_ce_mean. Sums over heads in place of means are this loss with another weight: h times as large for kl, h^2 times
-    for mse.
+    att_ce_mean. With equal head counts, sums over heads in place of means are this loss with another weight: h times as
+    large for kl, h^2 times for mse.
 
     Args:
         weight: Factor of the loss; {step: factor} for a schedule, in YAML also {20%: factor}.

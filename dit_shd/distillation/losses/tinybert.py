@@ -9,7 +9,7 @@ from dit_shd.attention.capture import Capture
 from dit_shd.attention.tiles import CHUNK_MIB
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.losses import Layer, LayerLoss, Needs, Term, Weight, alternatives
-from dit_shd.distillation.relations import captures, checked_chunk, hidden_by_bias, over_rows, row_mean, row_weight
+from dit_shd.distillation.relations import captures, checked_chunk, over_rows, row_mean, row_weight
 from dit_shd.tasks import Batch
 
 
@@ -75,7 +75,7 @@ def _scores(capture: Capture, mean: bool, rows: slice) -> Tensor:
 
 def _hidden(capture: Capture, scores: Tensor, mean: bool, rows: slice) -> Tensor:
     """Which keys are masked, broadcastable to the scores."""
-    hidden, bias = scores == float("-inf"), hidden_by_bias(capture, rows)  # the first are causal
+    hidden, bias = scores == float("-inf"), capture.hidden(rows)  # the first are causal
     if bias is None:
         return hidden
     return hidden | (bias.any(1, keepdim=True) if mean else bias)
