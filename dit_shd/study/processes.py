@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from dit_shd.core.plugins import trusted
 from dit_shd.core.signals import SIGNALS
 
 STOPPED = tuple(128 + number for number in SIGNALS)
@@ -102,10 +103,15 @@ class Commands:
         return Outcome(usage, f"{name}: {_last_line(log, code)}" if code else "")
 
     def resolved(self, words: Sequence[str]) -> list[str]:
-        """The words that are run: with the launcher, or the programs that run here, in place of the first one."""
+        """The words that are run: with the launcher, or the programs that run here, in place of the first one.
+
+        What this process trusts, a command of dit_shd does, too.
+        """
         first, *rest = words
-        launched = self.launcher and first == DIT_SHD and rest[0] in LAUNCHED
-        return [*(self.launcher if launched else PROGRAMS.get(first, (first,))), *rest]
+        if first != DIT_SHD:
+            return [*PROGRAMS.get(first, (first,)), *rest]
+        program = self.launcher if self.launcher and rest[0] in LAUNCHED else PROGRAMS[first]
+        return [*program, *rest, *(word for package in trusted() for word in ("--trust", package))]
 
     def _start(self, words: Sequence[str], output: object) -> "subprocess.Popen[bytes] | None":
         """The process; None where none is to begin any more."""

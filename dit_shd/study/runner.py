@@ -66,6 +66,9 @@ class Runner:
             raise UserError(f"study.cell: wanted a number from 0 to {len(self.cells) - 1}, found {config.cell}")
         self.home = config.study.parent
         self.folder = (config.cells or self.home / "cells").absolute()
+        self.errors: dict[Cell, str] = {}
+        """Of cells that could not have a row: files of them that are damaged or cannot be written."""
+        self._over_budget = False
         self.commands = Commands(config.launcher, config.threads)
 
     def place(self, cell: Cell) -> Path:
@@ -155,15 +158,18 @@ class Runner:
                 raise
 
     def _run_cell(self, cell: Cell, references: dict[str, str]) -> CellResult | None:
-        """The result of a cell; None where another process is at it."""
-        place = self.place(cell)
+        """The result of a cell; None where another process is at it, or something keeps it from having a row."""
+        place, free = self.place(cell), False
         try:
             with Lock(place / CELL_LOCK, "dit-shd study"):
                 if (place / "run").is_dir():  # a kill of the study may have left its training at work
                     Lock(place / "run" / RUN_LOCK, "dit-shd study").release()
+                free = True
                 return run_cell(self.study, cell, place, references, self.commands)
         except UserError as error:
             self.say(f"cell {cell.number}, {cell.name}: left out: {error}")
+            if free:
+                self.errors[cell] = str(error)
             return None
 
     def _affordable(self) -> bool:
@@ -172,7 +178,8 @@ class Runner:
         if limit is None:
             return True
         spent = sum(row.cpu_hours for row in self.progress().results.values())
-        if spent >= limit:
+        if spent >= limit and not self._over_budget:
+            self._over_budget = True
             self.say(f"{spent:.2f} CPU hours spent of cpu_hours: {limit:g}; no other cell begins")
         return spent < limit
 

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from dit_shd.core import plugins
 from dit_shd.study.processes import Commands, Usage
 
 
@@ -19,6 +20,20 @@ def test_a_launcher_is_for_commands_that_processes_share():
     assert Commands().resolved(["dit-shd", "train", "x"]) == [*plain, "train", "x"]
     assert commands.resolved(["python", "train"]) == [sys.executable, "train"]
     assert commands.resolved(["sh", "train"]) == ["sh", "train"]
+
+
+def test_what_this_process_trusts_its_commands_do(monkeypatch):
+    monkeypatch.setattr(plugins, "_trusted", {"mine", "hers"})
+    assert Commands("srun dit").resolved(["dit-shd", "train", "x"])[-4:] == ["--trust", "hers", "--trust", "mine"]
+    assert Commands().resolved(["dit-shd", "evaluate", "x"])[3:] == ["evaluate", "x", *"--trust hers --trust mine".split()]
+        "evaluate",
+        "x",
+        "--trust",
+        "hers",
+        "--trust",
+        "mine",
+    ]
+    assert Commands().resolved(["python", "read.py"])[1:] == ["read.py"]
 
 
 def test_what_a_command_took_is_its_own(tmp_path):

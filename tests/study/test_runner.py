@@ -170,6 +170,15 @@ def test_a_failure_is_a_row_and_the_others_go_on(study):
     assert len(calls()) == done, "a failure is an end"
 
 
+def test_a_cell_that_can_have_no_row_is_an_error(study, tmp_path, capsys):
+    """As where a power cut has left a damaged file: it is no other process that is at it."""
+    (tmp_path / "cells" / "shd-seed1" / "run").mkdir(parents=True)
+    (tmp_path / "cells" / "shd-seed1" / "train.yaml").write_text("{")
+    assert main(["study", str(study().study)]) == 2
+    assert "shd-seed1: " in (line := capsys.readouterr().err.splitlines()[-1]) and "not valid YAML" in line
+    assert calls().count("train") == 3
+
+
 def test_the_command_ends_in_an_error_where_a_cell_failed(study, capsys):
     """Or a queue, and a script's &&, take it for done."""
     words = ["study", str(study(grid=lasting("fails")).study)]

@@ -52,6 +52,8 @@ class StudyCommand(Command[StudyConfig]):
         if config.cell is None:
             show(runner, progress)
         if config.run:
+            for cell, error in runner.errors.items():
+                raise UserError(f"cell {cell.number}, {cell.name}: {error}")
             _refuse_failures(progress, runner.cells if config.cell is None else [runner.cells[config.cell]])
 
 

@@ -49,7 +49,7 @@ class NKD(Loss):
         target = -_at(F.softmax(t, 1), labels) * _at(F.log_softmax(s, 1), labels)
         is_label = F.one_hot(labels, s.shape[1]).bool()
         others_s, others_t = (x.div(self.temperature).masked_fill(is_label, -torch.inf) for x in (s, t))
-        log_s = F.log_softmax(others_s, 1).masked_fill(is_label, 0)
+        log_s = F.log_softmax(others_s, 1).masked_fill(others_t == -torch.inf, 0)  # the label, and classes left out
         others = -(self.temperature**2) * (F.softmax(others_t, 1) * log_s).sum(1)
         logs = {"target": target.detach().mean(), "others": others.detach().mean()}
         return Term(target + self.gamma * others, logs)

@@ -76,6 +76,16 @@ def test_it_is_zero_where_student_and_teacher_agree_and_elsewhere_not():
     assert value(s, logits(3, 7, seed=1)).min() > 0
 
 
+def test_a_class_that_both_leave_out_takes_no_part():
+    """As of a vocabulary that is padded."""
+    s, t = (torch.from_numpy(logits(3, 7, seed=seed)) for seed in (0, 1))
+    left_out = [torch.cat([x, torch.full((3, 2), -torch.inf)], 1).requires_grad_() for x in (s, t)]
+    found = value(*left_out)
+    torch.testing.assert_close(found, value(s, t))
+    found.sum().backward()
+    assert left_out[0].grad.isfinite().all() and not left_out[0].grad[:, 7:].any()
+
+
 def test_what_is_no_logits_of_the_same_classes_is_refused():
     with pytest.raises(UserError, match=r"losses\.kd: wanted logits .* found \[3, 7\] of the student and \[3, 6\]"):
         value(logits(3, 7), logits(3, 6))

@@ -70,6 +70,15 @@ def test_the_other_classes_are_nearest_where_student_and_teacher_agree():
     assert x.grad.abs().max() < 1e-12
 
 
+def test_a_class_that_both_leave_out_takes_no_part():
+    s, t = (torch.from_numpy(logits(seed)) for seed in (0, 1))
+    left_out = [torch.cat([x, torch.full((4, 2), -torch.inf)], 1).requires_grad_() for x in (s, t)]
+    found = value(*left_out)
+    torch.testing.assert_close(found, value(s, t))
+    found.sum().backward()
+    assert left_out[0].grad.isfinite().all() and not left_out[0].grad[:, 5:].any()
+
+
 def test_it_is_refused_where_there_is_no_class_for_each_sample():
     with pytest.raises(UserError, match=r"losses\.nkd: wanted logits \[b,k\] and a class .* and no labels; it is for"):
         value(logits(0), logits(1), labels=None)
