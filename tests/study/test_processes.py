@@ -25,14 +25,8 @@ def test_a_launcher_is_for_commands_that_processes_share():
 def test_what_this_process_trusts_its_commands_do(monkeypatch):
     monkeypatch.setattr(plugins, "_trusted", {"mine", "hers"})
     assert Commands("srun dit").resolved(["dit-shd", "train", "x"])[-4:] == ["--trust", "hers", "--trust", "mine"]
-    assert Commands().resolved(["dit-shd", "evaluate", "x"])[3:] == ["evaluate", "x", *"--trust hers --trust mine".split()]
-        "evaluate",
-        "x",
-        "--trust",
-        "hers",
-        "--trust",
-        "mine",
-    ]
+    trusting = ["--trust", "hers", "--trust", "mine"]
+    assert Commands().resolved(["dit-shd", "evaluate", "x"])[3:] == ["evaluate", "x", *trusting]
     assert Commands().resolved(["python", "read.py"])[1:] == ["read.py"]
 
 
