@@ -7,6 +7,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from packaging.version import Version
 from safetensors.torch import save_file
 from small_families import build, diffusers_dit, same, to
 
@@ -295,6 +296,8 @@ def test_statistics_are_to_be_finite_and_masks_need_not_be():
 
 def test_bfloat16_leaves_in_float32_what_diffusers_keeps_so(tmp_path):
     """Wan's modulation and the embedding of its times lose by it."""
+    if Version(diffusers.__version__) < Version("0.40"):
+        pytest.skip("this diffusers leaves tables of rotary frequencies in float32, too")
     sizes = {"num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4, "out_channels": 4, "num_layers": 1}
     widths = {"text_dim": 16, "freq_dim": 16, "ffn_dim": 32, "rope_max_seq_len": 32}
     diffusers.WanTransformer3DModel(**sizes, **widths).save_pretrained(tmp_path / "wan")
