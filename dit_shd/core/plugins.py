@@ -27,13 +27,13 @@ _trusted: set[str] = set()
 def trust(package: str) -> None:
     """Allow dotted plug-in names below the top-level `package` in this process, also one of the working folder."""
     _trusted.add(package)
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())  # last: no file of the folder takes the place of an installed package
 
 
 def trusted() -> list[str]:
     """The packages whose code this process may import by name."""
     return sorted(_trusted)
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.append(os.getcwd())  # last: no file of the folder takes the place of an installed package
 
 
 @dataclass(frozen=True)

@@ -117,9 +117,7 @@ def test_folders_that_cannot_be_read(tmp_path, broken, message):
         pytest.param(
             {"config": {**LLAMA, "num_attention_heads": 3}},
             r"no causal language model can be made .* of type llama",
-            marks=pytest.mark.skipif(
-                Version(transformers.__version__) < Version("5"), reason="it makes heads of 5"
-            ),
+            marks=pytest.mark.skipif(Version(transformers.__version__) < Version("5"), reason="it makes heads of 5"),
         ),
         ({"config": {"model_type": "gemma2"}}, r"a gemma2 caps its scores \(attn_logit_softcapping\)"),
         ({"config": {"model_type": "gpt9"}}, r"no causal language model can be made of type gpt9, .*; did you mean "),
