@@ -4,8 +4,15 @@ import pytest
 import yaml
 from studies import STAND_IN, VALUES
 
+from dit_shd.core import plugins
 from dit_shd.study import processes
 from dit_shd.study.runner import StudyConfig
+
+
+@pytest.fixture(autouse=True)
+def nobody_is_trusted(monkeypatch):
+    """Other tests of this process trust packages, which commands are told."""
+    monkeypatch.setattr(plugins, "_trusted", set())
 
 
 @pytest.fixture
