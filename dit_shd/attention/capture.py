@@ -30,7 +30,7 @@ class _OnDemand:
     def __get__(self, instance: object | None, owner: type) -> Tensor | None:
         if instance is None:
             return None  # the field's default
-        value = instance.__dict__["_out"]  # vars() cannot be compiled before PyTorch 2.9
+        value = instance.__dict__["_out"]  # not vars(), which not every torch.compile can trace
         if callable(value):
             value = instance.__dict__["_out"] = value()
         return value if isinstance(value, Tensor) else None

@@ -50,12 +50,11 @@ def timed(job: Job) -> str:
         *(job.squeeze.heads, job.squeeze.weight.ndim, job.measure, bool(job.squeeze.maps)),
     )
     reasons = {name: unfit(name, teacher, student, job.measure, job.bias_needs_grad) for name in RUNS}
-    not_triton = reasons["triton"]
-    if teacher.query.device.type == "cpu":  # Triton's interpreter is for tests
-        reasons["triton"], not_triton = "on a CPU", None
     trial = replace(job, gradients=True)
     runs = {name: partial(RUNS[name], trial) for name, reason in reasons.items() if reason is None}
-    return fastest(kind, f"attention_kl at (b, h, n, m) = {teacher.shape}", runs, teacher.query.device, not_triton)
+    return fastest(
+        kind, f"attention_kl at (b, h, n, m) = {teacher.shape}", runs, teacher.query.device, reasons["triton"]
+    )
 
 
 def rounded(shape: Sequence[int]) -> tuple[int, ...]:
