@@ -24,7 +24,7 @@ from dit_shd.core.places import MODEL, Place
 from dit_shd.core.plugins import Plugin
 from dit_shd.data.datasets import DATASETS
 from dit_shd.diffusion.process import process_of
-from dit_shd.diffusion.sampler import timesteps_of
+from dit_shd.diffusion.sampled_run import timesteps_of
 from dit_shd.models import loading
 from dit_shd.models.export import run_values
 from dit_shd.models.language_model import text_config

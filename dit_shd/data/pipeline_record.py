@@ -17,7 +17,7 @@ from dit_shd.core.files import write_text
 from dit_shd.core.hashing import sha256
 from dit_shd.core.pretrained import PIPELINE
 
-INDEX = "model_index.json"
+INDEX, SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"
 ENCODERS = ("text_encoder", "tokenizer")
 """What names of the components begin with that make embeddings of prompts."""
 WEIGHTS = ".safetensors"

@@ -30,6 +30,7 @@ from dit_shd.data.pixels import grid
 from dit_shd.diffusion import sampler
 from dit_shd.diffusion.denoiser import known_classes
 from dit_shd.diffusion.sample_config import VELOCITY_SOLVERS, SampleConfig
+from dit_shd.diffusion.sampled_run import data_of, of_run
 from dit_shd.diffusion.sampler import batches, draw, label_plan, load_decoder, prepared
 from dit_shd.diffusion.teacher_sampling import about_teacher
 from dit_shd.models import loading
@@ -64,7 +65,7 @@ def sample_to_file(config: SampleConfig, model: nn.Module | None = None) -> Path
     Raises:
         UserError: The npz is there already (and no force), or shards of other settings or of another model are.
     """
-    config = sampler.of_run(checked(config, "sample").counted())
+    config = of_run(checked(config, "sample").counted())
     config.check()
     out = output_path(config)
     state = joined()
@@ -153,7 +154,7 @@ def words(config: SampleConfig, out: Path) -> str:
 def _following(config: SampleConfig, out: Path) -> str:
     """The command that scores samples: of models of small digits whole, of others with the word that is a user's."""
     line = f"next: dit-shd evaluate {shlex.quote(str(out))}"
-    if sampler.data_of(config) in SMALL_DIGITS:
+    if data_of(config) in SMALL_DIGITS:
         return f"{line} reference=digits features=digits"
     return f"{line} reference=REFERENCE\n      (REFERENCE: real images, or their statistics: dit-shd statistics --help)"
 

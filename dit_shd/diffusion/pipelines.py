@@ -16,7 +16,7 @@ from dit_shd.core.installation import require
 from dit_shd.core.json_files import read_object
 from dit_shd.core.places import Asset, HubName, find
 from dit_shd.core.pretrained import asset
-from dit_shd.data.pipeline_record import ENCODERS, INDEX, PipelineRecord, read_index, text_digest
+from dit_shd.data.pipeline_record import ENCODERS, INDEX, SCHEDULER, PipelineRecord, read_index, text_digest
 from dit_shd.data.text_condition import TextCondition
 from dit_shd.diffusion.adapters import MAX_TOKENS, Adapter, adapter_of, require_cleaners
 from dit_shd.diffusion.prompt_texts import tokenizer_of
@@ -153,7 +153,7 @@ def name_of(place: str, folder: Path) -> str:
 
 def read_scheduler(folder: Path) -> dict[str, Any]:
     """The config of a pipeline's scheduler; empty where there is none."""
-    return read_object(folder / "scheduler" / "scheduler_config.json") or {}
+    return read_object(folder / SCHEDULER) or {}
 
 
 def folder_of(place: str, text_alone: bool = False) -> Path:

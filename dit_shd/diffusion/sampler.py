@@ -9,7 +9,7 @@ import base64
 import html
 import io
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -29,14 +29,13 @@ from dit_shd.data.latent_origin import decoder
 from dit_shd.data.model_origin import of_source
 from dit_shd.data.pixels import grid
 from dit_shd.diffusion import class_names
-from dit_shd.diffusion.denoiser import Denoiser, class_numbers, classes_of, known_classes
-from dit_shd.diffusion.flow import TimestepDensity
+from dit_shd.diffusion.denoiser import class_numbers, classes_of, known_classes
 from dit_shd.diffusion.guidance import Guided
 from dit_shd.diffusion.sample_config import VELOCITY_SOLVERS, SampleConfig
+from dit_shd.diffusion.sampled_run import check_scheduler, of_run, remarks, shifted
 from dit_shd.diffusion.solvers import network_calls, solve
 from dit_shd.models import loading
 from dit_shd.models.compilation import compiled_blocks
-from dit_shd.models.export import run_values
 from dit_shd.models.families.mdt import kept_biases
 from dit_shd.models.prediction import prediction_of
 from dit_shd.models.shape import shape_of
@@ -276,25 +275,12 @@ def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def of_run(config: SampleConfig) -> SampleConfig:
-    """A SampleConfig with what its run knows: the steps of the noise schedule."""
-    steps = timesteps_of(run_values(config.run))
-    return replace(config, diffusion_steps=steps) if isinstance(steps, int) else config
-
-
-def data_of(config: SampleConfig) -> str:
-    """The name of the data that a run learned, or of an asset; empty where neither is known."""
-    if config.run.startswith("asset:"):
-        return config.run
-    data = run_values(config.run).get("data")
-    return str(data.get("name")) if isinstance(data, dict) else ""
-
-
 def of_model(config: SampleConfig, model: nn.Module) -> SampleConfig:
     """A SampleConfig with what follows from model and run: solver, numbers of named classes, shift of the steps.
 
     Raises:
-        UserError: A solver for models of another kind, or a class that the model does not have.
+        UserError: A solver for models of another kind, a class that the model does not have, or a pipeline whose
+            scheduler is of another kind.
     """
     config = config.of_prediction(prediction_of(model))
     if config.label_names:
@@ -303,15 +289,7 @@ def of_model(config: SampleConfig, model: nn.Module) -> SampleConfig:
     if config.guidance != 1 and channels > PUBLIC_CHANNELS and guided == SampleConfig.guided_channels:
         words = f"{guided} of {channels} channels are guided, as in the public code, whose latents have 4"
         _log.warning("guided_channels: %s; guided_channels=null guides all", words)
-    values = run_values(config.run).get("task")
-    density = values.get("timestep_density") if isinstance(values, dict) else None
-    if config.shift is not None or not isinstance(density, dict):
-        return config
-    run = make(TimestepDensity, density, f"{config.run}: task.timestep_density")
-    return replace(config, shift=run.alpha(Denoiser(model).shape[1]))
-
-
-def timesteps_of(run: Mapping[str, Any]) -> object:
-    """The steps of the noise schedule in the values of a run's config; None where there is none."""
-    task = run.get("task")
-    return task.get("timesteps") if isinstance(task, dict) else run.get("diffusion_steps")
+    check_scheduler(config, model)
+    for remark in remarks(config):
+        _log.warning("%s", remark)
+    return shifted(config, model)

@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 from dit_shd.core.config import changed
+from dit_shd.core.pretrained import folder_of_weights
 from dit_shd.core.yaml_files import read_yaml, words_of
 from dit_shd.diffusion.sample_config import SampleConfig
 
@@ -16,9 +17,9 @@ def about_teacher(run: str) -> dict[str, str]:
     """The entry `teacher` of samples: the (first) teacher's place in the config of their run; none without one.
 
     Args:
-        run: A run, a student's folder in it, or a model that is of no run.
+        run: A run, a student's folder in it or the file of its weights, or a model that is of no run.
     """
-    folder = Path(run)
+    folder = folder_of_weights(Path(run)) or Path(run)
     places = [folder, *([folder.parent] if folder.name.startswith("student") else [])]
     file = next((place / "config.yaml" for place in places if (place / "config.yaml").is_file()), None)
     teacher = None if file is None else read_yaml(file).get("teacher")

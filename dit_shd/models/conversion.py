@@ -103,18 +103,18 @@ def convert(config: ConvertConfig) -> Converted:
     loading.check_finite(str(config.source), model)
     origin, reason = _origin(config, model)
     latents = of_source(config.source, shape_of(model).channels)
-    schedule = export.schedule(export.run_values(config.source).get("task"))
+    training = export.for_sampling(export.run_values(config.source))
     if config.public:
         if config.out.suffix != ".safetensors":
             note += _unsaid(model, config.out.suffix)
         _write_file(model, config.out, origin)
-        if schedule:
-            note.append(f"its run's schedule is not in the file, so samples of it want it said: {schedule['task']}")
+        if training:
+            note.append(f"what samples must know of its run is not in the file, so it must be said then: {training}")
         done = str(config.out)
     else:
         config.out.parent.mkdir(parents=True, exist_ok=True)
         card = cards.converted(model, _name(config.source), hashing.sha256_of_tensors(model), origin, latents)
-        export.write(model, config.out, card, latents, schedule or None)
+        export.write(model, config.out, card, latents, training or None)
         done = f"{config.out} (config.json, weights, README.md)"
     lines = [f"{config.source}: {describe(model)}", *note, f"licence: {origin.license or 'none inherited'}{reason}"]
     return Converted(config.out, [*lines, f"done: {done}", *_following(config, latents)])

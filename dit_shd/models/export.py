@@ -17,8 +17,10 @@ from dit_shd.data.pipeline_record import PipelineRecord
 from dit_shd.models import cards
 from dit_shd.models.cards import RunFacts
 
-SCHEDULE = ("timesteps", "timestep_density")
+OF_TASK = ("timesteps", "timestep_density", "label_dropout")
 """Keys of a task by which its models are sampled."""
+OF_LOSS = ("name", "guidance")
+"""Keys of a loss that say that the student learned a guided prediction."""
 
 
 def export(model: ModelMixin, folder: Path, facts: RunFacts, step: int, rate: float, share: float) -> None:
@@ -36,7 +38,7 @@ def export(model: ModelMixin, folder: Path, facts: RunFacts, step: int, rate: fl
         "step": step,
         "ema": rate,
         "share_of_first_weights": share,
-        **schedule((parse_yaml(facts.config) or {}).get("task")),
+        **for_sampling(parse_yaml(facts.config) or {}),
     }
     card = cards.trained(model, facts, step, rate, share)
     write(model, folder, card, facts.latents, training, facts.pipeline)
@@ -71,14 +73,17 @@ def write(
             (part / TRAINING).write_text(json.dumps(dict(training), indent=1) + "\n", encoding="utf-8")
 
 
-def schedule(task: object) -> dict[str, Any]:
-    """What sampling must know of the task in a run's config, wherever the student is; for training.json.
+def for_sampling(run: Mapping[str, Any]) -> dict[str, Any]:
+    """What sampling must know of a run, wherever the student is, for training.json: of its task, and guided losses.
 
     Args:
-        task: The value of its key.
+        run: The values of its config.
     """
-    known = {key: task[key] for key in SCHEDULE if key in task} if isinstance(task, dict) else {}
-    return {"task": known} if known else {}
+    task, losses = run.get("task"), run.get("losses")
+    known = {key: task[key] for key in OF_TASK if key in task} if isinstance(task, dict) else {}
+    named = [loss for loss in losses if isinstance(loss, dict)] if isinstance(losses, list) else []
+    guided = [{key: loss[key] for key in OF_LOSS} for loss in named if loss.get("guidance") is not None]
+    return {**({"task": known} if known else {}), **({"losses": guided} if guided else {})}
 
 
 def run_values(place: str) -> dict[str, Any]:
@@ -92,11 +97,11 @@ def run_values(place: str) -> dict[str, Any]:
     path = folder_of_weights(Path(place)) or Path(place)
     folders = [path, path.absolute().parent] if path.name.startswith("student") else [path]
     file = next((folder / "config.yaml" for folder in folders if (folder / "config.yaml").is_file()), None)
-    return (read_yaml(file) if file is not None else {}) or {"task": exported_task(place)}
+    return (read_yaml(file) if file is not None else {}) or exported_values(place)
 
 
-def exported_task(source: str) -> dict[str, Any]:
-    """What an export records of its run's task; empty where it records nothing.
+def exported_values(source: str) -> dict[str, Any]:
+    """What an export records of its run; empty where it records nothing.
 
     Args:
         source: A student's folder, also below the one that is named, or hub:OWNER/NAME.
@@ -107,8 +112,7 @@ def exported_task(source: str) -> dict[str, Any]:
         name = find(source, "model")
         files = [name.file(TRAINING)] if isinstance(name, HubName) else []
     contents = (read_object(file) for file in files if file is not None)
-    task = next((content.get("task") for content in contents if content is not None), None)
-    return task if isinstance(task, dict) else {}
+    return for_sampling(next((content for content in contents if content is not None), {}))
 
 
 def exported_step(folder: Path) -> int | None:

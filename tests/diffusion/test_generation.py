@@ -19,7 +19,7 @@ from dit_shd.data.image_shards import open_shards
 from dit_shd.diffusion import generation, sampler
 from dit_shd.diffusion.generation import sample_to_file
 from dit_shd.diffusion.sample_config import SampleConfig
-from dit_shd.diffusion.sampler import of_run, sample
+from dit_shd.diffusion.sampler import sample
 from dit_shd.models.loading import load
 
 QUICK = dict(steps=6, batch_size=4, guided_channels=None)
@@ -281,7 +281,6 @@ def test_bad_requests_are_one_line_and_leave_nothing(teacher, tmp_path, changes,
 
 def test_parts_of_another_model_are_refused(teacher, tmp_path, monkeypatch):
     """A run trained on between an interruption and its continuation must not mix two models in one file."""
-    import shutil
 
     shutil.copytree(teacher, tmp_path / "model")
     options = dict(run=str(tmp_path / "model"))
@@ -311,14 +310,6 @@ def test_two_processes_sample_what_one_does(straight, by_two):
     assert not first and not second
     assert (said_first + said_second).count("done: ") == 1, "one of two processes reports: there was one world of two"
     assert straight.read_bytes() == (by_two / "two.npz").read_bytes()
-
-
-def test_a_run_knows_its_schedule(teacher, tmp_path):
-    shutil.copytree(teacher, tmp_path / "run" / "student")
-    (tmp_path / "run" / "config.yaml").write_text("diffusion_steps: 100\n")
-    assert of_run(make(SampleConfig, {"run": str(tmp_path / "run")})).diffusion_steps == 100
-    assert of_run(make(SampleConfig, {"run": str(tmp_path / "run" / "student")})).diffusion_steps == 100
-    assert of_run(make(SampleConfig, {"run": str(teacher)})).diffusion_steps == 1000
 
 
 def test_files_of_others_are_left_alone(teacher, tmp_path):

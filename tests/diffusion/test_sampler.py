@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 
@@ -19,7 +18,7 @@ from dit_shd.data.open_images import open_images
 from dit_shd.data.pixels import grid, to_uint8
 from dit_shd.diffusion.guidance import Guided, guidance_weight
 from dit_shd.diffusion.sample_config import SampleConfig
-from dit_shd.diffusion.sampler import of_model, run_values, sample
+from dit_shd.diffusion.sampler import of_model, sample
 from dit_shd.diffusion.schedule import Schedule
 from dit_shd.diffusion.solvers import denoise, noises
 from dit_shd.models.loading import load
@@ -326,24 +325,6 @@ def test_the_default_solver_fits_the_model(model, flow_teacher):
     for network, solver in ((model, "ddpm"), (load(flow_teacher).eval(), "euler")):
         images = [sample(network, 2, steps=3, solver=name)[0] for name in ("auto", solver)]
         np.testing.assert_array_equal(*images)
-
-
-def test_a_model_that_was_loaded_is_sampled_as_the_run_it_is_of(teacher, tmp_path):
-    """By its object, by its run's name, and where only the student was copied to: the run's schedule is not 1,000."""
-    run, copy = tmp_path / "run", tmp_path / "elsewhere"
-    shutil.copytree(teacher, run / "student")
-    (run / "config.yaml").write_text("task: {name: diffusion, timesteps: 100}\ndata: {name: npz}\n")
-    shutil.copytree(run / "student", copy)
-    (copy / "training.json").write_text('{"step": 1, "task": {"timesteps": 100}}')
-    images = [sample(made, count=2, **QUICK)[0] for made in (str(run), load(run), load(run / "student"), str(copy))]
-    assert all(np.array_equal(images[0], other) for other in images[1:])
-    assert not np.array_equal(images[0], sample(load(teacher), count=2, **QUICK)[0])
-
-
-def test_a_config_that_lies_in_the_working_folder_is_nobodys(tmp_path, monkeypatch):
-    (tmp_path / "config.yaml").write_text("task: {name: diffusion, timesteps: 100}\n")
-    monkeypatch.chdir(tmp_path)
-    assert run_values("") == {}
 
 
 def test_few_guided_channels_of_many_are_named(caplog):

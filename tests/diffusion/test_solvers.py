@@ -11,7 +11,8 @@ from diffusers.configuration_utils import FrozenDict
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.diffusion.sample_config import SampleConfig
-from dit_shd.diffusion.sampler import of_run, sample
+from dit_shd.diffusion.sampled_run import of_run
+from dit_shd.diffusion.sampler import sample
 from dit_shd.diffusion.schedule import FEWEST, Schedule
 from dit_shd.diffusion.solvers import denoise, network_calls, noises, solve
 from dit_shd.models.loading import load

@@ -2,7 +2,9 @@
 
 from runs import run
 
-from dit_shd.models.export import exported_step, exported_task
+from dit_shd.models.export import exported_step, exported_values
+
+GUIDANCE = {"scale": 2.0, "schedule": "constant", "power": 4.0, "channels": None}
 
 
 def test_exports_are_readable_by_others(values):
@@ -13,7 +15,9 @@ def test_exports_are_readable_by_others(values):
 
 def test_an_export_says_how_it_is_sampled_wherever_it_is(values):
     """Of the task what decides on sampling, so that a student on the hub is not sampled by 1,000 steps."""
-    config, _ = run({**values, "task": {"name": "diffusion", "timesteps": 50}}, steps=1)
-    assert exported_task(str(config.run)) == exported_task(str(config.run / "student")) == {"timesteps": 50}
+    task, losses = {"name": "diffusion", "timesteps": 50}, [{"name": "output", "guidance": 2.0}, {"name": "shd"}]
+    config, _ = run({**values, "task": task, "losses": losses}, steps=1)
+    expected = {"task": {"timesteps": 50, "label_dropout": 0.1}, "losses": [{"name": "output", "guidance": GUIDANCE}]}
+    assert exported_values(str(config.run)) == exported_values(str(config.run / "student")) == expected
     assert exported_step(config.run / "student") == 1
-    assert exported_task(str(config.run / "checkpoints")) == exported_task("asset:digits_teacher") == {}
+    assert exported_values(str(config.run / "checkpoints")) == exported_values("asset:digits_teacher") == {}

@@ -93,7 +93,7 @@ def _write(student: nn.Module, folder: Path, source: str) -> None:
     latents = of_source(source, shape.channels) if shape.names("in_channels") else None
     origin, digest = provenance.inherited([provenance.provenance(source)]), hashing.sha256_of_tensors(student)
     card = cards.converted(student, f"blocks of {name} (dit-shd depth)", digest, origin, latents)
-    schedule = export.schedule(export.run_values(source).get("task"))
+    training = export.for_sampling(export.run_values(source))
     place = student_folder(source)
     record = None if place is None else read_record(place)
-    export.write(cast("ModelMixin", student), folder, card, latents, schedule or None, record)
+    export.write(cast("ModelMixin", student), folder, card, latents, training or None, record)

@@ -52,7 +52,7 @@ def test_blocks_that_do_nothing_are_found_and_a_run_begins_without_them(
     student, teacher = loading.load(out / "student"), loading.load(deep)
     assert student.config.num_layers == 4
     assert provenance.provenance(out / "student").license == "cc-by-nc-nd-4.0"
-    assert export.exported_task(str(out / "student")) == {"timesteps": 800}
+    assert export.exported_values(str(out / "student")) == {"task": {"timesteps": 800}}
     assert torch.equal(student.blocks[3].mlp.fc1.weight, teacher.blocks[4].mlp.fc1.weight)
     x, t, labels = torch.randn(2, 1, 8, 8), torch.tensor([3, 400]), torch.tensor([0, 1])
     same = [model.eval()(x, t, labels, return_dict=False)[0] for model in (student, teacher)]

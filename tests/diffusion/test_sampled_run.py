@@ -1,0 +1,128 @@
+"""What sampling takes from a run or a pipeline: its schedule, and whether guidance fits how it was trained."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dit_shd.core.config import make
+from dit_shd.core.errors import UserError
+from dit_shd.diffusion.sample_config import SampleConfig
+from dit_shd.diffusion.sampled_run import of_run
+from dit_shd.diffusion.sampler import sample
+from dit_shd.diffusion.teacher_sampling import about_teacher
+from dit_shd.models.export import run_values
+from dit_shd.models.loading import load
+
+QUICK = dict(steps=6, batch_size=4, guided_channels=None)
+
+
+@pytest.fixture
+def run(teacher, tmp_path) -> Path:
+    """A run folder without its config."""
+    shutil.copytree(teacher, tmp_path / "run" / "student")
+    return tmp_path / "run"
+
+
+def test_a_run_knows_its_schedule(teacher, tmp_path):
+    shutil.copytree(teacher, tmp_path / "run" / "student")
+    (tmp_path / "run" / "config.yaml").write_text("diffusion_steps: 100\n")
+    assert of_run(make(SampleConfig, {"run": str(tmp_path / "run")})).diffusion_steps == 100
+    assert of_run(make(SampleConfig, {"run": str(tmp_path / "run" / "student")})).diffusion_steps == 100
+    assert of_run(make(SampleConfig, {"run": str(teacher)})).diffusion_steps == 1000
+
+
+def test_a_model_that_was_loaded_is_sampled_as_the_run_it_is_of(teacher, tmp_path):
+    """By its object, by its run's name, and where only the student was copied to: the run's schedule is not 1,000."""
+    run, copy = tmp_path / "run", tmp_path / "elsewhere"
+    shutil.copytree(teacher, run / "student")
+    (run / "config.yaml").write_text("task: {name: diffusion, timesteps: 100}\ndata: {name: npz}\n")
+    shutil.copytree(run / "student", copy)
+    (copy / "training.json").write_text('{"step": 1, "task": {"timesteps": 100}}')
+    images = [sample(made, count=2, **QUICK)[0] for made in (str(run), load(run), load(run / "student"), str(copy))]
+    assert all(np.array_equal(images[0], other) for other in images[1:])
+    assert not np.array_equal(images[0], sample(load(teacher), count=2, **QUICK)[0])
+
+
+def test_a_config_that_lies_in_the_working_folder_is_nobodys(tmp_path, monkeypatch):
+    (tmp_path / "config.yaml").write_text("task: {name: diffusion, timesteps: 100}\n")
+    monkeypatch.chdir(tmp_path)
+    assert run_values("") == {}
+
+
+@pytest.mark.parametrize(
+    ("config", "sampled", "words"),
+    [
+        (
+            "losses: [{name: output, guidance: {scale: 3.8}}, {name: shd}]",
+            {"guidance": 3.8},
+            "and 3.8 guides it once mor",
+        ),
+        ("losses: [{name: output, guidance: 2.0}]", {"guidance": 2}, "taught the teacher's guided prediction"),
+        ("losses: [{name: output, guidance: 2.0}]", {"guidance": 1}, ""),
+        ("losses: [{name: output, guidance: 1.0}, {name: shd}]", {"guidance": 2}, ""),
+        ("task: {label_dropout: 0.0}", {"guidance": 2}, "taught no prediction without a class (task.label_dropout=0)"),
+        ("task: {label_dropout: 0.0}", {"guidance": 1}, ""),
+        ("task: {label_dropout: 0.1}", {"guidance": 2}, ""),
+        ("task: {label_dropout: 1.0}", {"guidance": 1}, "taught no prediction with a class (task.label_dropout=1)"),
+        ("task: {label_dropout: 1.0}", {"guidance": 0, "guidance_schedule": "constant"}, ""),
+    ],
+)
+def test_guidance_that_does_not_fit_the_training_is_named(run, caplog, config, sampled, words):
+    (run / "config.yaml").write_text(config)
+    sample(run, count=2, **{**QUICK, "steps": 1, **sampled})
+    assert words in caplog.text if words else not caplog.text
+
+
+def test_a_student_away_from_its_run_says_it_too(teacher, tmp_path, caplog):
+    shutil.copytree(teacher, tmp_path / "student")
+    training = {"step": 3, "losses": [{"name": "output", "guidance": {"scale": 4.0}}], "task": {"label_dropout": 0.1}}
+    (tmp_path / "student" / "training.json").write_text(json.dumps(training))
+    sample(tmp_path / "student", count=2, **{**QUICK, "steps": 1})
+    assert "guidance=1 samples what was taught" in caplog.text
+
+
+@pytest.fixture
+def pipeline(teacher, tmp_path) -> Path:
+    """A class-conditional pipeline, as far as sampling reads it."""
+    shutil.copytree(teacher, tmp_path / "pipeline" / "transformer")
+    (tmp_path / "pipeline" / "scheduler").mkdir()
+    return tmp_path / "pipeline"
+
+
+def says(pipeline: Path, **scheduler) -> None:
+    """Write the config of its scheduler."""
+    (pipeline / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+
+
+def test_a_pipelines_scheduler_says_the_steps_of_the_schedule(pipeline, run):
+    says(pipeline, _class_name="DDIMScheduler", num_train_timesteps=100, beta_start=0.0001, beta_end=0.02)
+    for place in (pipeline, pipeline / "transformer"):
+        assert of_run(make(SampleConfig, {"run": str(place)})).diffusion_steps == 100
+    (run / "config.yaml").write_text("task: {name: diffusion, timesteps: 100}")
+    images = [sample(str(place), count=2, **QUICK)[0] for place in (pipeline, run)]
+    assert np.array_equal(*images)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "message"),
+    [
+        ({"prediction_type": "v_prediction"}, "says prediction_type: v_prediction; wanted epsilon"),
+        ({"beta_schedule": "squaredcos_cap_v2"}, "says beta_schedule: squaredcos_cap_v2; class-conditional models are"),
+        ({"beta_end": 0.012}, "says beta_end: 0.012; class-conditional models are sampled with 0.02"),
+        ({"trained_betas": [0.1, 0.2]}, "says trained_betas: .*sampled with betas by their schedule"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "is a FlowMatchEulerDiscreteScheduler, .*predicts noise"),
+    ],
+)
+def test_a_pipeline_of_another_noise_is_refused(pipeline, scheduler, message):
+    says(pipeline, **{"_class_name": "DDPMScheduler", **scheduler})
+    with pytest.raises(UserError, match=message):
+        sample(str(pipeline), count=2, **QUICK)
+
+
+def test_the_teacher_of_a_student_that_is_named_by_its_weights(run):
+    (run / "config.yaml").write_text("teacher: big")
+    places = [run, run / "student", run / "student" / "diffusion_pytorch_model.safetensors"]
+    assert [about_teacher(str(place)) for place in places] == [{"teacher": "big"}] * 3
