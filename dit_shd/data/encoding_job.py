@@ -20,6 +20,8 @@ NEUTRAL = ("images", "out", "workers")
 """Keys that do not change the latents."""
 FIRST_IMAGES = "first_images_sha256"
 """The key of the hash of the first images' contents."""
+ALL_IMAGES = "all_images_sha256"
+"""The key of the hash of all images' contents, where the source has one."""
 OF_TEXT = ("pipeline", "caption_column", "text_tokens", "text_dtype", "adapter")
 """Keys of captions."""
 
@@ -68,6 +70,9 @@ class EncodingJob:
         begun = read_settings(self.config.out)
         if begun is None or FIRST_IMAGES in begun:  # earlier versions did not have it
             about[FIRST_IMAGES] = self.source.first_images_sha256()
+        everything = self.source.all_images_sha256()
+        if everything is not None and (begun is None or ALL_IMAGES in begun):
+            about[ALL_IMAGES] = everything
         about["classes"] = list(self.source.classes)
         autoencoder = self.encode.autoencoder
         origin = Origin() if autoencoder is None else Origin.of_autoencoder(keys["vae"], autoencoder)

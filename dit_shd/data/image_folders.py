@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from dit_shd.core import hashing
 from dit_shd.core.errors import UserError
 from dit_shd.data import preprocessing
 from dit_shd.data.image_sets import ImageSet
-from dit_shd.data.image_shards import open_shards
+from dit_shd.data.image_shards import open_shards, read_labels
 from dit_shd.data.npz_files import latents_error
 from dit_shd.data.sources.base import NO_LABELS, BrokenImage, ImageSource
 from dit_shd.data.sources.decoding import (
@@ -35,6 +35,9 @@ from dit_shd.data.sources.decoding import (
 )
 from dit_shd.data.sources.listing import counted, printable, scan
 from dit_shd.data.sources.splits import SplitFolders
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 SAMPLED = re.compile(r"\d{5,}_(\d{1,9})\.png")
 """Names of the sampler's files: the image's number, then its class or prompt."""
@@ -93,7 +96,7 @@ class StoredImages(ImageSet):
                 words = f"wanted a gray or RGB image of 8 bits, found mode {image.mode}; convert it first"
                 raise UserError(f"{printable(where)}: {words}")
             image_remarks = [remark for remark in remarks(image, raw) if remark in (DEEP, FRAMES, TURNED, CLEAR)]
-            image_remarks += [LOSSY] if is_lossy(image, raw) else []
+            image_remarks += [LOSSY] if is_lossy(image, raw) and not self._shrinks(image) else []
             if self._crop is not None and preprocessing.is_small(image, self._crop):
                 image_remarks.append(preprocessing.SMALL)
             for remark in image_remarks:
@@ -101,6 +104,10 @@ class StoredImages(ImageSet):
             width, height = image.size
             image.verify()
             return height, width, len(image.getbands())
+
+    def _shrinks(self, image: "Image") -> bool:
+        """Whether a crop makes an image smaller, so that what a lossy file of it has lost is averaged out."""
+        return self._crop is not None and min(image.height / self._crop[0], image.width / self._crop[1]) > 1
 
     def _pixels(self, number: int) -> np.ndarray:
         """Uint8 [y,x,c]."""
@@ -233,11 +240,9 @@ class ShardImages(ImageSet):
         if self._shards.dtype != np.uint8:
             raise latents_error(name, self._shards.dtype, self._shards.shape)
         self.shape, self.settings = self._shards.shape, self._shards.settings
-        labels = []
-        for file in self._shards.files:
-            with np.load(file, allow_pickle=False) as shard:
-                labels.append(shard["arr_1"])
-        self.labels = np.concatenate(labels)
+        self.labels = np.concatenate([read_labels(file) for file in self._shards.files])
+        count, wanted = self.shape[0], self.settings.get("count", self.shape[0])
+        self.notes = [f"{count:,} of {wanted:,} images, those that are drawn so far"] if count != wanted else []
 
     def batches(self, size: int) -> Iterator[Tensor]:
         """Batches across the borders of shards."""

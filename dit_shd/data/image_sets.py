@@ -9,7 +9,7 @@ import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ from dit_shd.data.npz_files import BROKEN_FILE, broken_file_error, check_images,
 WIDEST, LONGEST = 2**17, 2**10
 """Largest size in bytes of one image's label in a file, and of a label that is a text."""
 
+CRC = "arr_0_crc32"
+"""In the sampler's settings the CRC-32 of arr_0, as the npz's directory has it."""
 MOST_BYTES = 2**28
 """Of a file of settings, in which there may be a prompt for each image."""
 
@@ -54,30 +56,51 @@ class ImageSet(ABC):
     class_names: tuple[str, ...] | None = None
     """Of the labels, where a file has texts."""
     lossy: bool = False
-    """Whether some of the files are JPEG or lossy WebP."""
+    """Whether some of the files are JPEG or lossy WebP, at the size that they are used in."""
     notes: Sequence[str] = ()
     """What was left out, and remarks on the images."""
     path: Path | None = None
     """The file or folder, None if there is none."""
     settings: dict[str, Any] | None = None
     """The settings of the sampler that made them."""
+    crc32: int | None = None
+    """Of the pixels, where the file's directory has it."""
 
     @property
     def sidecar(self) -> dict[str, Any] | None:
         """The sampler's settings: known already, or in the file beside the images.
 
         Beside a folder may be anything else of that name: the sampler's has the hash of the model. Of an npz it may be
-        of others that stood there: then its count is another. The record of an evaluation is none.
+        of others that stood there: then its count or its checksum is another. The record of an evaluation is none.
         """
         if self.settings is not None:
             return self.settings
+        content = self._beside()
+        return None if content is None or self._of_others(content) else content
+
+    @property
+    def why_no_sidecar(self) -> str:
+        """Why there are no settings, in words."""
+        content = self._beside()
+        if content is None or self.path is None:
+            return "no .json beside the samples"
+        return f"{settings_file(self.path)} is of other images ({self._of_others(content)})"
+
+    def _beside(self) -> dict[str, Any] | None:
         if self.path is None:
             return None
         file = settings_file(self.path)
         content = read_object(file) if file.is_file() and file.stat().st_size < MOST_BYTES else None
         if content is None or "figures" in content or not (self.path.is_file() or "model_sha256" in content):
             return None
-        return content if content.get("count") in (None, self.shape[0]) else None
+        return content
+
+    def _of_others(self, content: dict[str, Any]) -> str:
+        """Why settings are of other images; empty where nothing says so."""
+        if content.get("count") not in (None, self.shape[0]):
+            return f"of {content['count']}"
+        recorded = content.get(CRC)
+        return "of another checksum" if self.crc32 is not None and recorded not in (None, self.crc32) else ""
 
     @property
     def prompts(self) -> list[str] | None:
@@ -109,11 +132,41 @@ class ImageSet(ABC):
         """Hash of the file; of names and contents of a folder's images; of the pixels of an array."""
 
 
-class ArrayImages(ImageSet):
-    """Images in memory, uint8 [n,y,x,c]."""
+class HasImages(Protocol):
+    """Images with something beside them, as `dit_shd.sample` returns them."""
 
-    def __init__(self, images: np.ndarray | Tensor, name: str, labels: np.ndarray | None = None) -> None:
-        self._pixels = images.cpu().numpy() if isinstance(images, Tensor) else images
+    @property
+    def images(self) -> np.ndarray:
+        """Uint8 [n,y,x,c]."""
+        ...
+
+
+def pixels_of(images: object) -> object:
+    """The array of what has one; anything else as it is."""
+    array = getattr(images, "images", None)
+    return array if isinstance(array, (np.ndarray, Tensor)) else images
+
+
+class ArrayImages(ImageSet):
+    """Images in memory, uint8 [n,y,x,c].
+
+    Args:
+        images: The array, or what has one.
+        name: The images in errors and records.
+        labels: Int64 [n].
+
+    Raises:
+        UserError: No such array.
+    """
+
+    def __init__(self, images: np.ndarray | Tensor | HasImages, name: str, labels: np.ndarray | None = None) -> None:
+        array = pixels_of(images)
+        if not isinstance(array, (np.ndarray, Tensor)):
+            raise UserError(
+                f"{name}: wanted an array uint8 [n,y,x,c], found {type(array).__name__}; numpy.stack makes one of a "
+                "list of images, dit_shd.evaluate takes names of files and data"
+            )
+        self._pixels = array.cpu().numpy() if isinstance(array, Tensor) else array
         self.shape = check_images(self._pixels.dtype, self._pixels.shape, False, name)
         self.name, self.labels = name, labels
 
@@ -155,6 +208,7 @@ class NpzImages(ImageSet):
                 with archive.open("arr_0.npy") as stream:
                     header = read_npy_header(stream)
                 self.shape = check_images(header.dtype, header.shape, header.fortran_order, name)
+                self.crc32 = archive.getinfo("arr_0.npy").CRC
                 if archive.getinfo("arr_0.npy").file_size != header.file_size:
                     raise UserError(f"{name}: arr_0 is cut short: wanted {self.shape[0]} images; write the file again")
                 if "arr_1.npy" in members:

@@ -104,6 +104,21 @@ def _read(file: Path, name: str) -> np.ndarray:
         raise _damaged(file, error) from error
 
 
+def read_labels(file: Path) -> np.ndarray:
+    """Labels int64 [b] of a shard.
+
+    Raises:
+        UserError: Half-written, damaged, or no longer there.
+    """
+    return _read(file, "arr_1.npy")
+
+
+def crc32_of(file: Path) -> int:
+    """The CRC-32 of arr_0 of a merged npz, as its directory has it."""
+    with zipfile.ZipFile(file) as archive:
+        return archive.getinfo("arr_0.npy").CRC
+
+
 def shard_shape(file: Path) -> tuple[tuple[int, int, int, int], np.dtype]:
     """(b, y, x, c), or (b, c, y, x) of latents, and dtype, by the header, which must agree with the file's size.
 
@@ -122,6 +137,8 @@ def shard_shape(file: Path) -> tuple[tuple[int, int, int, int], np.dtype]:
 
 
 def _damaged(file: Path, reason: object) -> UserError:
+    if isinstance(reason, FileNotFoundError):
+        return UserError(f"{file}: is no longer there; the sampling has ended and merged it: name its npz")
     words = " ".join(str(reason).split())[:120]
     return UserError(f"{file}: a half-written or damaged shard ({words}); the sampling command draws it again")
 

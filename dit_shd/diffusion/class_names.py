@@ -155,6 +155,23 @@ def numbers(names: Sequence[str], model: nn.Module) -> list[int]:
     return [next(iter(classes[name.lower()])) for name in names]
 
 
+def places(labels: Iterable[int], model: nn.Module) -> list[str]:
+    """A line where classes are given by their places and have other numbers for names; else none.
+
+    Args:
+        labels: The classes as they were given.
+        model: Class-conditional.
+    """
+    names = dict(enumerate(shape_of(model).class_names or ()))
+    other = next((i for i in labels if (names.get(i) or "").isdecimal() and int(names[i] or 0) != i), None)
+    if other is None:
+        return []
+    place = next((i for i, name in names.items() if name == str(other)), None)
+    there = f"; the class called '{other}' is {place}" if place is not None else ""
+    words = "labels: numbers are places in the order of the classes"
+    return [f"{words}: {other} is the class called '{names[other]}'{there}"]
+
+
 def _imagenet() -> list[str]:
     """The WordNet ids of ImageNet-1k in the order of the public checkpoints' classes: sorted as texts."""
     from timm.data.imagenet_info import ImageNetInfo

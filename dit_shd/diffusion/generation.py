@@ -23,9 +23,20 @@ from dit_shd.core.config import checked, resolve
 from dit_shd.core.distributed import joined, launched, run_on_main
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import atomic_file, atomic_folder
+from dit_shd.core.json_files import read_object
 from dit_shd.core.lock import locked
 from dit_shd.core.resumable import SETTINGS, Progress, check_same, claim, share_of_missing
-from dit_shd.data.image_shards import Shards, merge, open_shards, read_shard, shard_file, shard_files, write_shard
+from dit_shd.data.image_sets import CRC
+from dit_shd.data.image_shards import (
+    Shards,
+    crc32_of,
+    merge,
+    open_shards,
+    read_shard,
+    shard_file,
+    shard_files,
+    write_shard,
+)
 from dit_shd.data.pixels import grid
 from dit_shd.diffusion import sampler
 from dit_shd.diffusion.denoiser import known_classes
@@ -190,6 +201,11 @@ def _refuse_existing(folder: Path, out: Path, force: bool) -> None:
         if file.is_dir() or (file.exists() and not force):
             remedy = "" if file.is_dir() else " or say force=true"
             raise UserError(f"{file}: is there already; choose another out=FILE{remedy}")
+        if file != out and file.exists() and "model_sha256" not in (read_object(_places(out)[".json"]) or {}):
+            raise UserError(
+                f"{file}: is there already, and nothing says that dit-shd sample wrote it, so that it is not replaced; "
+                "choose another out=FILE, or remove it"
+            )
 
 
 def _places(out: Path) -> dict[str, Path]:
@@ -249,6 +265,7 @@ def _finish(folder: Path, record: dict[str, Any], out: Path, count: int) -> None
         raise UserError(f"{folder}: holds {shards.shape[0]} images where {count} were wanted; give the command again")
     if out.suffix == ".npz":
         merge(shards, folder / "merged.npz")
+        record = {**record, CRC: crc32_of(folder / "merged.npz")}
     else:
         _write_images(shards, folder / f"{MERGED}_images")
     if shards.dtype == np.uint8:

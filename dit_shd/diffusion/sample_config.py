@@ -90,7 +90,7 @@ class SampleConfig:
     out: Place | None = option(
         None, "the npz, or FOLDER/ for png; empty: samples_<count>_seed<seed>.npz in the run folder"
     )
-    force: bool = option(False, "replace an npz that is there already")
+    force: bool = option(False, "replace an npz that is there already, with its .json and its grid")
 
     @classmethod
     def migrated(cls, values: dict[str, Any]) -> dict[str, Any]:

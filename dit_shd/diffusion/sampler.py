@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from dit_shd.core import rng
-from dit_shd.core.config import make
+from dit_shd.core.config import cast, make
 from dit_shd.core.devices import current_device
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import atomic_file
@@ -111,6 +111,7 @@ def sample(
     if isinstance(labels, (list, tuple)) and labels and all(isinstance(x, str) and not x.isdecimal() for x in labels):
         labels = ",".join(map(str, labels))
     labels = labels if isinstance(labels, str) else class_numbers(labels)
+    count = None if count is None else cast(int, np.asarray(count).item(), "count")
     labels = [labels] * (1 if count is None else count) if isinstance(labels, int) else labels
     if count is None:
         names = SampleConfig(labels=labels).label_names if isinstance(labels, str) else labels
@@ -132,6 +133,8 @@ def sample(
     config.check()
     known = known_classes(model)
     plan = label_plan(config, known, range(count)) if isinstance(labels, str) else np.asarray(labels, int)
+    for remark in class_names.places(() if isinstance(labels, str) else plan.tolist(), model):
+        _log.warning("%s", remark)
     if plan.shape != (count,):
         raise UserError(f"labels: wanted {count}, one for each image, found {plan.shape}")
     check_labels(plan, model)
@@ -283,6 +286,7 @@ def of_model(config: SampleConfig, model: nn.Module) -> SampleConfig:
             scheduler is of another kind.
     """
     config = config.of_prediction(prediction_of(model))
+    named = class_names.places(config.label_list or (), model)
     if config.label_names:
         config = replace(config, labels=class_names.numbers(config.label_names, model))
     guided, channels = config.guided_channels, shape_of(model).channels
@@ -290,6 +294,6 @@ def of_model(config: SampleConfig, model: nn.Module) -> SampleConfig:
         words = f"{guided} of {channels} channels are guided, as in the public code, whose latents have 4"
         _log.warning("guided_channels: %s; guided_channels=null guides all", words)
     check_scheduler(config, model)
-    for remark in remarks(config):
+    for remark in (*remarks(config), *named):
         _log.warning("%s", remark)
     return shifted(config, model)

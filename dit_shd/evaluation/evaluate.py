@@ -245,7 +245,7 @@ class _Job:
         record["notes"] += [f"reference: {note}" for note in self.reference.notes]
         record["notes"] += [*results.against_itself(record), *self._notes(sample_set, reference_set)]
         if "sidecar" not in record["samples"]:
-            record["notes"].append("rounding, label policy and seed are not recorded: no .json beside the samples")
+            record["notes"].append(f"rounding, label policy and seed are not recorded: {samples.why_no_sidecar}")
         self.say(results.table(record))
         out = results.publish(places, record, config.force)
         self.say(f"written to {out}")

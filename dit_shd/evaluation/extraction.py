@@ -1,5 +1,6 @@
 """One pass of a feature network over a set of images, which gives everything that metrics use."""
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -45,6 +46,7 @@ def extract_features(
         title=network.title,
         network=network.identity,
         is_fid=network.is_fid,
+        balanced=_are_balanced(images.labels),
     )
 
 
@@ -65,6 +67,11 @@ def find_device(name: str) -> torch.device:
             f"device: wanted auto or a device with float64, found '{name}' ({reason}); try device=cpu"
         ) from error
     return device
+
+
+def _are_balanced(labels: np.ndarray | None) -> bool:
+    counts = np.unique(labels, return_counts=True)[1] if labels is not None else np.zeros(0)
+    return len(counts) > 1 and bool((counts == counts[0]).all())
 
 
 class _Rows:

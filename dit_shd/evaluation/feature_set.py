@@ -120,6 +120,8 @@ class FeatureSet:
     """[n,d], what the network makes of the prompt of each image, in file order."""
     network: str = ""
     """The identity of the network; empty where it is not known."""
+    balanced: bool = False
+    """Whether the images are known to be as many of each of several classes."""
 
     @classmethod
     def of(

@@ -4,7 +4,7 @@ import html
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
+from dit_shd.data.image_sets import HasImages, pixels_of
 from dit_shd.evaluation import results
 from dit_shd.evaluation.evaluate import EvaluateConfig
 from dit_shd.evaluation.evaluate import evaluate as evaluate_files
@@ -20,15 +21,6 @@ from dit_shd.evaluation.feature_set import FeatureSet
 from dit_shd.evaluation.features import build_network
 from dit_shd.evaluation.reference import Reference, open_reference
 from dit_shd.evaluation.scoring import score
-
-
-class HasImages(Protocol):
-    """Images with something beside them, as `dit_shd.sample` returns them."""
-
-    @property
-    def images(self) -> np.ndarray:
-        """Uint8 [n,y,x,c]."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -84,7 +76,7 @@ def evaluate(
     Raises:
         UserError: Images that cannot be compared.
     """
-    images, truth = _pixels(samples), _pixels(reference)
+    images, truth = pixels_of(samples), pixels_of(reference)
     if not isinstance(images, (np.ndarray, Tensor)):
         places = [_place(place) for place in (images if _several(images) else [images])]
         keys = {
@@ -108,12 +100,6 @@ def evaluate(
     figures = score(images, truth, network, **options)
     known = f"{len(truth)} images" if isinstance(truth, (np.ndarray, Tensor)) else str(reference)[:80]
     return Figures(figures, {"features": network.title, "reference": known, "samples": f"{len(images)} images"})
-
-
-def _pixels(images: object) -> object:
-    """The array of what has one; anything else as it is."""
-    array = getattr(images, "images", None)
-    return array if isinstance(array, (np.ndarray, Tensor)) else images
 
 
 def _several(places: object) -> TypeGuard[Iterable[object]]:

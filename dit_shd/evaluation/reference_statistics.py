@@ -59,6 +59,7 @@ def write_reference_statistics(config: StatisticsConfig) -> Path:
         raise UserError(f"batch_size: wanted at least 1 image, found {config.batch_size}")
     out = config.out if config.out.suffix == ".npz" else config.out.with_name(config.out.name + ".npz")
     results.writable(out)
+    results.refuse_input(out, config.images)
     if out.exists() and not config.force:
         raise UserError(f"{out}: is there already; choose another out=FILE or say force=true")
     if is_statistics(config.images):

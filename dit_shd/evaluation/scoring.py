@@ -10,7 +10,7 @@ from torch import Tensor
 from dit_shd.core.config import cast
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
-from dit_shd.data.image_sets import ArrayImages, ImageSet
+from dit_shd.data.image_sets import ArrayImages, HasImages, ImageSet
 from dit_shd.evaluation.extraction import extract_features
 from dit_shd.evaluation.feature_set import FeatureSet
 from dit_shd.evaluation.features import FeatureNetwork
@@ -23,19 +23,19 @@ Chosen = list[tuple[Plugin, Metric]]
 
 
 def score(
-    images: np.ndarray | Tensor,
-    reference_images: np.ndarray | Tensor | FeatureSet | Reference,
+    images: np.ndarray | Tensor | HasImages,
+    reference_images: np.ndarray | Tensor | HasImages | FeatureSet | Reference,
     features: FeatureNetwork,
     metrics: Sequence[str | Mapping[str, Any] | Plugin] | None = None,
     batch_size: int = 64,
 ) -> dict[str, float]:
     """Compute figures of images against a reference; nothing is written.
 
-    What a reader should know is logged as a warning: samples sorted by class, whose Inception Score means nothing, or
-    too few images for the network's features.
+    What a reader should know is logged as a warning: samples sorted by class, whose Inception Score means nothing, too
+    few images for the network's features, metrics that were left out and why, remarks on the reference.
 
     Args:
-        images: Samples, uint8 [n,y,x,c].
+        images: Samples, uint8 [n,y,x,c], or what `dit_shd.sample` returned.
         reference_images: Images of the same kind, a FeatureSet that `extract_features` made, to be used many times, or
             what `open_reference` opened.
         features: The feature network.
@@ -61,7 +61,9 @@ def score(
         reference = Reference("reference_images", images=ArrayImages(reference_images, "reference_images"))
     reference.check(samples, features)
     plugins = cast(list[Plugin] | None, list(metrics) if isinstance(metrics, tuple) else metrics, "metrics")
-    chosen, _ = select_metrics(plugins, samples, reference, features)
+    chosen, left_out = select_metrics(plugins, samples, reference, features)
+    for remark in (*left_out, *(f"reference: {note}" for note in reference.notes)):
+        _log.warning("%s", remark)
     sample_set = extract_features(features, samples, batch_size)
     reference_set = reference.features(features, batch_size)
     for _, metric in chosen:

@@ -13,10 +13,11 @@ from typing import Any
 from dit_shd.core.pretrained import model_folder
 from dit_shd.core.resumable import differences
 from dit_shd.core.yaml_files import words_of
+from dit_shd.data.image_sets import CRC
 from dit_shd.evaluation import results
 
-OF_THE_MODEL = ("run", "teacher", "model_sha256", "pipeline", "vae", "vae_name", "batch_size", "compile")
-"""What is recorded beside samples and may differ: the model, and what does not change an image (the autoencoder
+OF_THE_MODEL = ("run", "teacher", "model_sha256", "pipeline", "vae", "vae_name", "batch_size", "compile", CRC)
+"""What is recorded beside samples and may differ: model and images, and what does not change an image (the autoencoder
 counts by its hash)."""
 EVALUATED_ALIKE = ("reference", "crop", "features", "metrics", "resamples", "device")
 """Options of `dit-shd evaluate` that are the same for the teacher's samples."""

@@ -359,16 +359,23 @@ def test_other_pixels_of_the_same_sizes_are_another_source(tmp_path):
     np.savez(file, pictures(20), LABELS)
     encode(file, out)
     encode(file, out)
-    np.savez(file, 255 - pictures(20), LABELS)
-    with pytest.raises(UserError, match=r"was made of other images: what is there has changed since"):
-        encode(file, out)
+    for first in (0, 10):  # all, and those alone that come late
+        other = pictures(20)
+        other[first:] = 255 - other[first:]
+        np.savez(file, other, LABELS)
+        with pytest.raises(UserError, match=r"was made of other images: what is there has changed since"):
+            encode(file, out)
 
 
-def test_latents_of_a_version_without_a_hash_of_contents_go_on(images, tmp_path):
+@pytest.mark.parametrize("keys", [("all_images_sha256",), ("all_images_sha256", "first_images_sha256")])
+def test_latents_of_a_version_without_a_hash_of_contents_go_on(tmp_path, keys):
+    images = tmp_path / "images.npz"
+    np.savez(images, pictures(20), LABELS)
     encode(images, tmp_path / "l")
     file = tmp_path / "l" / "settings.json"
     settings = json.loads(file.read_text())
-    del settings["first_images_sha256"]
+    for key in keys:
+        del settings[key]
     file.write_text(json.dumps(settings))
     encode(images, tmp_path / "l")
     assert json.loads(file.read_text()) == settings

@@ -15,7 +15,7 @@ from tiny_text_encoders import tiny_clip
 
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
-from dit_shd.data.image_folders import FolderImages
+from dit_shd.data.image_folders import FolderImages, ShardImages
 from dit_shd.data.open_images import open_images
 from dit_shd.data.preprocessing import SMALL, centre_crop
 from dit_shd.data.sources.base import Selection
@@ -135,6 +135,15 @@ def test_what_is_lossy_is_told_by_contents(files):
         found = FolderImages(folder, "x")
         assert found.lossy
         assert found.notes == ["of 5 images 1 (4.png) are JPEG or lossy WebP by their contents"]
+
+
+def test_a_lossy_file_that_is_made_smaller_is_not_called_lossy(tmp_path):
+    """ADM's own reference is cut out of JPEG files: what counts is how images at their final size are stored."""
+    (image,) = pictures(1, seed=5, shape=(40, 48, 3))
+    for i in range(3):
+        Image.fromarray(image).save(tmp_path / f"{i}.jpg")
+    lossy = {side: FolderImages(tmp_path, "x", crop=(side, side, 3)).lossy for side in (16, 39, 40, 64)}
+    assert lossy == {16: False, 39: False, 40: True, 64: True}
 
 
 @pytest.mark.parametrize("through_statistics", [False, True])
@@ -259,6 +268,18 @@ def test_a_folder_of_samples_has_the_prompts_that_its_files_are_named_by(tmp_pat
     assert samples.prompts == ["a nine", "a six", "a nine", "a six", "a nine"] and samples.labels is None
     (folder / "00004_0.png").rename(folder / "x.png")
     assert open_images(str(folder), "samples").prompts is None
+
+
+def test_a_sampling_that_goes_on_is_said_and_one_that_has_ended_is_named(files):
+    folder, images = files["folder"] / "set.npz.parts", pictures(40, seed=1)
+    shards = write_shards(folder, images)
+    (folder / "settings.json").write_text(json.dumps({"count": 100}))
+    found = ShardImages(folder, "x")
+    assert found.notes == ["40 of 100 images, those that are drawn so far"]
+    for file in shards:
+        file.unlink()
+    with pytest.raises(UserError, match=r"is no longer there; the sampling has ended and merged it: name its npz$"):
+        next(found.batches(4))
 
 
 def test_half_written_and_missing_shards_are_refused(files):

@@ -321,6 +321,12 @@ def test_files_of_others_are_left_alone(teacher, tmp_path):
     (tmp_path / "t.png").write_text("a picture")
     with pytest.raises(UserError, match=r"t\.png: is there already"):
         sample_to_file(config(teacher, tmp_path, out=str(tmp_path / "t.npz")))
+    (tmp_path / "u.json").write_text('{"mine": 1}')
+    kept = {name: (tmp_path / name).read_text() for name in ("t.png", "u.json")}
+    for name, vae in (("t", "auto"), ("u", "auto"), ("t", None), ("u", None)):
+        with pytest.raises(UserError, match=rf"{name}\.\w+: is there already, and nothing says that dit-shd sample wr"):
+            sample_to_file(config(teacher, tmp_path, out=str(tmp_path / f"{name}.npz"), force=True, vae=vae))
+    assert {name: (tmp_path / name).read_text() for name in kept} == kept
     for out in (".", "..", "/", "a.jpg", "b/c.PNG"):
         with pytest.raises(UserError, match=r"out: wanted|is there already"):
             sample_to_file(config(teacher, tmp_path, out=out))

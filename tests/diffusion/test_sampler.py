@@ -147,6 +147,24 @@ def test_labels_by_name(teacher):
         sample(model, labels=" , ", count=1, **QUICK)
 
 
+def test_numbers_of_classes_that_have_other_numbers_for_names_are_said(teacher, caplog):
+    model = load(teacher).eval()
+    model.register_to_config(class_names=["1", "2", "4"])
+    for labels in ([1], 1, "1,1"):
+        assert set(sample(model, labels=labels, **QUICK)[1]) == {1}
+        said = "labels: numbers are places in the order of the classes: 1 is the class called '2'; the class called '1'"
+        assert [record.message for record in caplog.records] == [f"{said} is 0"]
+        caplog.clear()
+    model.register_to_config(class_names=["0", "1", "two"])
+    sample(model, labels=[0, 1, 2], **QUICK)
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("count", ["2", 2.0, np.int64(2)])
+def test_a_count_as_notebooks_make_it(model, count):
+    assert sample(model, count, **QUICK)[1].shape == sample(model, count, labels=1, **QUICK)[1].shape == (2,)
+
+
 def test_labels(model):
     assert sample(model, 5, labels="balanced", **QUICK)[1].tolist() == [0, 1, 2, 0, 1]
     assert sample(model, 2, labels=[2, 2], **QUICK)[1].tolist() == [2, 2]

@@ -132,6 +132,20 @@ def test_features_of_an_image_do_not_depend_on_its_batch():
     torch.testing.assert_close(network.extract(images).pooled, alone, rtol=1e-5, atol=1e-5)
 
 
+def test_features_do_not_depend_on_the_callers_precision():
+    """As in a trainer that scores its samples under autocast, with products that need not be exact."""
+    network, images = DigitsFeatures(), photos(9, 28, 28, 1)
+    plain, before = network.extract(images), torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            found = network.extract(images)
+            assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert torch.equal(found.pooled, plain.pooled) and torch.equal(found.logits, plain.logits)
+
+
 def test_no_feature_is_dead_on_real_digits(held_out):
     """A feature of zero variance would make every covariance singular."""
     pooled = DigitsFeatures().extract(held_out[0]).pooled

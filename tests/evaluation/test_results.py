@@ -10,6 +10,8 @@ from evaluating import pictures, refused, run
 from safetensors.torch import load_file, save_file
 
 from dit_shd.core.config import make
+from dit_shd.core.errors import UserError
+from dit_shd.data.image_sets import CRC, NpzImages
 from dit_shd.evaluation.features.digits import ASSET, DigitsFeatures
 from dit_shd.evaluation.reference_statistics import StatisticsConfig, write_reference_statistics
 
@@ -143,6 +145,38 @@ def test_the_settings_of_the_samples_are_never_overwritten(files):
     (folder / "results.json").unlink()
     run(files, samples=str(folder / "results.npz"))
     assert (folder / "results.results.json").is_file() and not (folder / "results.json").exists()
+
+
+@pytest.mark.parametrize("which", ["samples", "reference"])
+def test_what_is_read_is_never_written(files, which):
+    before = files[which].read_bytes()
+    link = files["folder"] / "link.npz"
+    link.symlink_to(files[which])
+    for out in (files[which], link):
+        assert "is what is read here, and would be lost" in refused(files, out=str(out), force=True)
+    values = {
+        "images": str(files[which]),
+        "out": str(files[which]),
+        "features": "digits",
+        "device": "cpu",
+        "force": True,
+    }
+    with pytest.raises(UserError, match="is what is read here, and would be lost"):
+        write_reference_statistics(make(StatisticsConfig, values))
+    assert files[which].read_bytes() == before
+
+
+def test_settings_of_other_images_are_not_taken_and_named(files):
+    """An npz that was copied over another: the count of both is the same."""
+    beside, samples = files["samples"].with_suffix(".json"), NpzImages(files["samples"], "x")
+    for settings, why in (({"count": 7}, "of 7"), ({CRC: samples.crc32 ^ 1, "count": 40}, "of another checksum")):
+        beside.write_text(json.dumps(settings))
+        record = run(files, page=False)
+        assert "sidecar" not in record["samples"]
+        assert any(f"{beside} is of other images ({why})" in note for note in record["notes"])
+        (files["samples"].parent / "results.json").unlink()
+    beside.write_text(json.dumps({CRC: samples.crc32}))
+    assert run(files)["samples"]["sidecar"] == {CRC: samples.crc32}
 
 
 def test_a_reference_that_is_the_samples_is_noted(files):

@@ -42,6 +42,27 @@ def test_too_few_images_are_warned_of_in_python(caplog):
     assert figures.about["reference"] == "20 images"
 
 
+def test_what_is_left_out_and_remarks_on_the_reference_are_said_in_python(tmp_path, caplog):
+    network = DigitsFeatures()
+    known = extract_features(network, ArrayImages(pictures(90, 2), "x"))
+    write_statistics(
+        tmp_path / "s.npz", known, {"network_sha256": network.sha256, "notes": "of 90 images 9 are odd"}, None
+    )
+    assert set(evaluate(pictures(40, 1), tmp_path / "s.npz", "digits")) == {"FD(digits)", "IS(digits)"}
+    assert "kid left out: wanted a reference with images, found only statistics" in caplog.text
+    assert "reference: of 90 images 9 are odd" in caplog.text
+
+
+def test_score_takes_what_was_sampled_and_refuses_what_is_no_array():
+    """As its neighbour dit_shd.evaluate does."""
+    samples, network = pictures(40, 1), DigitsFeatures()
+    sampled = Samples(samples, np.zeros(40, np.int64))
+    assert score(sampled, sampled, network, ["frechet"])["FD(digits)"] < 1e-9
+    for images, reference in ((list(samples), samples), (samples, "digits"), (samples, None), (3, samples)):
+        with pytest.raises(UserError, match=r"^(images|reference_images): wanted an array uint8 \[n,y,x,c\], found "):
+            score(images, reference, network)
+
+
 def test_score_refuses_features_of_another_network():
     network = DigitsFeatures()
     prepared = extract_features(network, ArrayImages(pictures(9, 0), "x"))

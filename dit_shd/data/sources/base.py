@@ -99,6 +99,10 @@ class ImageSource(ABC):
         """Hash of the stored form of the first FIRST images: other pixels of the same sizes make another source."""
         return fingerprint(self._stored(number) for number in range(min(FIRST, len(self))))
 
+    def all_images_sha256(self) -> str | None:
+        """Hash of all contents, of sources that hold one of their own; None where they had to be read for it."""
+        return None
+
     def _add_notes(self, notes: Iterable[str]) -> None:
         """Add remarks for the user, each once."""
         self.notes = [*dict.fromkeys([*self.notes, *notes])]

@@ -17,7 +17,7 @@ from dit_shd.data.sources.base import (
     checked_labels,
     fingerprint,
 )
-from dit_shd.data.sources.classes import unused
+from dit_shd.data.sources.classes import ordered, unused
 
 CHUNK = 2**22
 """Number of bytes read at once."""
@@ -43,7 +43,8 @@ class NpzSource(ImageSource):
             self.labels, self.classes, notes = np.zeros(self._images.shape[0], np.int64), (ALL,), [NO_LABELS]
         else:
             self.labels, self.classes = checked_labels(labels, self._images.class_names, str(path))
-            notes = unused(self.labels, self.classes)
+            texts = self._images.class_names
+            notes = [*unused(self.labels, self.classes), *(ordered(texts, str(path))[1] if texts else [])]
         self.notes = [*self._images.notes, *notes]
         self._rows = SequentialRows(lambda number: 0, self._read)
 
@@ -62,3 +63,7 @@ class NpzSource(ImageSource):
     def sha256(self) -> str:
         """Hash of the shape and the labels."""
         return fingerprint([str(self._images.shape), self.labels.tobytes()])
+
+    def all_images_sha256(self) -> str:
+        """Hash of the CRC-32 of arr_0, which the file's directory has."""
+        return fingerprint([f"{self._images.shape} {self._images.crc32}"])

@@ -9,7 +9,8 @@ Shapes: b images, y rows and x columns of pixels, c channels, d pooled features,
 import json
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import signature
 from types import MappingProxyType
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from dit_shd.core.config import resolve
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin, PluginFolder
+from dit_shd.core.precision import true_float32
 
 PROMPTS = 256
 """Of one forward."""
@@ -92,7 +94,8 @@ class FeatureNetwork(ABC):
     def extract(self, images: Tensor) -> Features:
         """Features of raw images, uint8 [b,y,x,c], on the network's device. Never resize or scale before.
 
-        Convolutions run in true float32 (cuDNN's TF32 would move a distance in its third digit).
+        It runs in true float32, whatever the caller's precision is (TF32 or autocast would move a distance in its third
+        digit).
 
         Raises:
             UserError: Images of another type or shape than the network reads.
@@ -100,7 +103,7 @@ class FeatureNetwork(ABC):
         self.check(tuple(images.shape[1:]), "images")
         if images.dtype != torch.uint8:
             raise UserError(f"features {self.title}: wanted uint8 images, found {images.dtype}; round to 0..255 first")
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        with self._exactly():
             return self._forward(images.to(self.device))
 
     @torch.no_grad()
@@ -109,8 +112,16 @@ class FeatureNetwork(ABC):
         if cut := self.longer(prompts):
             words = "prompts: %d of %d are longer than %s reads, and are scored by their beginning"
             _log.warning(words, cut, len(prompts), self.title)
-        parts = [self._embed(prompts[first : first + PROMPTS]) for first in range(0, len(prompts), PROMPTS)]
+        with self._exactly():
+            parts = [self._embed(prompts[first : first + PROMPTS]) for first in range(0, len(prompts), PROMPTS)]
         return torch.cat(parts)
+
+    @contextmanager
+    def _exactly(self) -> Generator[None]:
+        """In float32, as deterministic as the libraries are."""
+        flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+        with true_float32(), torch.autocast(self.device.type, enabled=False), flags:
+            yield
 
     def longer(self, prompts: Sequence[str]) -> int:
         """How many prompts are longer than what the network reads, where it can tell."""

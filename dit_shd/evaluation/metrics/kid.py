@@ -1,8 +1,11 @@
-"""Kernel Inception Distance (Binkowski et al., arXiv 1801.01401, section 4): unbiased also for small sets.
+"""Kernel Inception Distance (Binkowski et al., arXiv 1801.01401, section 4): unbiased for independent draws.
 
 The squared maximum mean discrepancy of the kernel k(x, y) = (x.y / d + 1)^3, estimated without bias
 (Gretton et al. 2012, eq. 3) on random subsets of the two sets; the figure is the mean over subsets. The draws of
 the subsets, their number and their size are torch-fidelity's, so the figures are the same.
+
+Images of which each class has the same number are no independent draws: fewer pairs within such a set are of one class
+than between two of them, which lowers the figure, far below zero where both are of one distribution.
 """
 
 import numpy as np
@@ -48,11 +51,18 @@ class KID(Metric):
         return {name: float(np.mean(discrepancies))} | ({f"{name} std": float(np.std(discrepancies))} if differ else {})
 
     def notes(self, samples: FeatureSet, reference: FeatureSet) -> list[str]:
-        """Subsets that are smaller than `subset_size`."""
-        size = min(self.subset_size, *(len(s.require_pooled("kid")) for s in (samples, reference)))
-        if size == self.subset_size:
-            return []
-        return [f"{samples.named('KID')}: subsets of {size} images, all there are, and not of {self.subset_size:,}"]
+        """Subsets that are smaller than `subset_size`, or that leave little to chance of a balanced set."""
+        name, counts = samples.named("KID"), [len(s.require_pooled("kid")) for s in (samples, reference)]
+        size = min(self.subset_size, *counts)
+        notes = []
+        if size < self.subset_size:
+            notes.append(f"{name}: subsets of {size} images, all there are, and not of {self.subset_size:,}")
+        if any(s.balanced and 2 * size > count for s, count in zip((samples, reference), counts)):
+            notes.append(
+                f"{name}: too low, perhaps below zero: images of which each class has the same number are no "
+                "independent draws"
+            )
+        return notes
 
 
 def mmd2(x: Tensor, y: Tensor) -> float:

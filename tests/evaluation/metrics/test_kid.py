@@ -5,10 +5,14 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from evaluating import rows
+from evaluating import pictures, rows
 
 from dit_shd.core.errors import UserError
+from dit_shd.data.image_sets import ArrayImages
+from dit_shd.evaluation.extraction import extract_features
 from dit_shd.evaluation.feature_set import FeatureSet, Statistics
+from dit_shd.evaluation.features import Features
+from dit_shd.evaluation.features.digits import DigitsFeatures
 from dit_shd.evaluation.metrics.frechet import frechet_distance
 from dit_shd.evaluation.metrics.kid import KID, mmd2
 
@@ -77,6 +81,35 @@ def test_kid_of_few_images_takes_them_all_and_says_so():
     assert "subsets of 20 images" in KID().notes(x, y)[0]
     assert KID(subset_size=20).notes(x, y) == []
     assert KID().compute(x, y) == KID(subset_size=20).compute(x, y)
+
+
+def test_balanced_sets_are_no_independent_draws_which_is_said():
+    """Two sets of one distribution of ten well separated classes: as many of each class give far less than zero."""
+    generator = np.random.default_rng(7)
+    centres = generator.standard_normal((10, 8))
+
+    def drawn(labels: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(centres[labels] + generator.standard_normal((len(labels), 8)) / 10)
+
+    equal = np.arange(100) % 10
+    balanced = [mmd2(drawn(equal), drawn(equal)) for _ in range(40)]
+    random = [mmd2(*(drawn(generator.integers(0, 10, 100)) for _ in range(2))) for _ in range(40)]
+    assert np.mean(balanced) < -5 * np.std(balanced) and abs(np.mean(random)) < 3 * np.std(random) / 40**0.5
+
+    class Rows(DigitsFeatures):
+        def _forward(self, images: torch.Tensor) -> Features:
+            return Features(images.flatten(1).float())
+
+    def features(labels: np.ndarray | None) -> FeatureSet:
+        return extract_features(Rows(), ArrayImages(pictures(100, 3), "x", labels))
+
+    said = [
+        any("too low" in note for note in KID().notes(features(labels), features(None))) for labels in (equal, None)
+    ]
+    assert said == [True, False]
+    one_class, uneven = np.zeros(100, np.int64), np.minimum(equal, 5)
+    assert not features(one_class).balanced and not features(uneven).balanced
+    assert not any("too low" in note for note in KID(subset_size=20).notes(features(equal), features(equal)))
 
 
 @pytest.mark.parametrize("options", [{"subsets": 0}, {"subset_size": 1}, {"seed": -1}])
