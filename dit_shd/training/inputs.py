@@ -1,6 +1,7 @@
 """What a run learns from, as it was when the run began: RUN/inputs.json, which is compared when the run goes on.
 
-A teacher that is a run and went on, or data that were encoded again, are others under the same name.
+A teacher that is a run and went on, or data that were encoded again, are others under the same name; and what was moved
+is the same under another.
 """
 
 import hashlib
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dit_shd.core.errors import UserError
 from dit_shd.core.files import write_text
 from dit_shd.core.json_files import read_object
 from dit_shd.data.datasets import Dataset
@@ -21,21 +23,66 @@ from dit_shd.distillation.teachers import Teachers, role
 from dit_shd.training.run_folder import is_begun
 
 FILE = "inputs.json"
+PLACES = ("data.path", "data.verify", "teacher")
+"""Keys of a config that may differ when a run goes on, as long as teachers and data are the same."""
 NUMBERS = 64
 """Of each tensor that a fingerprint is of."""
 _log = logging.getLogger("dit_shd")
 
 
-def keep(run: Path, teachers: Teachers, dataset: Dataset) -> None:
-    """Write what a new run learns from; warn where that of a run that goes on is another.
+def seen(teachers: Teachers, dataset: Dataset) -> dict[str, Any]:
+    """What a run learns from, as inputs.json has it.
 
     Args:
-        run: The folder.
         teachers: The teachers, by name, not sharded yet.
         dataset: The data.
     """
     weights = {name: fingerprint(teacher) for name, teacher in teachers.items()}
-    now = {"samples": len(dataset), "glance": glance(dataset), "teachers": weights}
+    return {"samples": len(dataset), "glance": glance(dataset), "teachers": weights}
+
+
+def check_moved(run: Path, old: Mapping[str, Any], new: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse to go on with teachers or data of another place that are others than those that a run began with.
+
+    Args:
+        run: The folder.
+        old: Its config.
+        new: The config that it is to go on with.
+        now: What is seen.
+
+    Raises:
+        UserError: They are others, or nothing says what the run began with.
+    """
+    moved = [key for key in PLACES if _value(old, key) != _value(new, key)]
+    if not moved or not is_begun(run):
+        return
+    before = _read(run / FILE)
+    if before is None or "glance" not in before:
+        raise UserError(f"{run}: has no {FILE} to compare another {moved[0]} with; give the one that it began with")
+    others = [*_changes(before, now)]
+    if before["teachers"].keys() != now["teachers"].keys():
+        others.append(f"teachers: {', '.join(now['teachers'])}, and {', '.join(before['teachers'])} when it began")
+    if others:
+        words = others[0].partition(";")[0]
+        raise UserError(
+            f"{run}: {' and '.join(moved)} may name another place, of the same teachers and data; found others there "
+            f"({words}); choose another run=FOLDER"
+        )
+
+
+def _value(config: Mapping[str, Any], key: str) -> object:
+    part, _, inner = key.partition(".")
+    value = config.get(part)
+    return value.get(inner) if inner and isinstance(value, dict) else value
+
+
+def keep(run: Path, now: Mapping[str, Any]) -> None:
+    """Write what a new run learns from; warn where that of a run that goes on is another.
+
+    Args:
+        run: The folder.
+        now: What is seen.
+    """
     before = _read(run / FILE) if is_begun(run) else None
     if before is None:
         write_text(run / FILE, json.dumps(now, indent=1) + "\n")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from dit_shd.core.config import checked
+from dit_shd.core.config import checked, resolve
 from dit_shd.core.distributed import run_on_main
 from dit_shd.core.dtensor import is_sharded
 from dit_shd.core.files import write_text
@@ -195,8 +195,12 @@ def open_folder(parts: Parts, accelerator: "Accelerator") -> tuple[RunFolder, Tr
         UserError: The folder is in use, or holds something else, or the tracker cannot begin.
     """
     config, task = parts.config, parts.task
-    folder = RunFolder.open(config.run, dump(config), may_change(task), completed)
-    run_on_main(lambda: (parts.kept.write(config.run), inputs.keep(config.run, parts.teachers, task.dataset)))
+    seen, run = inputs.seen(parts.teachers, task.dataset), config.run
+    if is_begun(run):
+        old = completed(read_yaml(run / "config.yaml"))
+        run_on_main(lambda: inputs.check_moved(run, old, resolve(config), seen))
+    folder = RunFolder.open(run, dump(config), [*may_change(task), *inputs.PLACES], completed)
+    run_on_main(lambda: (parts.kept.write(run), inputs.keep(run, seen)))
     return folder, Tracker(config, folder, accelerator)
 
 

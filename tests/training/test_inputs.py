@@ -4,10 +4,13 @@ import json
 import shutil
 
 import numpy as np
+import pytest
 from runs import run
 from small_runs import write_teacher
 
+from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
+from dit_shd.core.yaml_files import read_yaml
 from dit_shd.data.datasets import DATASETS
 from dit_shd.data.glance import alike, glance
 from dit_shd.models import loading
@@ -46,6 +49,46 @@ def test_a_run_says_that_its_data_have_as_many_samples_and_others(values, shapes
     (config.run / "inputs.json").write_text(json.dumps(known))
     run(values, steps=4)
     assert "data: other samples than those that this run began with, under the same name" in caplog.text
+
+
+def test_a_run_goes_on_with_its_teacher_and_data_at_another_place(values, teacher, shapes, tmp_path, caplog):
+    """As after a move, or on a cluster whose jobs copy the data to a disk of their own."""
+    places = {"teacher": str(teacher), "data": {"name": "npz", "path": str(shapes)}}
+    straight, _ = run({**values, **places, "run": str(tmp_path / "straight")}, steps=4)
+    config, _ = run({**values, **places}, steps=2)
+    moved = {
+        "teacher": str(shutil.copytree(teacher, tmp_path / "moved")),
+        "data": {"name": "npz", "path": str(shutil.copy(shapes, tmp_path / "moved.npz"))},
+    }
+    run({**values, **moved}, steps=4)
+    assert "this run began" not in caplog.text
+    logs = [(each.run / "metrics.jsonl").read_text() for each in (config, straight)]
+    assert logs[0] == logs[1]
+    assert read_yaml(config.run / "config.yaml")["data"]["path"] == moved["data"]["path"]
+
+
+def test_other_teachers_or_data_at_another_place_are_refused_as_long_as_they_are_named(
+    values, teacher, shapes, tmp_path
+):
+    places = {"teacher": {"one": str(teacher)}, "data": {"name": "npz", "path": str(shapes)}}
+    config, _ = run({**values, **places, "losses": [{"name": "output"}]}, steps=2)
+    with np.load(shapes) as arrays:
+        np.savez(tmp_path / "other.npz", arr_0=255 - arrays["arr_0"], arr_1=arrays["arr_1"])
+    write_teacher(tmp_path / "other", seed=5)
+    begun = (config.run / "config.yaml").read_text()
+    for key, change, words in (
+        ("data", {"name": "npz", "path": str(tmp_path / "other.npz")}, r"data\.path may .*\(data: other samples than"),
+        ("teacher", {"one": str(tmp_path / "other")}, r"teacher may .*\(teacher one: has other weights"),
+        ("teacher", {"two": str(teacher)}, r"teacher may name another place, of the same teachers"),
+        ("teacher", {"one": str(teacher), "two": str(teacher)}, r"\(teachers: one, two, and one when it began\)"),
+    ):
+        for _ in range(2):
+            with pytest.raises(UserError, match=words):
+                run({**values, **places, "losses": [{"name": "output"}], key: change}, steps=3)
+        assert (config.run / "config.yaml").read_text() == begun
+    (config.run / "inputs.json").unlink()
+    with pytest.raises(UserError, match=r"has no inputs\.json to compare another data\.path with"):
+        run({**values, **places, "losses": [{"name": "output"}], "data": {**places["data"], "path": "x.npz"}}, steps=3)
 
 
 def test_a_glance_tells_splits_apart():
