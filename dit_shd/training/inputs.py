@@ -70,9 +70,9 @@ def check_moved(run: Path, old: Mapping[str, Any], new: Mapping[str, Any], now: 
         )
 
 
-def _value(config: Mapping[str, Any], key: str) -> object:
+def _value(values: Mapping[str, Any], key: str) -> object:
     part, _, inner = key.partition(".")
-    value = config.get(part)
+    value = values.get(part)
     return value.get(inner) if inner and isinstance(value, dict) else value
 
 

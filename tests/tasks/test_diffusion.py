@@ -72,7 +72,7 @@ def test_how_a_run_is_evaluated_may_change_while_it_goes_on_and_what_it_learns_m
     assert [row["step"] for row in rows(config.run)] == [1, 2]
     grids = sorted(file.name for file in (config.run / "evaluations").glob("*.png"))
     assert grids == ["step_00000001.png", "step_00000002.png"]
-    told = r"another config \(task\.label_dropout: 0\.1 there, 0\.2 here\).*May change on resume: .*task\.evaluation\."
+    told = r"another config \(task\.label_dropout: 0\.1 there, 0\.2 here\).*May change on resume: .*task\.evaluation, "
     with pytest.raises(UserError, match=told):
         run(values, steps=3, task={"name": "diffusion", "label_dropout": 0.2, "evaluation": evaluation})
 

@@ -80,7 +80,6 @@ def test_other_teachers_or_data_at_another_place_are_refused_as_long_as_they_are
         ("data", {"name": "npz", "path": str(tmp_path / "other.npz")}, r"data\.path may .*\(data: other samples than"),
         ("teacher", {"one": str(tmp_path / "other")}, r"teacher may .*\(teacher one: has other weights"),
         ("teacher", {"two": str(teacher)}, r"teacher may name another place, of the same teachers"),
-        ("teacher", {"one": str(teacher), "two": str(teacher)}, r"\(teachers: one, two, and one when it began\)"),
     ):
         for _ in range(2):
             with pytest.raises(UserError, match=words):
