@@ -73,11 +73,12 @@ def test_other_teachers_or_data_at_another_place_are_refused_as_long_as_they_are
     places = {"teacher": {"one": str(teacher)}, "data": {"name": "npz", "path": str(shapes)}}
     config, _ = run({**values, **places, "losses": [{"name": "output"}]}, steps=2)
     with np.load(shapes) as arrays:
-        np.savez(tmp_path / "other.npz", arr_0=255 - arrays["arr_0"], arr_1=arrays["arr_1"])
+        other = tmp_path / "other.npz"
+        np.savez(other, arr_0=255 - arrays["arr_0"], arr_1=arrays["arr_1"])
     write_teacher(tmp_path / "other", seed=5)
     begun = (config.run / "config.yaml").read_text()
     for key, change, words in (
-        ("data", {"name": "npz", "path": str(tmp_path / "other.npz")}, r"data\.path may .*\(data: other samples than"),
+        ("data", {"name": "npz", "path": str(other)}, r"data\.path may .*\(data: other samples than"),
         ("teacher", {"one": str(tmp_path / "other")}, r"teacher may .*\(teacher one: has other weights"),
         ("teacher", {"two": str(teacher)}, r"teacher may name another place, of the same teachers"),
     ):
@@ -87,7 +88,7 @@ def test_other_teachers_or_data_at_another_place_are_refused_as_long_as_they_are
         assert (config.run / "config.yaml").read_text() == begun
     (config.run / "inputs.json").unlink()
     with pytest.raises(UserError, match=r"has no inputs\.json to compare another data\.path with"):
-        run({**values, **places, "losses": [{"name": "output"}], "data": {**places["data"], "path": "x.npz"}}, steps=3)
+        run({**values, **places, "losses": [{"name": "output"}], "data": {"name": "npz", "path": str(other)}}, steps=3)
 
 
 def test_a_glance_tells_splits_apart():
