@@ -23,7 +23,8 @@ from dit_shd.distillation.teachers import Teachers, role
 from dit_shd.training.run_folder import is_begun
 
 FILE = "inputs.json"
-PLACES = ("data.path", "data.verify", "teacher")
+LIKE = "student.like"
+PLACES = ("data.path", "data.verify", "teacher", LIKE)
 """Keys of a config that may differ when a run goes on, as long as teachers and data are the same."""
 NUMBERS = 64
 """Of each tensor that a fingerprint is of."""
@@ -60,6 +61,8 @@ def check_moved(run: Path, old: Mapping[str, Any], new: Mapping[str, Any], now: 
     if before is None or "glance" not in before:
         raise UserError(f"{run}: has no {FILE} to compare another {moved[0]} with; give the one that it began with")
     others = [*_changes(before, now)]
+    if LIKE in moved and not all(_value(values, LIKE) in _teachers(values) for values in (old, new)):
+        others.append(f"{LIKE}: {_value(new, LIKE)}, which is no teacher's, and nothing says what it was")
     if before["teachers"].keys() != now["teachers"].keys():
         others.append(f"teachers: {', '.join(now['teachers'])}, and {', '.join(before['teachers'])} when it began")
     if others:
@@ -68,6 +71,12 @@ def check_moved(run: Path, old: Mapping[str, Any], new: Mapping[str, Any], now: 
             f"{run}: {' and '.join(moved)} may name another place, of the same teachers and data; found others there "
             f"({words}); choose another run=FOLDER"
         )
+
+
+def _teachers(values: Mapping[str, Any]) -> list[object]:
+    """The places of the teachers."""
+    teacher = values.get("teacher")
+    return [*teacher.values()] if isinstance(teacher, dict) else [teacher]
 
 
 def _value(values: Mapping[str, Any], key: str) -> object:

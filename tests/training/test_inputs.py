@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from runs import run
+from small_families import diffusers_dit
 from small_runs import write_teacher
 
 from dit_shd.core.errors import UserError
@@ -89,6 +90,29 @@ def test_other_teachers_or_data_at_another_place_are_refused_as_long_as_they_are
     (config.run / "inputs.json").unlink()
     with pytest.raises(UserError, match=r"has no inputs\.json to compare another data\.path with"):
         run({**values, **places, "losses": [{"name": "output"}], "data": {"name": "npz", "path": str(other)}}, steps=3)
+
+
+def test_a_student_like_a_teacher_that_was_moved(values, tmp_path):
+    """Of the teacher's config the student has its keywords; of another model nothing says what it was."""
+    network = diffusers_dit()
+    for name in ("teacher", "moved", "other"):
+        network.save_pretrained(tmp_path / name)
+
+    def changes(teacher: str, like: str = "teacher") -> dict:
+        student = {"like": like if like == "teacher" else str(tmp_path / like), "num_layers": 1}
+        task = {"name": "diffusion", "mask_ratio": None}
+        return {
+            **values,
+            "task": task,
+            "teacher": str(tmp_path / teacher),
+            "student": student,
+            "losses": [{"name": "output"}],
+        }
+
+    run(changes("teacher"), steps=1)
+    run(changes("moved"), steps=2)
+    with pytest.raises(UserError, match=r"student\.like: .*other, which is no teacher's, and nothing says what it was"):
+        run(changes("moved", "other"), steps=3)
 
 
 def test_a_glance_tells_splits_apart():
