@@ -24,7 +24,7 @@ from dit_shd.data.pipeline_record import (
     unopened,
     weight_files,
 )
-from dit_shd.diffusion.pipelines import folder_of, name_of, open_pipeline, read_scheduler, record_of
+from dit_shd.diffusion.pipelines import folder_of, name_of, open_pipeline, read_scheduler, reads_text, record_of
 from dit_shd.models import loading
 
 if TYPE_CHECKING:
@@ -54,11 +54,12 @@ def assemble(run: str, place: str | None, precision: str = "no") -> tuple["Diffu
     if student is None or record is None:
         if place is None and not run.startswith(("hub:", "asset:")) and not (Path(run) / INDEX).is_file():
             raise UserError(
-                f"{run}: does not record a pipeline; wanted a text-to-image run, a pipeline, or pipeline=..."
+                f"{run}: does not record a pipeline; wanted a text-to-image run, a pipeline, or pipeline=... (of a "
+                "class-conditional student of diffusers a DiTPipeline, as hub:facebook/DiT-XL-2-256)"
             )
         folder = folder_of(run if place is None else place)
         record = record_of(place or run, folder)
-        if place is not None:
+        if place is not None and reads_text(folder):
             _log.warning(
                 "%s: does not record how it was trained (no pipeline.json); prompts have the pipeline's own number of "
                 "tokens, images its own size; dit-shd sample takes call.max_sequence_length=..., call.height=...",
@@ -95,16 +96,25 @@ def write_pipeline(pipeline: "DiffusionPipeline", record: PipelineRecord, run: s
         record: Likewise.
         run: What it was assembled of.
         folder: To be written.
+
+    Raises:
+        UserError: The student is of no class of diffusers.
     """
+    student: nn.Module = pipeline.transformer  # type: ignore[attr-defined]
+    if not type(student).__module__.startswith("diffusers."):
+        raise UserError(
+            f"{run}: holds {type(student).__name__}, which is no class of diffusers, so that no pipeline with it could "
+            "be opened; dit_shd.load and dit_shd.sample take it as it is"
+        )
     pipeline.save_pretrained(folder)
     for part in text_parts(Path(pipeline.name_or_path)):
         if not part.name.startswith("text_encoder") or weight_files(part):
             shutil.rmtree(folder / part.name, ignore_errors=True)
             shutil.copytree(part, folder / part.name, ignore=unopened)
-    student = student_folder(run)
-    if student is not None and (student / CARD).is_file():
-        shutil.copyfile(student / CARD, folder / CARD)
-    if student is not None and read_record(student) is not None:
+    place = student_folder(run)
+    if place is not None and (place / CARD).is_file():
+        shutil.copyfile(place / CARD, folder / CARD)
+    if place is not None and read_record(place) is not None:
         record.write(folder / "transformer")
 
 

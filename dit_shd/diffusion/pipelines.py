@@ -151,6 +151,11 @@ def name_of(place: str, folder: Path) -> str:
     return place if place.startswith(("hub:", "asset:")) else str(folder.resolve())
 
 
+def reads_text(folder: Path) -> bool:
+    """Whether a pipeline has text encoders; of others the transformer's classes are asked for."""
+    return any(part.startswith(ENCODERS) for part in read_index(folder))
+
+
 def read_scheduler(folder: Path) -> dict[str, Any]:
     """The config of a pipeline's scheduler; empty where there is none."""
     return read_object(folder / SCHEDULER) or {}

@@ -1,8 +1,9 @@
 import shutil
 
 import numpy as np
-from diffusers import DiffusionPipeline
+from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, DiTPipeline
 from prompt_students import prompt_file, prompt_student
+from small_families import diffusers_dit
 from tiny_pipelines import KINDS, write_pipeline
 
 from dit_shd.cli.program import main
@@ -52,6 +53,23 @@ def test_a_student_without_a_record_is_told_of(tmp_path, caplog):
     assert not np.array_equal(of_run, alone), "fewer tokens would make no difference"
     assert main(["pipeline", str(run), str(tmp_path / "whole"), f"pipeline={pipeline}"]) == 0
     assert read_record(tmp_path / "whole" / "transformer") is None
+
+
+def test_a_pipeline_of_classes(tmp_path, capsys, caplog):
+    """A DiTPipeline takes a student of its class; one that diffusers could not open again is not written."""
+    autoencoder = AutoencoderKL(block_out_channels=(4,), latent_channels=1, norm_num_groups=2)
+    DiTPipeline(diffusers_dit(), autoencoder, DDIMScheduler()).save_pretrained(tmp_path / "pipeline")
+    diffusers_dit(num_layers=1).save_pretrained(tmp_path / "run" / "student")
+    command = ["pipeline", str(tmp_path / "run"), str(tmp_path / "whole")]
+    assert main(command) == 2
+    assert "of a class-conditional student of diffusers a DiTPipeline" in capsys.readouterr().err
+    assert main([*command, f"pipeline={tmp_path / 'pipeline'}"]) == 0
+    assert capsys.readouterr().out.endswith(f"from_pretrained('{tmp_path / 'whole'}')(class_labels=[0, 1])\n")
+    assert "prompts" not in caplog.text
+    assert DiffusionPipeline.from_pretrained(tmp_path / "whole").transformer.config.num_layers == 1
+    assert main(["pipeline", "asset:digits_teacher", str(tmp_path / "mdt"), f"pipeline={tmp_path / 'pipeline'}"]) == 2
+    assert "holds MDTv2, which is no class of diffusers" in capsys.readouterr().err
+    assert not (tmp_path / "mdt").exists()
 
 
 def test_the_same_text_encoders_are_known_as_the_same(tmp_path):

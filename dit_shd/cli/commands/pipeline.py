@@ -10,6 +10,7 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.lock import new_folder
 from dit_shd.core.places import Place
 from dit_shd.diffusion.assembly import assemble, write_pipeline
+from dit_shd.diffusion.pipelines import reads_text
 from dit_shd.diffusion.prompt_generation import call_arguments
 
 
@@ -17,7 +18,7 @@ from dit_shd.diffusion.prompt_generation import call_arguments
 class PipelineConfig:
     """What to assemble."""
 
-    run: Place = option(REQUIRED, "a text-to-image run, or a student's folder")
+    run: Place = option(REQUIRED, "a text-to-image run, or a student's folder; of classes with pipeline=")
     out: Path = option(REQUIRED, "the folder of the pipeline")
     pipeline: Place | None = option(None, "its folder or hub:OWNER/NAME; empty: the one that the run records")
 
@@ -37,4 +38,7 @@ class Pipeline(Command[PipelineConfig]):
         with new_folder(config.out, "dit-shd pipeline") as part:
             write_pipeline(pipeline, record, config.run, part)
         learned = "".join(f", {key}={value}" for key, value in call_arguments(pipeline, record, {}).items())
-        print(f"done: {config.out}\nnext: diffusers.DiffusionPipeline.from_pretrained('{config.out}')(prompt{learned})")
+        asked = "prompt" if reads_text(config.out) else "class_labels=[0, 1]"
+        print(
+            f"done: {config.out}\nnext: diffusers.DiffusionPipeline.from_pretrained('{config.out}')({asked}{learned})"
+        )
