@@ -33,6 +33,21 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def refuse_input(out: Path, used: str | Path) -> None:
+    """Refuse to write what is read.
+
+    Args:
+        out: The file to be written.
+        used: A file that is read; a folder, or the name of data, is none.
+
+    Raises:
+        UserError: They are one file.
+    """
+    place = Path(used).expanduser()
+    if out.is_file() and place.is_file() and out.samefile(place):
+        raise UserError(f"out={out}: is what is read here, and would be lost; choose another out=FILE")
+
+
 def write_text(file: Path, text: str, remedy: str = REMEDY) -> None:
     """Replace a file's text atomically.
 

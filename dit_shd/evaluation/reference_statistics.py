@@ -11,6 +11,7 @@ from dit_shd import __version__
 from dit_shd.core import environment
 from dit_shd.core.config import REQUIRED, checked, option
 from dit_shd.core.errors import UserError
+from dit_shd.core.files import refuse_input
 from dit_shd.core.places import Place
 from dit_shd.core.plugins import Plugin
 from dit_shd.data.image_sets import spread
@@ -59,7 +60,7 @@ def write_reference_statistics(config: StatisticsConfig) -> Path:
         raise UserError(f"batch_size: wanted at least 1 image, found {config.batch_size}")
     out = config.out if config.out.suffix == ".npz" else config.out.with_name(config.out.name + ".npz")
     results.writable(out)
-    results.refuse_input(out, config.images)
+    refuse_input(out, config.images)
     if out.exists() and not config.force:
         raise UserError(f"{out}: is there already; choose another out=FILE or say force=true")
     if is_statistics(config.images):

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from dit_shd.core.errors import UserError
-from dit_shd.core.files import write_text
+from dit_shd.core.files import refuse_input, write_text
 from dit_shd.core.json_files import read_object
-from dit_shd.core.places import expanded
 from dit_shd.data.image_sets import ImageSet, settings_file
 from dit_shd.evaluation.features import FeatureNetwork
 
@@ -151,21 +150,6 @@ def check_after(out: Path, record: dict[str, Any], force: bool) -> None:
     old = _of_same_inputs(out, record)
     if old is None or not _close(record["figures"], old["figures"]):
         raise _another(out)
-
-
-def refuse_input(out: Path, used: str) -> None:
-    """Refuse to write what is read.
-
-    Args:
-        out: The file to be written.
-        used: A file or folder of images, or the name of data.
-
-    Raises:
-        UserError: They are one file.
-    """
-    place = Path(expanded(used))
-    if out.exists() and place.exists() and out.samefile(place):
-        raise UserError(f"out={out}: is what is read here, and would be lost; choose another out=FILE")
 
 
 def _check_file(out: Path) -> None:

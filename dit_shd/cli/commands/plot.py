@@ -12,6 +12,7 @@ from typing import ClassVar
 from dit_shd.cli.commands import Command
 from dit_shd.core.config import REQUIRED, checked, option
 from dit_shd.core.errors import UserError
+from dit_shd.core.files import refuse_input
 from dit_shd.core.lock import is_held
 from dit_shd.core.places import Place
 from dit_shd.core.yaml_files import read_yaml
@@ -67,6 +68,8 @@ def plot(config: PlotConfig) -> Path:
         if not (folder / "config.yaml").is_file():
             raise UserError(f"{folder}: wanted a run folder, found no config.yaml in it")
     page = config.out or (next(iter(folders.values())) / PAGE if len(folders) == 1 else Path(PAGE))
+    for file in (file for folder in folders.values() for file in folder.iterdir() if not is_page(file)):
+        refuse_input(page, file)
     _refuse_overwrite(page, config.force)
     announced = False
     while True:

@@ -233,3 +233,10 @@ def test_a_text_to_image_model_has_no_cost():
     notes = []
     assert cost_columns("x", record_of("asset:captioned_digits"), notes) is None
     assert notes == ["x: no cost, which is measured of class-conditional models (SD3Transformer2DModel)"]
+
+
+def test_results_are_never_replaced_by_their_page(two):
+    before = Path(two[1]).read_bytes()
+    with pytest.raises(UserError, match="is what is read here, and would be lost"):
+        compare(make(CompareConfig, {"results": two, "out": two[1], "force": True, "cost": False}))
+    assert Path(two[1]).read_bytes() == before

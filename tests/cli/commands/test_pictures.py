@@ -91,3 +91,11 @@ def test_bad_input_is_one_line(tmp_path, capsys):
     assert not (tmp_path / "page.html").exists()
     assert main(["pictures", str(one), out]) == 0
     assert "is there already" in refused(capsys, one, out)
+
+
+def test_samples_are_never_replaced_by_their_page(tmp_path, capsys):
+    file = samples(tmp_path / "a.npz")
+    before = file.read_bytes()
+    assert main(["pictures", str(file), f"out={file}", "force=true"]) == 2
+    assert "is what is read here, and would be lost" in capsys.readouterr().err
+    assert file.read_bytes() == before

@@ -135,3 +135,11 @@ def test_what_cannot_be_plotted_is_said(run, tmp_path):
     with pytest.raises(UserError, match="holds something else"):
         plot(make(PlotConfig, {"runs": [str(run)], "out": str(tmp_path / "mine.html")}))
     assert (tmp_path / "mine.html").read_text() == "mine"
+
+
+def test_the_logs_of_a_run_are_never_replaced_by_its_page(run):
+    before = (run / "metrics.jsonl").read_bytes()
+    for name in ("metrics.jsonl", "config.yaml"):
+        with pytest.raises(UserError, match="is what is read here, and would be lost"):
+            plot(make(PlotConfig, {"runs": [str(run)], "out": run / name, "force": True}))
+    assert (run / "metrics.jsonl").read_bytes() == before
