@@ -1,29 +1,20 @@
 """What sampling takes from the run that a model is of, or from its pipeline: schedule, shift, and if guidance fits."""
 
 import logging
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from dit_shd.core.config import make
-from dit_shd.core.errors import UserError
-from dit_shd.core.json_files import read_object
-from dit_shd.core.places import HubName, find
-from dit_shd.core.pretrained import folder_of_weights, model_folder
-from dit_shd.data.pipeline_record import SCHEDULER
 from dit_shd.diffusion.denoiser import Denoiser
 from dit_shd.diffusion.flow import TimestepDensity
 from dit_shd.diffusion.guidance import Guidance
+from dit_shd.diffusion.pipeline_scheduler import STEPS, scheduler_of
 from dit_shd.diffusion.sample_config import SampleConfig
 from dit_shd.models.export import run_values
-from dit_shd.models.prediction import NOISE, prediction_of
 
-LINEAR = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
-"""The betas of class-conditional models' noise, in diffusers' terms."""
 _log = logging.getLogger("dit_shd")
 
 
@@ -31,7 +22,7 @@ def of_run(config: SampleConfig) -> SampleConfig:
     """A SampleConfig with what its run, or its pipeline, knows: the steps of the noise schedule."""
     steps = timesteps_of(run_values(config.run))
     if not isinstance(steps, int):
-        steps = _scheduler(config.run).get("num_train_timesteps")
+        steps = scheduler_of(config.run).get(STEPS)
     return replace(config, diffusion_steps=steps) if isinstance(steps, int) else config
 
 
@@ -64,39 +55,6 @@ def shifted(config: SampleConfig, model: nn.Module) -> SampleConfig:
     return replace(config, shift=run.alpha(Denoiser(model).shape[1]))
 
 
-def check_scheduler(config: SampleConfig, model: nn.Module) -> None:
-    """Refuse a pipeline whose scheduler says another noise or another prediction than is sampled here.
-
-    Args:
-        config: What is sampled.
-        model: Its model.
-
-    Raises:
-        UserError: Naming the scheduler's key.
-    """
-    scheduler = _scheduler(config.run)
-    if not scheduler:
-        return
-    kind, prediction = str(scheduler.get("_class_name", "")), prediction_of(model)
-    if ("FlowMatch" in kind) != (prediction != NOISE):
-        raise UserError(f"{config.run}: its scheduler is a {kind}, and its transformer predicts {prediction}, it says")
-    if prediction != NOISE:
-        return
-    target = scheduler.get("prediction_type", "epsilon")
-    if target != "epsilon":
-        raise UserError(
-            f"{config.run}: its scheduler says prediction_type: {target}; wanted epsilon, of class-conditional models"
-        )
-    for key, value in {**LINEAR, "trained_betas": None, "rescale_betas_zero_snr": False}.items():
-        given = scheduler.get(key, value)
-        alike = math.isclose(given, value) if isinstance(given, float) and isinstance(value, float) else given == value
-        if not alike:
-            raise UserError(
-                f"{config.run}: its scheduler says {key}: {given}; class-conditional models are sampled with "
-                f"{value if value is not None else 'betas by their schedule'}"
-            )
-
-
 def remarks(config: SampleConfig) -> Iterator[str]:
     """Lines about guidance that does not fit how the run was trained.
 
@@ -127,14 +85,3 @@ def remarks(config: SampleConfig) -> Iterator[str]:
 def _teaches_guidance(loss: object) -> bool:
     value = loss.get("guidance") if isinstance(loss, dict) else None
     return value is not None and not Guidance.from_value(value, "losses").changes_nothing
-
-
-def _scheduler(run: str) -> dict[str, Any]:
-    """The config of the scheduler of a pipeline; empty for models that are of none, or that say nothing of it."""
-    place = find(run, "model") if run else None
-    if isinstance(place, HubName):
-        file = place.file(SCHEDULER)
-    else:
-        model = (folder_of_weights(place) or model_folder(place)) if isinstance(place, Path) else None
-        file = None if model is None or model.name != "transformer" else model.absolute().parent / SCHEDULER
-    return (read_object(file) or {}) if file is not None else {}

@@ -31,8 +31,9 @@ from dit_shd.data.pixels import grid
 from dit_shd.diffusion import class_names
 from dit_shd.diffusion.denoiser import class_numbers, classes_of, known_classes
 from dit_shd.diffusion.guidance import Guided
+from dit_shd.diffusion.pipeline_scheduler import check_scheduler
 from dit_shd.diffusion.sample_config import VELOCITY_SOLVERS, SampleConfig
-from dit_shd.diffusion.sampled_run import check_scheduler, of_run, remarks, shifted
+from dit_shd.diffusion.sampled_run import of_run, remarks, shifted
 from dit_shd.diffusion.solvers import network_calls, solve
 from dit_shd.models import loading
 from dit_shd.models.compilation import compiled_blocks
@@ -293,7 +294,7 @@ def of_model(config: SampleConfig, model: nn.Module) -> SampleConfig:
     if config.guidance != 1 and channels > PUBLIC_CHANNELS and guided == SampleConfig.guided_channels:
         words = f"{guided} of {channels} channels are guided, as in the public code, whose latents have 4"
         _log.warning("guided_channels: %s; guided_channels=null guides all", words)
-    check_scheduler(config, model)
+    check_scheduler(config.run, model)
     for remark in (*remarks(config), *named):
         _log.warning("%s", remark)
     return shifted(config, model)

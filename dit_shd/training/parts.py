@@ -8,6 +8,7 @@ from torch import nn
 
 from dit_shd.core.devices import own_device
 from dit_shd.data.latent_origin import Kept
+from dit_shd.diffusion.pipeline_scheduler import check_teacher
 from dit_shd.distillation.losses import Loss
 from dit_shd.distillation.teachers import Teachers
 from dit_shd.models import loading
@@ -58,6 +59,7 @@ def load_teachers(config: TrainConfig, task: Task[Any]) -> dict[str, nn.Module]:
     for name, source in config.teachers.items():
         teacher = loading.load(source, config.teacher_precision, own_device()).eval().requires_grad_(False)
         task.check_model(source, teacher)
+        check_teacher(source, teacher, config.task.options)
         if config.teacher_offload == "blocks":
             offload_blocks(teacher, own_device())
         teachers[name] = teacher

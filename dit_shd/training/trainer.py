@@ -154,9 +154,10 @@ class Trainer:
     def _gradient_norms(self, number: int) -> Terms:
         """By pass and term, of this process's first micro batch of a step."""
         norms: Terms = {}
+        scale = 1.0 if self.accelerator.scaler is None else self.accelerator.scaler.get_scale()
         for batch in self.batches.at(next(self.batches.places(number))):
             with self.accelerator.autocast(), kept_statistics(self.state.distiller):
-                by_term = gradient_norms(self.state.distiller, batch.to(self.accelerator.device), self.teachers)
+                by_term = gradient_norms(self.state.distiller, batch.to(self.accelerator.device), self.teachers, scale)
             norms |= {f"grad_norm/{term}": norm for term, norm in by_term.items()}
         return norms
 

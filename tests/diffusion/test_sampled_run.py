@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from dit_shd.core.config import make
-from dit_shd.core.errors import UserError
 from dit_shd.diffusion.sample_config import SampleConfig
 from dit_shd.diffusion.sampled_run import of_run
 from dit_shd.diffusion.sampler import sample
@@ -82,44 +81,6 @@ def test_a_student_away_from_its_run_says_it_too(teacher, tmp_path, caplog):
     (tmp_path / "student" / "training.json").write_text(json.dumps(training))
     sample(tmp_path / "student", count=2, **{**QUICK, "steps": 1})
     assert "guidance=1 samples what was taught" in caplog.text
-
-
-@pytest.fixture
-def pipeline(teacher, tmp_path) -> Path:
-    """A class-conditional pipeline, as far as sampling reads it."""
-    shutil.copytree(teacher, tmp_path / "pipeline" / "transformer")
-    (tmp_path / "pipeline" / "scheduler").mkdir()
-    return tmp_path / "pipeline"
-
-
-def says(pipeline: Path, **scheduler) -> None:
-    """Write the config of its scheduler."""
-    (pipeline / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
-
-
-def test_a_pipelines_scheduler_says_the_steps_of_the_schedule(pipeline, run):
-    says(pipeline, _class_name="DDIMScheduler", num_train_timesteps=100, beta_start=0.0001, beta_end=0.02)
-    for place in (pipeline, pipeline / "transformer"):
-        assert of_run(make(SampleConfig, {"run": str(place)})).diffusion_steps == 100
-    (run / "config.yaml").write_text("task: {name: diffusion, timesteps: 100}")
-    images = [sample(str(place), count=2, **QUICK)[0] for place in (pipeline, run)]
-    assert np.array_equal(*images)
-
-
-@pytest.mark.parametrize(
-    ("scheduler", "message"),
-    [
-        ({"prediction_type": "v_prediction"}, "says prediction_type: v_prediction; wanted epsilon"),
-        ({"beta_schedule": "squaredcos_cap_v2"}, "says beta_schedule: squaredcos_cap_v2; class-conditional models are"),
-        ({"beta_end": 0.012}, "says beta_end: 0.012; class-conditional models are sampled with 0.02"),
-        ({"trained_betas": [0.1, 0.2]}, "says trained_betas: .*sampled with betas by their schedule"),
-        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "is a FlowMatchEulerDiscreteScheduler, .*predicts noise"),
-    ],
-)
-def test_a_pipeline_of_another_noise_is_refused(pipeline, scheduler, message):
-    says(pipeline, **{"_class_name": "DDPMScheduler", **scheduler})
-    with pytest.raises(UserError, match=message):
-        sample(str(pipeline), count=2, **QUICK)
 
 
 def test_the_teacher_of_a_student_that_is_named_by_its_weights(run):

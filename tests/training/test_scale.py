@@ -159,6 +159,21 @@ def test_the_total_follows_the_schedule(values):
         assert row["loss"] == pytest.approx(rest + weight * row["plain/shd"], rel=1e-5), step
 
 
+def test_norms_of_gradients_that_are_too_small_for_fp16_are_taken_scaled(values):
+    """As training takes its gradients; without the scale they are 0."""
+
+    class Tiny(Loss):
+        def term(self, student, teacher, batch):
+            return Term((student.prediction.half() * 2.0**-14).float().flatten(1).mean(1) * 2.0**-14)
+
+    trainer = Trainer.from_config(make(TrainConfig, {**values, "mask_ratio": None}))
+    batch, distiller = drawn_by(trainer, 0, range(2))["plain"], Distiller(trainer.task, trainer.student, [Tiny()])
+    plain, scaled = (gradient_norms(distiller, batch, trainer.teachers["teacher"], s) for s in (1.0, 2.0**16))
+    (tiny,) = plain.keys() - {"plain/noise", "plain/variational"}
+    assert plain[tiny] == 0 < scaled[tiny]
+    assert scaled["plain/noise"] == pytest.approx(float(plain["plain/noise"]), rel=1e-5)
+
+
 def test_gradient_norms_add_up_to_the_gradient(values):
     """One term's norm is the norm of its gradient by another way: backward on it alone."""
     trainer = Trainer.from_config(make(TrainConfig, {**values, "mask_ratio": None}))
