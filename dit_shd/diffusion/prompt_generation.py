@@ -28,6 +28,7 @@ from dit_shd.diffusion.assembly import assemble
 from dit_shd.diffusion.generation import make_file, output_path
 from dit_shd.diffusion.pipelines import Prompts
 from dit_shd.diffusion.sample_config import GUIDANCE, SampleConfig
+from dit_shd.diffusion.sampled_run import prompt_remarks
 from dit_shd.diffusion.teacher_sampling import about_teacher
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ def sample_prompts(config: SampleConfig) -> Path:
     call = call_arguments(pipeline, record, config.call)
     if state.is_main_process:
         _warn_of_long(pipeline, record, prompts, call.get(MAX_TOKENS))
+        for remark in prompt_remarks(config.run, _scale(pipeline, call)):
+            _log.warning("%s", remark)
     pipeline.to(state.device)
 
     def images_of(indices: range, on_step: Callable[[float], None]) -> tuple[np.ndarray, np.ndarray]:
@@ -153,6 +156,18 @@ def _guided(pipeline: "DiffusionPipeline", record: PipelineRecord, given: dict[s
     if scale < 1 and not settings.get("guidance_embeds"):
         raise UserError(f"guidance: wanted 1, for none, or more (pipelines do not guide below), found {scale}")
     return adapter.guidance_arguments(settings, scale)
+
+
+def _scale(pipeline: "DiffusionPipeline", call: dict[str, Any]) -> float:
+    """The scale of guidance by predictions without text, as the pipeline's call has it; 1 for none."""
+    known = inspect.signature(pipeline.__class__.__call__).parameters
+    if settings_of(pipeline.transformer).get("guidance_embeds"):
+        return 1.0  # an input of the model
+    key = "true_cfg_scale" if "true_cfg_scale" in known else "guidance_scale"
+    if key not in known or (key == "true_cfg_scale" and call.get("negative_prompt") is None):
+        return 1.0
+    scale = call.get(key, known[key].default)
+    return max(1.0, scale) if isinstance(scale, (int, float)) else 1.0
 
 
 @torch.no_grad()

@@ -56,30 +56,50 @@ def shifted(config: SampleConfig, model: nn.Module) -> SampleConfig:
 
 
 def remarks(config: SampleConfig) -> Iterator[str]:
-    """Lines about guidance that does not fit how the run was trained.
+    """Lines about guidance that does not fit how the run of a class-conditional model was trained.
 
     Args:
         config: What is sampled.
     """
     run = run_values(config.run)
-    task, losses = run.get("task"), run.get("losses")
-    dropout = task.get("label_dropout") if isinstance(task, dict) else None
-    guided = config.guidance != 1 and config.guided_channels != 0
-    if guided and isinstance(losses, list) and any(map(_teaches_guidance, losses)):
-        yield (
-            f"guidance: the run taught the teacher's guided prediction (losses: guidance), and {config.guidance:g} "
-            "guides it once more; guidance=1 samples what was taught"
-        )
-    if guided and dropout == 0:
-        yield (
-            "guidance: the run taught no prediction without a class (task.label_dropout=0), which guidance takes; "
-            "guidance=1 does without"
-        )
-    if dropout == 1 and (config.guidance != 0 or config.guidance_schedule != "constant"):
+    if config.guidance != 1 and config.guided_channels != 0:
+        yield from _of_guidance(run, f"{config.guidance:g}", "label_dropout", "a class")
+    dropped = _dropout(run, "label_dropout") == 1
+    if dropped and (config.guidance != 0 or config.guidance_schedule != "constant"):
         yield (
             "labels: the run taught no prediction with a class (task.label_dropout=1); guidance=0 "
             "guidance_schedule=constant guided_channels=null samples without"
         )
+
+
+def prompt_remarks(place: str, scale: float) -> Iterator[str]:
+    """The same for a text-to-image model.
+
+    Args:
+        place: The run.
+        scale: Of the guidance by predictions without text; 1 for none.
+    """
+    if scale != 1:
+        yield from _of_guidance(run_values(place), f"{scale:g}", "text_dropout", "text")
+
+
+def _of_guidance(run: Mapping[str, Any], scale: str, key: str, condition: str) -> Iterator[str]:
+    losses = run.get("losses")
+    if isinstance(losses, list) and any(map(_teaches_guidance, losses)):
+        yield (
+            f"guidance: the run taught the teacher's guided prediction (losses: guidance), and {scale} guides it once "
+            "more; guidance=1 samples what was taught"
+        )
+    if _dropout(run, key) == 0:
+        yield (
+            f"guidance: the run taught no prediction without {condition} (task.{key}=0), which guidance takes; "
+            "guidance=1 does without"
+        )
+
+
+def _dropout(run: Mapping[str, Any], key: str) -> object:
+    task = run.get("task")
+    return task.get(key) if isinstance(task, dict) else None
 
 
 def _teaches_guidance(loss: object) -> bool:

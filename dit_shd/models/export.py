@@ -17,7 +17,7 @@ from dit_shd.data.pipeline_record import PipelineRecord
 from dit_shd.models import cards
 from dit_shd.models.cards import RunFacts
 
-OF_TASK = ("timesteps", "timestep_density", "label_dropout")
+OF_TASK = ("timesteps", "timestep_density", "label_dropout", "text_dropout")
 """Keys of a task by which its models are sampled."""
 OF_LOSS = ("name", "guidance")
 """Keys of a loss that say that the student learned a guided prediction."""
@@ -82,7 +82,7 @@ def for_sampling(run: Mapping[str, Any]) -> dict[str, Any]:
     task, losses = run.get("task"), run.get("losses")
     known = {key: task[key] for key in OF_TASK if key in task} if isinstance(task, dict) else {}
     named = [loss for loss in losses if isinstance(loss, dict)] if isinstance(losses, list) else []
-    guided = [{key: loss[key] for key in OF_LOSS} for loss in named if loss.get("guidance") is not None]
+    guided = [{key: loss.get(key) for key in OF_LOSS} for loss in named if loss.get("guidance") is not None]
     return {**({"task": known} if known else {}), **({"losses": guided} if guided else {})}
 
 

@@ -63,6 +63,20 @@ def test_images_are_those_of_the_pipeline_itself(student, pipeline, prompts, tmp
     assert np.abs(images[1].astype(int) - np.round(alone * 255)).max() <= 1
 
 
+def test_a_student_that_learned_guidance_is_not_guided_once_more_without_a_word(student, prompts, tmp_path, caplog):
+    """By the scale that is given, or by the pipeline's own, which is SD3's 7."""
+    run = shutil.copytree(student, tmp_path / "run")
+    (run / "config.yaml").write_text("losses: [{name: output, guidance: 4.0}]")
+    for given, words in (
+        ({"guidance": 3}, "and 3 guides it once more"),
+        ({}, "and 7 guides it"),
+        ({"guidance": 1}, ""),
+    ):
+        caplog.clear()
+        sample_prompts(config(run, prompts, tmp_path / f"{len(given)}{words[4:5]}.npz", count=1, **given))
+        assert ("guidance: the run taught" in caplog.text) == bool(words) and words in caplog.text
+
+
 def test_it_goes_on_where_it_was_stopped(student, prompts, tmp_path, monkeypatch):
     whole = sample_prompts(config(student, prompts, tmp_path / "whole.npz"))
     real, calls = prompt_generation.draw, []

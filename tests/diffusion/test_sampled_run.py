@@ -9,7 +9,7 @@ import pytest
 
 from dit_shd.core.config import make
 from dit_shd.diffusion.sample_config import SampleConfig
-from dit_shd.diffusion.sampled_run import of_run
+from dit_shd.diffusion.sampled_run import of_run, prompt_remarks
 from dit_shd.diffusion.sampler import sample
 from dit_shd.diffusion.teacher_sampling import about_teacher
 from dit_shd.models.export import run_values
@@ -73,6 +73,22 @@ def test_guidance_that_does_not_fit_the_training_is_named(run, caplog, config, s
     (run / "config.yaml").write_text(config)
     sample(run, count=2, **{**QUICK, "steps": 1, **sampled})
     assert words in caplog.text if words else not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("config", "scale", "words"),
+    [
+        ("losses: [{name: output, guidance: 4.0}]", 7.0, "and 7 guides it once more"),
+        ("losses: [{name: output, guidance: 4.0}]", 1.0, ""),
+        ("losses: [{name: output}]\ntask: {text_dropout: 0.1}", 7.0, ""),
+        ("task: {text_dropout: 0.0}", 5.0, "taught no prediction without text (task.text_dropout=0)"),
+        ("task: {text_dropout: 0.0}", 1.0, ""),
+    ],
+)
+def test_guidance_of_prompts_that_does_not_fit_the_training_is_named(tmp_path, config, scale, words):
+    (tmp_path / "config.yaml").write_text(config)
+    said = "".join(prompt_remarks(str(tmp_path), scale))
+    assert words in said if words else not said
 
 
 def test_a_student_away_from_its_run_says_it_too(teacher, tmp_path, caplog):
