@@ -19,6 +19,7 @@ Verdict = Literal[
     "not seen",
     "cannot be told",
     "one seed so far",
+    "not all seeds yet",
     "not run yet",
     "wants higher_is_better",
 ]
@@ -61,6 +62,9 @@ class Comparison:
     """Corrected for all comparisons of the study."""
     corrected: tuple[float, float]
     """Interval that is corrected likewise: it holds 0 unless holm_p is below 0.05."""
+    complete: bool = True
+    """Whether all cells of both variants have ended: who judges while they come in, and stops where it suits, finds
+    differences by chance more often than the level says."""
 
     def reversed(self) -> "Comparison":
         """The same test, of the other variant against this one."""
@@ -152,17 +156,24 @@ def compare(study: Study, variants: Sequence[Variant], figure: str) -> list[Comp
         pairs.append((name, other, difference))
     p_values = [difference.p for *_, difference in pairs]
     levels = zip(pairs, holm(p_values), holm_confidence(p_values))
-    return [Comparison(*pair, p, interval(pair[2], confidence)) for pair, p, confidence in levels]
+    ended = {v.name: {row.seed for row in (*v.done, *v.failed)} >= set(study.seeds) for v in variants}
+    return [
+        Comparison(*pair, p, interval(pair[2], confidence), ended[pair[0]] and ended[pair[1]])
+        for pair, p, confidence in levels
+    ]
 
 
 def verdict_of(comparison: Comparison, higher_is_better: bool | None, relevant: float) -> Verdict:
     """What is said of the claim that `variant` is better than `other`.
 
     seen: better, and unlikely by chance (p below 0.05 after Holm's correction). not seen: the whole interval lies below
-    the smallest gain that would matter. Else it cannot be told from so few seeds.
+    the smallest gain that would matter. Else it cannot be told from so few seeds. Nothing is said before all seeds of
+    the study have ended.
     """
     if comparison.difference.n < 2:
         return "one seed so far" if comparison.difference.n else "not run yet"
+    if not comparison.complete:
+        return "not all seeds yet"
     if higher_is_better is None:
         return "wants higher_is_better"
     sign = 1 if higher_is_better else -1

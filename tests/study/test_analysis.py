@@ -1,6 +1,7 @@
 """What rows show: pairs of the same seed, corrected together; verdicts; evaluators that disagree."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -146,6 +147,20 @@ def test_verdicts(mean, half, p, verdict):
     higher = Comparison("a", "b", Difference(5, -mean, 1, -mean - half, -mean + half, 0, 0), p, (0, 0))
     assert verdict_of(lower, higher_is_better=False, relevant=0.5) == verdict
     assert verdict_of(higher, higher_is_better=True, relevant=0.5) == verdict
+    assert verdict_of(replace(lower, complete=False), higher_is_better=False, relevant=0.5) == "not all seeds yet"
+
+
+def test_no_verdict_while_seeds_of_the_two_are_to_come():
+    """Whatever the ones that ended show; a seed that failed has ended."""
+    claims = [{"text": "x", "better": "shd", "than": "output"}]
+    whole = analysis(ROWS, claims=claims).judgements[0].verdict
+    assert whole != "not all seeds yet"
+    last = max(row.seed for row in ROWS)
+    left = [row for row in ROWS if (row.variant, row.seed) != ("shd", last)]
+    assert analysis(left, claims=claims).judgements[0].verdict == "not all seeds yet"
+    assert analysis([*left, failed("shd", last)], claims=claims).judgements[0].verdict != "not all seeds yet"
+    others = [row for row in ROWS if (row.variant, row.seed) != ("hard", last)]
+    assert analysis(others, claims=claims).judgements[0].verdict == whole
 
 
 def test_variants_that_agree_in_two_seeds_tell_nothing():
