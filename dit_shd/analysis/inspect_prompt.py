@@ -7,7 +7,7 @@ words, the rest of the text and the image tokens it sums to 1.
 import inspect as signatures
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -145,9 +145,9 @@ def _recorded_maps(
 
 
 def _sheets_of(name: str, maps: Sequence[Tensor], grid: tuple[int, int], size: Extent) -> LayerSheets:
-    """The sheets of a layer's maps [h,w,n], one of each timestep."""
+    """The sheets of a layer's maps [h,w,n], one of each timestep, with all words, also where they are more than fit."""
     _, words, image = maps[0].shape
-    sheets = LayerSheets.begin(name, words, image, (None, grid), size)
+    sheets = LayerSheets.begin(name, words, image, (None, grid), replace(size, queries=words))
     for one in maps:
         sheets.add(one, grid, [f"text {share:.0%}" for share in one.sum(1).mean(1).tolist()])
     return sheets

@@ -126,6 +126,7 @@ class LayerSheets:
             key_grid: Of the keys; None for a line.
             notes: Words of each map.
         """
+        assert maps.shape[1] == len(self.tokens), "a page finds rows by their tokens"
         rows = self._areas(maps.double().cpu(), key_grid or (1, maps.shape[2])).transpose(0, 1)  # [q,maps,m]
         top = float(rows.max())
         shares = (rows / max(top, 1e-30)).clamp(0, 1).sqrt()

@@ -1,6 +1,7 @@
 """Which image tokens attend to which words: against the maps of the transformer itself."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,8 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_pipelines import write_pipeline
 
+from dit_shd.analysis import inspect_prompt as inspect_prompt_module
 from dit_shd.analysis.inspect import InspectConfig
 from dit_shd.analysis.inspect_prompt import inspect_prompt
+from dit_shd.analysis.map_sheets import extent
 from dit_shd.analysis.prompt_words import prompt_words
 from dit_shd.attention.recording.attach import capture
 from dit_shd.cli.commands.inspect import inspect_to_folder
@@ -54,6 +57,19 @@ def test_shares_are_those_of_the_maps(pipeline):
         for word in range(len(found.words) - 1):
             gaps = (over - torch.from_numpy(shares[-1][:, word, None])).abs().amax(0)
             assert gaps.min() < 1e-5, "a word's share is that of one text token"
+
+
+def test_every_word_has_its_own_map_where_fewer_fit(pipeline, monkeypatch):
+    """Of a deep model with many heads: the page finds a word's map, at each timestep, by the number of words."""
+    kind, folder = pipeline
+    call = {"height": 32, "width": 16, "num_inference_steps": 3, "guidance_scale": CALLS[kind]}
+    call |= {"use_resolution_binning": False} if kind == "pixart" else {}
+    whole = inspect_prompt(str(folder), PROMPT, None, call, None, seed=1).sheets
+    monkeypatch.setattr(inspect_prompt_module, "extent", lambda *sizes: replace(extent(*sizes), queries=2))
+    few = inspect_prompt(str(folder), PROMPT, None, call, None, seed=1).sheets
+    for layer, same in zip(few.layers, whole.layers, strict=True):
+        assert len(layer.tokens) == len(layer.levels[0]) > 2
+        assert all(np.array_equal(*levels) for levels in zip(layer.levels, same.levels, strict=True))
 
 
 def test_words_are_those_of_the_prompt_that_pixart_has_cleaned(tmp_path):
