@@ -1,6 +1,5 @@
 """What sampling takes from the run that a model is of, or from its pipeline: schedule, shift, and if guidance fits."""
 
-import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -14,8 +13,6 @@ from dit_shd.diffusion.guidance import Guidance
 from dit_shd.diffusion.pipeline_scheduler import STEPS, scheduler_of
 from dit_shd.diffusion.sample_config import SampleConfig
 from dit_shd.models.export import run_values
-
-_log = logging.getLogger("dit_shd")
 
 
 def of_run(config: SampleConfig) -> SampleConfig:
@@ -104,4 +101,4 @@ def _dropout(run: Mapping[str, Any], key: str) -> object:
 
 def _teaches_guidance(loss: object) -> bool:
     value = loss.get("guidance") if isinstance(loss, dict) else None
-    return value is not None and not Guidance.from_value(value, "losses").changes_nothing
+    return value is not None and not Guidance.from_value(value, "losses.guidance").changes_nothing

@@ -112,7 +112,7 @@ def sample(
     if isinstance(labels, (list, tuple)) and labels and all(isinstance(x, str) and not x.isdecimal() for x in labels):
         labels = ",".join(map(str, labels))
     labels = labels if isinstance(labels, str) else class_numbers(labels)
-    count = None if count is None else cast(int, np.asarray(count).item(), "count")
+    count = None if count is None else cast(int, count.item() if isinstance(count, np.generic) else count, "count")
     labels = [labels] * (1 if count is None else count) if isinstance(labels, int) else labels
     if count is None:
         names = SampleConfig(labels=labels).label_names if isinstance(labels, str) else labels

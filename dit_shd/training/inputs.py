@@ -24,8 +24,10 @@ from dit_shd.training.run_folder import is_begun
 
 FILE = "inputs.json"
 LIKE = "student.like"
-PLACES = ("data.path", "data.verify", "teacher", LIKE)
+PLACES = ("data.path", "teacher", LIKE)
 """Keys of a config that may differ when a run goes on, as long as teachers and data are the same."""
+MAY_DIFFER = (*PLACES, "data.verify")
+"""With what may differ then in any case."""
 NUMBERS = 64
 """Of each tensor that a fingerprint is of."""
 _log = logging.getLogger("dit_shd")
@@ -46,7 +48,7 @@ def check_moved(run: Path, old: Mapping[str, Any], new: Mapping[str, Any], now: 
     """Refuse to go on with teachers or data of another place that are others than those that a run began with.
 
     Args:
-        run: The folder.
+        run: The folder, with a checkpoint.
         old: Its config.
         new: The config that it is to go on with.
         now: What is seen.
@@ -55,7 +57,7 @@ def check_moved(run: Path, old: Mapping[str, Any], new: Mapping[str, Any], now: 
         UserError: They are others, or nothing says what the run began with.
     """
     moved = [key for key in PLACES if _value(old, key) != _value(new, key)]
-    if not moved or not is_begun(run):
+    if not moved:
         return
     before = _read(run / FILE)
     if before is None or "glance" not in before:

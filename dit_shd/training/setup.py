@@ -199,7 +199,7 @@ def open_folder(parts: Parts, accelerator: "Accelerator") -> tuple[RunFolder, Tr
     if is_begun(run):
         old = completed(read_yaml(run / "config.yaml"))
         run_on_main(lambda: inputs.check_moved(run, old, resolve(config), seen))
-    folder = RunFolder.open(run, dump(config), [*may_change(task), *inputs.PLACES], completed)
+    folder = RunFolder.open(run, dump(config), [*may_change(task), *inputs.MAY_DIFFER], completed)
     run_on_main(lambda: (parts.kept.write(run), inputs.keep(run, seen)))
     return folder, Tracker(config, folder, accelerator)
 

@@ -162,6 +162,8 @@ def test_numbers_of_classes_that_have_other_numbers_for_names_are_said(teacher, 
 
 @pytest.mark.parametrize("count", ["2", 2.0, np.int64(2)])
 def test_a_count_as_notebooks_make_it(model, count):
+    with pytest.raises(UserError, match=r"^count: wanted a whole number, found"):
+        sample(model, [count], **QUICK)
     assert sample(model, count, **QUICK)[1].shape == sample(model, count, labels=1, **QUICK)[1].shape == (2,)
 
 

@@ -18,7 +18,7 @@ from dit_shd.diffusion.prompt_generation import call_arguments
 class PipelineConfig:
     """What to assemble."""
 
-    run: Place = option(REQUIRED, "a text-to-image run, or a student's folder; of classes with pipeline=")
+    run: Place = option(REQUIRED, "a text-to-image run, a student's folder, or with pipeline= a class-conditional one")
     out: Path = option(REQUIRED, "the folder of the pipeline")
     pipeline: Place | None = option(None, "its folder or hub:OWNER/NAME; empty: the one that the run records")
 
