@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from dit_shd.analysis.map_sheets import LayerSheets, Sheets, extent, merged_notes, rows_of
-from dit_shd.attention.capture import Capture, Captures
+from dit_shd.analysis.survey import layout
+from dit_shd.attention.capture import Captures
 from dit_shd.attention.recording.attach import capture
 from dit_shd.core import rng
 from dit_shd.data.datasets import Dataset
@@ -80,7 +81,7 @@ def model_sheets(
         for layer, teacher_layer in pairs.items():
             of_teacher = captures[teacher_layer]
             squeezed = squeeze(of_teacher, first[layer].heads)
-            grid = _grid(of_teacher)
+            grid = layout(of_teacher.shape[2], {"hidden_states": batch.x_t})
             if layer not in sheets:
                 maps = len(squeezed.group) + squeezed.heads * (1 + len(students))
                 size = extent(len(pairs), len(batches), maps, *of_teacher.shape[2:])
@@ -99,12 +100,6 @@ def _groups(squeezed: Squeeze, students: Sequence[str]) -> dict[str, list[str]]:
     names = [f"head {head}" for head in range(squeezed.heads)]
     groups = {"teacher": [f"head {head}" for head in range(len(squeezed.group))], "teacher, squeezed": names}
     return groups | dict.fromkeys(students, names)
-
-
-def _grid(layer: Capture) -> tuple[int, int]:
-    """The square of an image's tokens."""
-    side = int(layer.shape[2] ** 0.5)
-    return side, side
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 import fnmatch
 import inspect as signatures
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,10 @@ GRID = (50, 100, 200, 300, 400, 500, 600, 700, 800, 900)
 """Timesteps of alpha by default, of 1000."""
 PICTURED = 300
 """Timestep of the maps by default, of 1000."""
+EVERYWHERE = ("model", "layers", "seed", "out", "force")
+"""Keys that every analysis reads."""
+OF_TEXT = ("heads", "shown", "shown_heads", "samples", "data")
+OF_PROMPT = ("prompt", "pipeline", "call")
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,7 @@ def inspect(config: InspectConfig) -> Findings | TextFindings | PromptFindings:
     """
     config = checked(config, "inspect")
     if config.prompt is not None:
+        _refuse_idle(config, OF_PROMPT, "with prompt=...")
         return inspect_prompt(config.model, config.prompt, config.pipeline, config.call, config.layers, config.seed)
     run = run_config(config.model)
     model = loading.load(config.model).eval().requires_grad_(False)
@@ -148,7 +153,17 @@ def inspect(config: InspectConfig) -> Findings | TextFindings | PromptFindings:
     return Findings(config, model, inputs, scope, timestep, timesteps, maps, layers, shown, sheets)
 
 
+def _refuse_idle(config: InspectConfig, read: Sequence[str], case: str) -> None:
+    default = InspectConfig()
+    names = [one.name for one in fields(config) if one.name not in (*EVERYWHERE, *read)]
+    if idle := [name for name in names if getattr(config, name) != getattr(default, name)]:
+        raise UserError(
+            f"{', '.join(idle)}: {case} only {', '.join((*EVERYWHERE, *read))} are read; leave the others out"
+        )
+
+
 def _of_text(config: InspectConfig, model: nn.Module, run: dict[str, Any]) -> TextFindings:
+    _refuse_idle(config, OF_TEXT, "of a language model")
     to_accelerator(model)
     data = text_of(config.data, run, config.model)
     findings = inspect_text(model, data, config.samples, config.seed, Scope(config.layers), config.heads)

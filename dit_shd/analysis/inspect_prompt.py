@@ -96,6 +96,8 @@ def inspect_prompt(
         )
     image, heads = next(iter(shapes.values())).shape
     words = prompt_words(pipeline, adapter, prompt, max(shape.text for shape in shapes.values()), call)
+    last = max((word.place for word in words), default=0)
+    shapes = {name: shape for name, shape in shapes.items() if shape.text > last}  # layers to which a text is cut short
     labels = [*(word.text for word in words), REST]
     size = extent(len(shapes), timesteps, heads, len(labels), image)
     picture, watch = _recorded_maps(drawing, _spread(list(shapes), size.layers), words, size.timesteps)

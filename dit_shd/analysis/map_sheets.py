@@ -19,7 +19,7 @@ from dit_shd.squeezing.squeeze import Squeeze, squeeze
 BUDGET = 1_200_000
 """Values of a page, a byte each."""
 KEYS = (256, 64)
-"""Largest numbers of keys of a map, tried in this order; more are summed in areas."""
+"""Largest numbers of keys of a map, tried in this order; more are averaged in areas."""
 TIMESTEPS = (10, 5, 3)
 QUERIES = 16
 """Query tokens that a layer has at least, if it has so many."""
@@ -87,7 +87,7 @@ class LayerSheets:
     grid: Grid
     """Of all query tokens; one row if they are in a line."""
     keys: Grid
-    """Of the keys, or of the areas in which they are summed."""
+    """Of the keys, or of the areas in which they are averaged."""
     key_count: int
     """m of the model."""
     levels: list[np.ndarray] = field(default_factory=list)
@@ -139,12 +139,13 @@ class LayerSheets:
         return self.tops[time] * (self.levels[time].astype(np.float64) / LEVELS) ** 2
 
     def _areas(self, maps: Tensor, grid: Grid) -> Tensor:
-        """Sums over the areas of keys [maps,q,areas]."""
+        """Means over the areas of keys, which differ in size by a row and a column [maps,q,areas]."""
         if grid == self.keys:
             return maps
         y, x = (torch.arange(full) * small // full for full, small in zip(grid, self.keys))
         area = (y[:, None] * self.keys[1] + x[None, :]).flatten()
-        return maps.new_zeros(*maps.shape[:2], self.keys[0] * self.keys[1]).index_add_(2, area, maps)
+        sums = maps.new_zeros(*maps.shape[:2], self.keys[0] * self.keys[1]).index_add_(2, area, maps)
+        return sums / area.bincount()
 
 
 @dataclass(frozen=True, eq=False)

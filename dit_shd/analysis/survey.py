@@ -50,11 +50,11 @@ class LayerMaps:
     received: np.ndarray
     """[h,m], the mean over all query tokens."""
     binned: np.ndarray
-    """[y,x], the mean over heads, with intervals of queries averaged and intervals of keys summed."""
+    """[y,x], the mean over heads, with intervals of queries and of keys averaged."""
     token_count: int
     """n"""
     queries: Grid | None
-    """The grid of the query tokens; None if they are in a line."""
+    """The grid of the query tokens; None if they are in a line, as text is."""
     keys: Grid | None
 
 
@@ -118,7 +118,7 @@ def layer_maps(
         maps: dict[str, LayerMaps] = {}
 
         def sink(name: str, layer: Capture) -> None:
-            maps[name] = _maps_of(name, layer, keywords, tokens)
+            maps[name] = _maps_of(name, layer, grids(name, layer, block, keywords), tokens)
             tick()
 
         with capture(model, scope.layers, sink, block, scope.image):
@@ -216,11 +216,26 @@ class _Sums:
         )
 
 
-def _maps_of(name: str, layer: Capture, keywords: dict[str, Any], tokens: Sequence[int] | None) -> LayerMaps:
+Grids = tuple[Grid | None, Grid | None]
+"""Of query tokens and of key tokens; None for a line."""
+
+
+def grids(name: str, layer: Capture, block: Block, keywords: dict[str, Any]) -> Grids:
+    """How a layer's tokens lie; text is a line, also where its number is a square."""
     _, _, n, m = layer.shape
-    grid = layout(n, keywords)
+    text, words = keywords.get("encoder_hidden_states"), None
+    if isinstance(text, Tensor) and text.ndim == 3:
+        words = text.shape[1]
+    joint = layer.image is not None or name.endswith(":text")
+    text_queries = block == "text-image" or name.endswith(":text") or (joint and n == m)
+    text_keys = block == "image-text" or joint or (m == words and m != n)
+    return None if text_queries else layout(n, keywords), None if text_keys else layout(m, keywords)
+
+
+def _maps_of(name: str, layer: Capture, lie: Grids, tokens: Sequence[int] | None) -> LayerMaps:
+    n = layer.shape[2]
     if tokens is None:
-        rows, columns = grid or (1, n)
+        rows, columns = lie[0] or (1, n)
         tokens = sorted({int(f * rows) * columns + int(f * columns) for f in (0.25, 0.5, 0.75)})
     missing = [token for token in tokens if not 0 <= token < n]
     if missing:
@@ -234,8 +249,8 @@ def _maps_of(name: str, layer: Capture, keywords: dict[str, Any], tokens: Sequen
         received=received.cpu().numpy(),
         binned=binned.cpu().numpy(),
         token_count=n,
-        queries=grid,
-        keys=grid if m == n else layout(m, keywords),
+        queries=lie[0],
+        keys=lie[1],
     )
 
 
@@ -249,8 +264,9 @@ def mean_maps(layer: Capture, bins: int = BINS, chunk_mib: float = CHUNK_MIB) ->
         chunk_mib: Memory of a tile.
 
     Returns:
-        The mean over samples and query tokens [h,m]; and the mean over samples and heads, with intervals of keys
-        summed and intervals of queries averaged, so that every row sums to 1: [min(n,bins),min(m,bins)].
+        The mean over samples and query tokens [h,m]; and the mean over samples, heads, intervals of queries and
+        intervals of keys [min(n,bins),min(m,bins)]. Intervals differ in length where bins does not divide n or m, so
+        that sums over them would show stripes.
     """
     b, h, n, m = layer.shape
     buffers = Buffers(wide_dtype(layer.query), layer.query.device)
@@ -267,7 +283,8 @@ def mean_maps(layer: Capture, bins: int = BINS, chunk_mib: float = CHUNK_MIB) ->
             summed = tile.sum((0, 1), dtype=torch.float64)  # [r,m]
             key_sums = binned.new_zeros(len(summed), x).index_add_(1, key_bin, summed)
             binned.index_add_(0, row_bin[rows], key_sums)
-    return received / (b * n), binned / (b * h * row_bin.bincount()[:, None])
+    areas = row_bin.bincount()[:, None] * key_bin.bincount()
+    return received / (b * n), binned / (b * h * areas)
 
 
 def layout(n: int, keywords: dict[str, Any]) -> Grid | None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dit_shd.analysis.inputs import Inputs
 from dit_shd.core import rng
+from dit_shd.core.errors import UserError
 from dit_shd.data.datasets.text import Text
 from dit_shd.data.packing import positions
 
@@ -51,6 +52,8 @@ class TextInputs(Inputs):
         real = [row >= 0 for row in documents]
         rows = [(tokens[:-1][kept], place[kept]) for tokens, place, kept in zip(drawn["tokens"], places, real)]
         rows = [row for row in rows if len(row[0]) > 1]
+        if not rows:
+            raise UserError(f"text: wanted sequences of two tokens or more, found none among the {len(real)} drawn")
         labels = [data.tokenizer.text(token) for token in rows[0][0].tolist()]
         return cls([row[0] for row in rows], [row[1] for row in rows], labels)
 

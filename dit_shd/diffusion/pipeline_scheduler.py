@@ -27,7 +27,7 @@ def scheduler_of(place: str) -> dict[str, Any]:
         place: The name of a model; empty for none.
 
     Raises:
-        UserError: There is no such model.
+        UserError: There is no such model, or its scheduler's config is damaged.
     """
     source = find(place, "model") if place else None
     if isinstance(source, HubName):
@@ -35,7 +35,12 @@ def scheduler_of(place: str) -> dict[str, Any]:
     else:
         model = (folder_of_weights(source) or model_folder(source)) if isinstance(source, Path) else None
         file = None if model is None or model.name != "transformer" else model.absolute().parent / SCHEDULER
-    return (read_object(file) or {}) if file is not None else {}
+    if file is None or not file.exists():
+        return {}
+    content = read_object(file)
+    if content is None:
+        raise UserError(f"{file}: wanted the JSON object of a scheduler, found something else")
+    return content
 
 
 def check_scheduler(place: str, model: nn.Module) -> None:

@@ -132,10 +132,13 @@ def footer(record: Mapping[str, Any], page: Path) -> str:
     """Everything that is required to repeat the figures, with links to the files of the page's folder."""
     samples, reference, features = record.get("samples"), record["reference"], record["features"]
     about: dict[str, str | Link] = {"command": record["command"]}
-    for file in [record["samples"]["path"]] if samples is not None else [r["samples"]["path"] for r in record["runs"]]:
-        if Path(file).is_file():
-            about[f"file of {Path(file).name}"] = Link(str(file), Path(file).absolute())
-    about["results"] = Link(page.with_suffix(".json").name, page.with_suffix(".json"))
+    files = [Path(one["samples"]["path"]) for one in ([record] if samples is not None else record["runs"])]
+    alike = len({file.name for file in files}) < len(files)
+    for file in files:
+        if file.is_file():
+            about[f"file of {file if alike else file.name}"] = Link(str(file), file.absolute())
+    if (results := page.with_suffix(".json")).is_file():
+        about["results"] = Link(results.name, results)
     if samples is not None:
         about["samples"] = f"{samples['path']}, {samples['n']:,} images, sha256 {samples['sha256']}"
         about |= {f"sampler: {key}": str(value) for key, value in samples.get("sidecar", {}).items()}

@@ -103,7 +103,7 @@ def _maps(findings: Findings) -> str:
     token = findings.maps[layer.layer].tokens[len(findings.maps[layer.layer].tokens) // 2]
     words = WORDS + " The first sample of the inputs."
     if any(layer_sheets.pooled for layer_sheets in sheets.layers):
-        words += " Keys are summed in areas, so that the page stays small."
+        words += " Keys are averaged in areas, so that the page stays small."
     shown = explorer(sheets, pictures, token, findings.timestep, clean[0] if clean else None)
     return section("Attention maps", paragraph(words), shown)
 
@@ -111,8 +111,7 @@ def _maps(findings: Findings) -> str:
 def _whole(findings: Findings) -> str:
     words = (
         f"All query tokens (down) over all key tokens (across) at timestep {findings.timestep}, mean over heads; "
-        "square root of each map's share of its highest value. Beyond 128 tokens, intervals of keys are summed and "
-        "intervals of queries averaged."
+        "square root of each map's share of its highest value. Beyond 128 tokens, intervals of both are averaged."
     )
     charts = whole_charts({name: findings.maps[name] for name in findings.shown})
     return section(

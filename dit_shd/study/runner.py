@@ -4,7 +4,7 @@ import os
 import shlex
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
@@ -215,16 +215,16 @@ class Runner:
         return str(file)
 
     def _once(self, name: str, words: list[str]) -> None:
-        """Run a command unless it is done; another process that is at it is waited for."""
+        """Run a command unless it is done and what it made is still there; a process that is at it is waited for."""
         shared = self.folder / "shared"
         done = shared / f"{name}.done"
-        while not done.exists():
+        while not _still_done(done):
             lock = _lock_if_free(shared / SHARED_LOCK)
             if lock is None:
                 time.sleep(WAIT_SECONDS)
                 continue
             with lock:
-                if not done.exists():
+                if not _still_done(done):
                     self._run_shared(done, words)
 
     def _run_shared(self, done: Path, words: list[str]) -> None:
@@ -235,7 +235,20 @@ class Runner:
             raise Stopped(outcome.signal, STOPPED)
         if outcome.error:
             raise UserError(f"study: shared work failed: {outcome.error}; all it printed is in {log}")
-        write_text(done, shlex.join(words) + "\n")
+        made = [str(place) for place in _outputs(words) if place.exists()]
+        write_text(done, "".join(line + "\n" for line in (shlex.join(words), *made)))
+
+
+def _outputs(words: Sequence[str]) -> list[Path]:
+    """Where a command of dit-shd puts what it makes: out= or run= among its words, or in its config."""
+    given = dict(word.split("=", 1) for word in words if "=" in word)
+    configs = [read_yaml(file) for file in map(Path, words) if file.suffix in YAML and file.is_file()]
+    return [Path(expanded(str(one[key]))) for one in (*configs, given) for key in ("out", "run") if one.get(key)]
+
+
+def _still_done(done: Path) -> bool:
+    """Whether shared work is done: it was, and what it made has not been deleted since."""
+    return done.exists() and all(Path(line).exists() for line in done.read_text(encoding="utf-8").splitlines()[1:])
 
 
 def _age(place: Path) -> list[list[Any]]:

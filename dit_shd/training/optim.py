@@ -74,14 +74,16 @@ def _groups(config: OptimizerConfig, named: list[tuple[str, nn.Parameter]]) -> l
     parameters = [p for _, p in named]
     if config.decayed == "all":
         return [{"params": parameters}]
-    matrices = [p for name, p in named if _is_matrix(p) and not POSITIONS.search(name)]
+    matrices = [p for name, p in named if _is_matrix(name, p) and not POSITIONS.search(name)]
     known = {id(p) for p in matrices}
     return [{"params": matrices}, {"params": [p for p in parameters if id(p) not in known], "weight_decay": 0.0}]
 
 
-def _is_matrix(parameter: nn.Parameter) -> bool:
-    """Not a class token [1,1,e], nor a scale of each head or channel [h,1,1]."""
-    return parameter.ndim > 1 and len(parameter) > 1 and (parameter.ndim == 2 or parameter[0].numel() > 1)
+def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Not a token [1,e] or [1,1,e], nor a scale of each head or channel [h,1,1]; a weight of one row [1,e] is one."""
+    if parameter.ndim == 2:
+        return len(parameter) > 1 or name.endswith("weight")
+    return parameter.ndim > 2 and len(parameter) > 1 and parameter[0].numel() > 1
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:

@@ -12,7 +12,7 @@ from pages import words_of
 
 from dit_shd.analysis.inputs import DatasetInputs, FileInputs, try_out
 from dit_shd.analysis.inspect import InspectConfig, inspect
-from dit_shd.analysis.survey import Scope, layer_maps, layout, mean_maps, survey
+from dit_shd.analysis.survey import Scope, grids, layer_maps, layout, mean_maps, survey
 from dit_shd.analysis.synthetic_inputs import SyntheticInputs
 from dit_shd.attention.capture import Capture
 from dit_shd.attention.recording.attach import capture
@@ -66,16 +66,21 @@ def test_mean_maps_are_means_of_whole_maps_whatever_the_tile(n, m, bins):
     whole = layer.map()
     y, x = min(n, bins), min(m, bins)
     expected = torch.zeros(y, x, dtype=torch.float64)
-    counts = torch.zeros(y, dtype=torch.float64)
+    counts = torch.zeros(y, x, dtype=torch.float64)
     for i in range(n):
-        counts[i * y // n] += 1
         for j in range(m):
+            counts[i * y // n, j * x // m] += 1
             expected[i * y // n, j * x // m] += whole[:, :, i, j].mean()
     for chunk_mib in (64, 1e-4):
         received, binned = mean_maps(layer, bins, chunk_mib)
         torch.testing.assert_close(received, whole.mean((0, 2)))
-        torch.testing.assert_close(binned, expected / counts[:, None])
-        torch.testing.assert_close(binned.sum(1), torch.ones(y, dtype=torch.float64))
+        torch.testing.assert_close(binned, expected / counts)
+
+
+def test_uniform_attention_is_a_uniform_picture_whatever_the_number_of_tokens():
+    x = torch.zeros(1, 2, 197, 4)
+    _, binned = mean_maps(Capture(x, x, x, scale=1.0))
+    torch.testing.assert_close(binned, torch.full((128, 128), 1 / 197, dtype=torch.float64))
 
 
 def test_tokens_lie_as_the_latents_do():
@@ -85,6 +90,21 @@ def test_tokens_lie_as_the_latents_do():
     assert layout(16, {"hidden_states": torch.zeros(1, 16, 4), "img_ids": ids}) == (2, 8)
     assert layout(15, {"hidden_states": torch.zeros(1, 15, 4)}) is None
     assert layout(12, {"hidden_states": torch.zeros(1, 4, 6, 10)}) is None
+
+
+@pytest.mark.parametrize(
+    ("block", "keys", "where", "expected"),
+    [
+        ("joint", 16, None, ((4, 4), (4, 4))),  # an image alone
+        ("joint", 9, None, ((4, 4), None)),  # cross-attention to nine words
+        ("joint", 16, slice(9, None), (None, None)),  # text and image in one sequence, which happens to be a square
+        ("image-text", 9, None, ((4, 4), None)),
+    ],
+)
+def test_text_is_a_line_also_where_its_number_is_a_square(block, keys, where, expected):
+    x, y = torch.zeros(1, 2, 16, 4), torch.zeros(1, 2, keys, 4)
+    keywords = {"hidden_states": torch.zeros(1, 4, 8, 8), "encoder_hidden_states": torch.zeros(1, 9, 5)}
+    assert grids("x", Capture(x, y, y, 1.0, image=where), block, keywords) == expected
 
 
 def test_rows_are_those_of_the_map(images):

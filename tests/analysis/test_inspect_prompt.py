@@ -200,6 +200,10 @@ def test_the_page_and_its_numbers(tmp_path):
     ("changes", "message"),
     [
         ({"prompt": None, "call": {"guidance_scale": 2}}, "call, pipeline: are for prompt"),
+        (
+            {"heads": 2, "timesteps": [5]},
+            "heads, timesteps: with prompt=... only model, layers, seed, .*prompt, pipeline",
+        ),
         ({"call": {"nothing": 1}}, r"call\.nothing: is no argument of StableDiffusion3Pipeline"),
         (
             {"model": "asset:digits_teacher"},

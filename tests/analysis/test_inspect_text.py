@@ -3,6 +3,7 @@
 import json
 import re
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -13,6 +14,7 @@ from dit_shd.analysis.survey import Scope
 from dit_shd.analysis.text_inputs import TextInputs
 from dit_shd.attention.recording.attach import capture
 from dit_shd.cli.program import main
+from dit_shd.core import rng
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
 from dit_shd.data.datasets import DATASETS
@@ -105,6 +107,18 @@ def test_the_command_leaves_a_page_and_its_numbers(tmp_path, capsys):
     assert sorted(numbers["files"]) == sorted(file.name for file in out.iterdir())
     assert main(words) == 2
     assert "exists already; say force=true" in capsys.readouterr().err
+
+
+def test_keys_that_nothing_reads_and_texts_without_attention_are_refused(tmp_path, capsys):
+    causal_lm(GPT2).save_pretrained(tmp_path / "student")
+    assert main(["inspect", str(tmp_path / "student"), "timesteps=[5]", f"out={tmp_path / 'out'}"]) == 2
+    assert "timesteps: of a language model only model, layers, seed" in capsys.readouterr().err
+    data = text(tmp_path, pack=False)
+    batch = data.batch(np.arange(2), rng.Draws(0, 0, range(2), 2))
+    batch["documents"][:, 1:] = -1  # one token, then padding
+    data.batch = lambda *_: batch
+    with pytest.raises(UserError, match="text: wanted sequences of two tokens or more, found none among the 2 drawn"):
+        TextInputs.of(data, 2, 0)
 
 
 def test_a_language_model_wants_a_text(tmp_path):

@@ -54,16 +54,24 @@ def test_numbers_and_tokens_are_spread_evenly():
 
 
 @pytest.mark.parametrize(("grid", "keys"), [((8, 8), (4, 4)), (None, (1, 16))])
-def test_areas_of_keys_are_sums(grid, keys):
+def test_areas_of_keys_are_means(grid, keys):
     torch.manual_seed(0)
     maps = torch.randn(3, 64, 64, dtype=torch.float64).softmax(-1)
     sheets = LayerSheets.begin("x", 64, 64, (grid, grid), Extent(1, 1, 64, 16))
     assert sheets.keys == keys and sheets.pooled
     sheets.add(maps[:, sheets.tokens], grid, [""] * 3)
     whole = maps[:, sheets.tokens].transpose(0, 1)
-    parts = whole.reshape(-1, 3, 4, 2, 4, 2).sum((3, 5)).flatten(2) if grid else whole.unflatten(2, (16, 4)).sum(3)
+    parts = whole.reshape(-1, 3, 4, 2, 4, 2).mean((3, 5)).flatten(2) if grid else whole.unflatten(2, (16, 4)).mean(3)
     error = np.abs(np.sqrt(sheets.values(0)) - np.sqrt(parts.numpy())).max()
     assert error <= 0.51 * STEP * np.sqrt(sheets.tops[0])
+
+
+@pytest.mark.parametrize(("grid", "m"), [((24, 24), 576), (None, 77)])
+def test_uniform_attention_is_a_uniform_map_also_in_areas_of_unequal_size(grid, m):
+    sheets = LayerSheets.begin("x", m, m, (grid, grid), Extent(1, 1, 16, 256 if grid else 64))
+    assert sheets.pooled
+    sheets.add(torch.full((2, len(sheets.tokens), m), 1 / m, dtype=torch.float64), grid, ["", ""])
+    np.testing.assert_allclose(sheets.values(0), 1 / m)
 
 
 @pytest.fixture

@@ -58,6 +58,12 @@ def test_a_pipeline_of_another_noise_is_refused(pipeline, values, scheduler, mes
         run({**values, "teacher": str(pipeline)}, steps=1)
 
 
+def test_a_damaged_config_of_a_scheduler_is_no_missing_one(pipeline):
+    (pipeline / "scheduler" / "scheduler_config.json").write_text('{"prediction_type": "v_pred')
+    with pytest.raises(UserError, match=r"scheduler_config\.json: wanted the JSON object of a scheduler"):
+        sample(str(pipeline), count=2, **QUICK)
+
+
 def test_a_teacher_of_a_pipeline_is_taught_by_its_own_schedule(pipeline, values):
     says(pipeline, _class_name="DDPMScheduler", num_train_timesteps=500)
     with pytest.raises(UserError, match=r"^task\.timesteps: wanted the 500 that the scheduler of .*, found 1000"):

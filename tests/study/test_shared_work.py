@@ -1,5 +1,7 @@
 """What cells share, references, teachers, and models that nobody trains: made once, and noted where it changes."""
 
+import shutil
+
 import numpy as np
 import pytest
 from studies import calls, run
@@ -31,6 +33,16 @@ def test_a_teacher_whose_config_has_changed_is_prepared_anew(study, tmp_path):
         run(study({"cell": 0}, prepare=[f"train {file}"]))
         (tmp_path / "results.jsonl").unlink()
         (tmp_path / "cells" / "output-seed1" / "row.json").unlink()
+    assert (tmp_path / "calls").read_text().count("train " + str(file)) == 2
+
+
+def test_shared_work_that_was_deleted_is_done_again(study, tmp_path):
+    file = tmp_path / "teacher.yaml"
+    file.write_text(f"data: {{name: x}}\nrun: {tmp_path / 'teacher'}\nsteps: 5\n")
+    for number in range(3):
+        run(study({"cell": number}, prepare=[f"train {file}"]))
+        if number == 1:
+            shutil.rmtree(tmp_path / "teacher")
     assert (tmp_path / "calls").read_text().count("train " + str(file)) == 2
 
 

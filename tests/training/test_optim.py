@@ -77,6 +77,19 @@ def test_what_is_no_matrix_is_not_decayed():
     assert len(build(OptimizerConfig(name="adamw", weight_decay=0.1), named.items()).param_groups) == 1
 
 
+def test_a_weight_of_one_row_is_a_matrix_and_a_token_is_none():
+    """A head of one output, and the A of an adapter of rank 1; not a token."""
+    shapes = {
+        "head.weight": (1, 8),
+        "q.lora_A.default.weight": (1, 8),
+        "q.lora_B.default.weight": (8, 1),
+        "token": (1, 8),
+    }
+    named = {name: torch.nn.Parameter(torch.ones(shape)) for name, shape in shapes.items()}
+    groups = build(OptimizerConfig(name="adamw", weight_decay=0.1, decayed="matrices"), named.items()).param_groups
+    assert [len(group["params"]) for group in groups] == [3, 1] and groups[1]["params"][0] is named["token"]
+
+
 def test_position_embeddings_that_are_matrices_are_not_decayed():
     config = OptimizerConfig(name="adamw", weight_decay=0.1, decayed="matrices")
     size = {"vocab_size": 16, "n_positions": 8, "n_embd": 8, "n_layer": 1, "n_head": 2}

@@ -291,7 +291,7 @@ async function explore(root) {
     if (state.key !== null) frame(board, words.length ? row() * sizes().m + state.key : state.key, "#fff");
     const numbers = values(state.map, row());
     const most = numbers.indexOf(Math.max(...numbers));
-    const key = (at) => (words.length ? named(at) : `${prompt.length ? "image" : "key"} ${layer().pooled ? "area" : "token"} ${at}`);
+    const key = (at) => (words.length ? named(at) : `${layer().pooled ? "a token of " : ""}${prompt.length ? "image" : "key"} ${layer().pooled ? "area" : "token"} ${at}`);
     const share = (at) => `${(100 * numbers[at]).toPrecision(3)}% ${prompt.length ? "of" : "to"} ${key(at)}`;
     const from = words.length ? `from ${named(layer().tokens[row()])}: ` : "";
     part("readout").textContent = `${from}most: ${share(most)}` + (state.key === null ? "" : `; here: ${share(state.key)}`);
