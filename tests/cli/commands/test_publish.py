@@ -7,8 +7,10 @@ import huggingface_hub
 import pytest
 from huggingface_hub import ModelInfo
 from huggingface_hub.utils import filter_repo_objects
+from local_hub import local_hub
 from prompt_students import prompt_student
 from safetensors.torch import load_file, save_file
+from small_families import same
 from tiny_pipelines import write_pipeline
 
 from dit_shd.cli.program import main
@@ -52,6 +54,27 @@ def test_a_model_goes_up_with_its_card(calls, capsys):
     assert not any("jsonl" in pattern or pattern == "*" for pattern in patterns)
     out = capsys.readouterr().out
     assert "done: https://hub/me/digits" in out and "next: dit-shd sample hub:me/digits" in out
+
+
+def test_what_the_client_uploads_comes_back(monkeypatch, tmp_path, capsys):
+    """By the real client, to a hub on this machine: made, filled, a second commit without old shards, and loaded."""
+    folder, shard = asset("digits_teacher"), "diffusion_pytorch_model-00001-of-00002.safetensors"
+    monkeypatch.setenv("HF_TOKEN", "hf_of_this_test")
+    with local_hub(monkeypatch, str(tmp_path / "cache")) as hub:
+        assert main(["publish", str(folder), "me/digits"]) == 0
+        files = hub.repositories["me/digits"]
+        assert files == {file.name: file.read_bytes() for file in folder.iterdir() if file.name in files}
+        assert {"config.json", "README.md", "diffusion_pytorch_model.safetensors"} <= set(files)
+        assert hub.private == {"me/digits"} and hub.stored
+        files |= {shard: b"old", "notes.txt": b"mine"}
+        assert main(["publish", str(folder), "me/digits"]) == 0
+        assert f"one more commit, without {shard} of an earlier one" in capsys.readouterr().out
+        assert shard not in files and files["notes.txt"] == b"mine"
+        assert same(loading.load("hub:me/digits").state_dict(), loading.load(folder).state_dict())
+        monkeypatch.delenv("HF_TOKEN")
+        assert main(["publish", str(folder), "me/others"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()[-1:]
+        assert line.endswith("hf auth login signs in") and "me/others" not in hub.repositories
 
 
 def test_an_earlier_upload_of_other_weights_leaves_the_head(calls, monkeypatch, capsys):
