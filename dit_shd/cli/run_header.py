@@ -71,7 +71,7 @@ def _device(trainer: Trainer) -> str:
 def _model(trainer: Trainer, model: nn.Module, place: str = "") -> str:
     """Family, layers, heads, width, parameters and operations of a model."""
     task, shape = trainer.task, shape_of(model)
-    facts = [type(getattr(model, "_orig_mod", model)).__name__]
+    facts = [type(getattr(model, "_orig_mod", model)).__name__.removeprefix("FSDP")]  # fully_shard names it anew
     captures = _captures(trainer, model)
     if captures:
         first = next(iter(captures.values()))

@@ -4,7 +4,7 @@ import pytest
 
 from dit_shd.core.config import make, resolve
 from dit_shd.core.errors import UserError
-from dit_shd.distillation.schedule import at_step, schedule, shares_as_steps
+from dit_shd.distillation.schedule import at_step, end_of, ended, schedule, shares_as_steps
 from dit_shd.training.config import TrainConfig, resolved
 
 
@@ -12,6 +12,22 @@ def test_a_weight_is_linear_between_its_steps_and_constant_outside():
     points = schedule({600: 0.3, 0: 0.3, 900: 0.0}, "shd")
     assert list(points) == [0, 600, 900]
     assert [at_step(points, step) for step in (0, 600, 750, 900, 5000)] == pytest.approx([0.3, 0.3, 0.15, 0.0, 0.0])
+
+
+def test_a_schedule_has_ended_where_it_stays_at_zero():
+    falling, paused = {0: 1.0, 10: 0.0}, {0: 1.0, 10: 0.0, 20: 0.0, 30: 1.0}
+    assert [ended(falling, step) for step in (0, 5, 9, 10, 11)] == [False, False, False, True, True]
+    assert not any(ended(paused, step) for step in (0, 10, 15, 20, 40))
+    assert not ended({0: 0.0}, 5), "it never began"
+    assert [end_of(points) for points in (falling, paused, {0: 1.0})] == [10, None, None]
+
+
+@pytest.mark.parametrize(
+    "weight", [-1.0, True, "1", float("inf"), float("nan"), {True: 1.0}, {-1: 1.0}, {0.5: 1.0}, {}]
+)
+def test_what_is_no_weight_is_refused(weight):
+    with pytest.raises(UserError, match="shd: weight: wanted"):
+        schedule(weight, "shd")
 
 
 def test_shares_of_a_run_are_steps():

@@ -1,8 +1,14 @@
 """Training at scale: slices of weights, compiled and recomputed blocks, schedules, norms, meters."""
 
+import socket
+import subprocess
+import sys
+from contextlib import closing
+
 import pytest
 import torch
 import torch._dynamo
+import yaml
 from runs import drawn_by, rows, run, weights
 from safetensors.torch import load_file
 from two_process_jobs import said
@@ -47,6 +53,30 @@ def test_sharded_training_equals_whole_training_and_checkpoints_fit_both(by_two)
     (_, straight), (_, on) = (run(values, run=str(folder), steps=4) for folder in (one, two))
     close(straight, on)
     assert [row["step"] for row in rows(by_two / "resumed")] == [1, 2, 3, 4, 5]  # begun by one process, whole
+
+
+@slices
+@pytest.mark.slow
+def test_four_processes_of_two_nodes_learn_as_one_and_two_go_on(values, root, tmp_path):
+    """torchrun's rendezvous of two nodes, both on this machine; slices of four processes, then of two."""
+    values |= {"batch_size": 8, "log_every": 1, "checkpoint_every": 2}
+    run(values, run=str(tmp_path / "one"), steps=4)
+    file = tmp_path / "values.yaml"
+    for count, steps in ((2, 2), (1, 4)):
+        file.write_text(yaml.safe_dump({**values, "run": str(tmp_path / "nodes"), "steps": steps, "sharding": "fsdp2"}))
+        with closing(socket.create_server(("127.0.0.1", 0))) as probe:
+            port = str(probe.getsockname()[1])
+        words = ["-m", "torch.distributed.run", "--nnodes=2", f"--nproc_per_node={count}", f"--master_port={port}"]
+        words += ["--master_addr=127.0.0.1"]
+        nodes = [
+            subprocess.Popen([sys.executable, *words, f"--node_rank={node}", str(root / "train_dit.py"), str(file)])
+            for node in range(2)
+        ]
+        assert [node.wait(300) for node in nodes] == [0, 0]
+    close(rows(tmp_path / "one"), rows(tmp_path / "nodes"))
+    first, second = (weights(tmp_path / name, "student") for name in ("one", "nodes"))
+    for name in first:  # the bias of keys has no gradient but rounding, which Adan makes steps of
+        torch.testing.assert_close(first[name], second[name], rtol=1e-3, atol=1e-3)
 
 
 @slices
