@@ -8,6 +8,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, TypeVar, Union, runtime_checkable
@@ -34,7 +35,7 @@ def option(
     """
     metadata = {"doc": doc, "range": range, "resumable": resumable, "heading": heading}
     if isinstance(default, (list, dict)) or dataclasses.is_dataclass(default):
-        return field(default_factory=lambda: default, metadata=metadata)
+        return field(default_factory=lambda: deepcopy(default), metadata=metadata)  # of each config its own
     return field(default=default, metadata=metadata)
 
 
@@ -161,6 +162,8 @@ def _scalar(hint: Any, value: object, where: str) -> object:
     elif hint is int:
         if isinstance(value, int) and not isinstance(value, bool):
             return value
+        if isinstance(value, str) and value.strip().isdecimal():
+            return int(value)  # all of its digits, of which a float has sixteen
         if (number := _number(value)) is not None and number.is_integer():
             return int(number)
     elif hint is float:

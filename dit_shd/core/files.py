@@ -17,6 +17,8 @@ from dit_shd.core.errors import UserError
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NO_SYNC = {errno.EINVAL, errno.EBADF, errno.ENOTSUP}
 """Errors of file systems that cannot sync a folder."""
+PART, OLD = ".dit_shd.part", ".dit_shd.old"
+"""Ends of hidden names of what is being written, and of what it replaces: a kill leaves them, and nobody else's."""
 _log = logging.getLogger("dit_shd")
 REMEDY = "what is finished is kept, and the same command goes on from it"
 
@@ -68,21 +70,40 @@ def remove(folder: Path) -> None:
 
     What cannot be removed, since it is open elsewhere on a network disk, say, stays, with a warning.
     """
-    part = folder.with_name(f".{folder.name}.part")
+    part = folder.with_name(f".{folder.name}{PART}")
     with _needless(folder):
         os.replace(folder, part)
-        shutil.rmtree(part)
+        _drop(part)
 
 
 def recover(folder: Path) -> None:
     """Complete or undo what a killed atomic_folder or atomic_file left in a folder that no other process writes to."""
-    for old in folder.glob(".*.old"):
-        final = old.with_name(old.name[1 : -len(".old")])
+    for old in folder.glob(f".*{OLD}"):
+        final = old.with_name(old.name[1 : -len(OLD)])
         if not final.exists():
             os.replace(old, final)
-    for leftover in [*folder.glob(".*.old"), *folder.glob(".*.part")]:
+    for leftover in [*folder.glob(f".*{OLD}"), *folder.glob(f".*{PART}")]:
         with _needless(leftover):
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            _drop(leftover)
+
+
+def _drop(path: Path) -> None:
+    """Remove a folder, a file or a link."""
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _followed(path: Path) -> Path:
+    """Where a path leads: of a link, as of a student's folder on a larger disk, the place that it names.
+
+    Raises:
+        UserError: A link into a folder that is not there, as of a disk that is not mounted; or a device.
+    """
+    place = path.resolve() if path.is_symlink() else path.absolute()  # of `.` the name
+    if path.is_symlink() and not place.parent.is_dir():
+        raise UserError(f"{path}: is a link to {place}, whose folder is not there; {REMEDY}")
+    if place.exists() and not place.is_file() and not place.is_dir():
+        raise UserError(f"{path}: wanted a place for a file or folder, found a device, which would be replaced")
+    return place
 
 
 @contextmanager
@@ -98,7 +119,7 @@ def _needless(path: Path) -> Generator[None]:
 def atomic_folder(final: Path) -> Generator[Path]:
     """A folder that appears complete under its name when the block ends without an error, and not otherwise.
 
-    A kill between the two renames leaves the old folder as `.NAME.old`; the next atomic_folder, or recover(), restores
+    A kill between the two renames leaves the old folder as `.NAME` + OLD; recover() or the next atomic_folder restores
     it.
 
     Args:
@@ -107,8 +128,8 @@ def atomic_folder(final: Path) -> Generator[Path]:
     Raises:
         UserError: It could not be written.
     """
-    final = final.absolute()  # of `.` the name
-    part, old = final.with_name(f".{final.name}.part"), final.with_name(f".{final.name}.old")
+    final = _followed(final)
+    part, old = (final.with_name(f".{final.name}{end}") for end in (PART, OLD))
     try:
         if old.exists() and not final.exists():
             os.replace(old, final)
@@ -168,7 +189,8 @@ def atomic_path(final: Path, remedy: str = REMEDY) -> Generator[Path]:
 
 @contextmanager
 def _publishing(final: Path, remedy: str) -> Generator[Path]:
-    part = final.with_name(f".{final.name}.{os.getpid()}.part")
+    final = _followed(final)
+    part = final.with_name(f".{final.name}.{os.getpid()}{PART}")
     try:
         yield part
         sync(part)

@@ -52,7 +52,7 @@ class Lock:
     """
 
     def __init__(self, file: Path, what: str):
-        path = file.absolute()
+        path = file.parent.resolve() / file.name  # one lock, by whichever link a folder is named
         held = _mine.get(path)
         self._held = held if held is not None and held.pid == os.getpid() else _Held(path, what)
         _mine[path] = self._held

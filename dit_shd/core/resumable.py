@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dit_shd.core.errors import UserError
-from dit_shd.core.files import atomic_file
+from dit_shd.core.files import PART, atomic_file
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("dit_shd")
 
 
-LEFTOVERS = ".*.part"
+LEFTOVERS = f".*{PART}"
 """Names of what was being written when a process was killed."""
 
 

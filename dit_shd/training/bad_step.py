@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from dit_shd.core.errors import UserError
-from dit_shd.core.files import atomic_file
+from dit_shd.core.files import atomic_file, cannot_be_written
 from dit_shd.tasks import Batch
 from dit_shd.training.batches import Passes
 from dit_shd.training.diagnosis import Diagnosis, tensors_of
@@ -23,6 +23,9 @@ def write(file: Path, batches: Passes, diagnosis: Diagnosis) -> None:
         file: In a folder that need not exist.
         batches: The passes.
         diagnosis: Goes into the file's metadata.
+
+    Raises:
+        UserError: It could not be written.
     """
     tensors = {
         f"{batch.pass_name}/{field}": value.clone(memory_format=torch.contiguous_format)  # the passes share some
@@ -30,7 +33,10 @@ def write(file: Path, batches: Passes, diagnosis: Diagnosis) -> None:
         for field, value in tensors_of(batch).items()
     }
     metadata = {"batch": json.dumps({"step": batches[0].step, **asdict(diagnosis)})}
-    file.parent.mkdir(exist_ok=True)
+    try:
+        file.parent.mkdir(exist_ok=True)
+    except OSError as error:
+        raise cannot_be_written(file.parent, error) from error
     with atomic_file(file) as stream:
         stream.write(save(tensors, metadata))
 

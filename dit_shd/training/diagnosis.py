@@ -26,7 +26,14 @@ class Diagnosis:
     layer: str | None = None
     """The first one, and whether by its output or its gradient."""
 
+    @property
+    def shown(self) -> bool:
+        """Whether the step, taken again, is not finite again."""
+        return bool(self.terms) or self.layer is not None
+
     def __str__(self) -> str:
+        if not self.shown:
+            return "taken again, its loss, gradients and layers are finite"
         what = f"the loss ({', '.join(self.terms[:4])})" if self.terms else "the gradient"
         return f"{what} is not finite (NaN or infinity), first in {self.layer or 'no layer that shows it again'}"
 
@@ -49,15 +56,16 @@ def diagnose(
     """
     from accelerate.utils import gather_object
 
-    gradient, layers = bad_gradient(distiller), []
+    layers: list[str | None] = []
     for passes in batches:
         moved = [batch.to(accelerator.device) for batch in passes]
         with accelerator.autocast():
             layers.append(first_non_finite(distiller, teachers, moved))
     bad = [key for key, value in terms.items() if key != "loss" and not bool(torch.isfinite(value))]
-    processes = gather_object([(bad, layers)])
+    processes = gather_object([(bad, [*layers, bad_gradient(distiller)])])  # of slices each process has its own
     names = dict.fromkeys(term for terms, _ in processes for term in terms)
-    return Diagnosis(tuple(names), next((layer for _, layers in processes for layer in layers if layer), gradient))
+    shown = [(place, layer) for _, parts in processes for place, layer in enumerate(parts) if layer]
+    return Diagnosis(tuple(names), min(shown, key=lambda pair: pair[0])[1] if shown else None)
 
 
 @torch.no_grad()

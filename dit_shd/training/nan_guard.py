@@ -70,17 +70,21 @@ class Guard:
             The error, where no more steps may be left out.
         """
         file = self.folder / f"step_{number + 1:08d}.safetensors"
-        run_on_main(lambda: bad_step.write(file, batch(), diagnosis))
+        words = f"step {number + 1}: {'' if diagnosis.shown else 'its loss or gradient was not finite; '}{diagnosis}"
+        kept = f"its batch is in {file}"
+        try:
+            run_on_main(lambda: bad_step.write(file, batch(), diagnosis))
+        except UserError as error:  # a full disk, say, must not hide what is wrong, nor cost the steps before
+            kept = f"its batch is not kept ({error})"
         if self.skipped >= self.limit:
             return UserError(
-                f"step {number + 1}: {diagnosis}. It has not reached the weights, which are saved as of step {number}; "
-                f"its batch is in {file}. The same command with skip_bad_steps={self.limit + 1} goes on without it; a "
-                "lower optimizer.lr or precision=no may help"
+                f"{words}. It has not reached the weights, which are saved as of step {number}; {kept}. The same "
+                f"command with skip_bad_steps={self.limit + 1} goes on without it; a lower optimizer.lr or "
+                "precision=no may help"
             )
         self.skipped += 1
         if self.accelerator.is_main_process:
-            count = f"{self.skipped} of {self.limit}"
-            _log.warning("step %d: %s; left out (%s), its batch is in %s", number + 1, diagnosis, count, file)
+            _log.warning("%s; left out (%d of %d), %s", words, self.skipped, self.limit, kept)
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.update()  # or the next gradient could not be unscaled
         return None

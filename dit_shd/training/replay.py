@@ -24,6 +24,8 @@ def replay(run: str | Path, step: int) -> Diagnosis:
     Raises:
         UserError: The run is not at the step before it.
     """
+    if isinstance(step, bool) or not isinstance(step, int):
+        raise UserError(f"step: wanted a number from 1, found {step!r}")
     trainer = Trainer.from_config(replace(make(TrainConfig, read_yaml(Path(run) / "config.yaml")), run=Path(run)))
     try:
         if trainer.first_step != step - 1:

@@ -44,6 +44,7 @@ LOGS = ("metrics.jsonl", "timing.jsonl", "evaluations.jsonl")
 """Rows by step; only the second one differs when a run is repeated."""
 BEGUN = (LOCK, ".config.yaml.")
 """All that a run folder can hold before its config.yaml."""
+NO_STEP = 2**62
 SHARES = " Weights by shares of a run (20%) stand in its config.yaml as steps; to raise steps, write those."
 _log = logging.getLogger("dit_shd")
 
@@ -70,6 +71,7 @@ class RunFolder:
             UserError: The folder is in use, or holds another config, or something that is not a run.
         """
         locks: list[Lock] = []
+        path = path.absolute()  # a script may change its folder between steps
 
         def begin() -> None:
             _check(path, config, resumable, completed)
@@ -190,7 +192,8 @@ class RunFolder:
             return None
         folder = self.path / "checkpoints" / name
         try:
-            loaded: dict[str, Any] = {file.stem: load_file(file) for file in folder.glob("*.safetensors")}
+            files = [folder / Path(file).name for file in json.loads((folder / MANIFEST).read_text(encoding="utf-8"))]
+            loaded: dict[str, Any] = {file.stem: load_file(file) for file in files if file.suffix == ".safetensors"}
             state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
             if step_of(folder) != state["step"]:
                 raise ValueError("state.json is of another step")
@@ -230,11 +233,10 @@ class RunFolder:
         return self.rows("metrics.jsonl")
 
     def rows(self, log: str) -> list[dict[str, Any]]:
-        """The rows of a log by its file name, without a line that is still being written; none where there is none."""
+        """The rows of a log by its file name, those that are whole; none where there is none."""
         file = self.path / log
-        text = file.read_text(encoding="utf-8") if file.exists() else ""
-        rows = (json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines())
-        return [row for row in rows if isinstance(row, dict)]
+        text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+        return [json.loads(line) for line in text.splitlines() if _step(line) < NO_STEP]
 
 
 def is_begun(path: Path) -> bool:
@@ -275,7 +277,7 @@ def _step(line: str) -> int:
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError, OverflowError):
-        return 2**62  # half a line from a kill
+        return NO_STEP  # half a line from a kill
 
 
 def _check(path: Path, new: str, resumable: Collection[str], completed: Completed) -> None:

@@ -19,6 +19,8 @@ from dit_shd.training.trainer import Trainer
 
 WHOLE = ("teacher", "base_weight", "layers")
 """Keys whose mappings, by names or steps of the user's, are values as a whole."""
+GROUPS = ("optimizer",)
+"""Keys with a `name` of which the other keys are not that name's alone."""
 CURVE = (420, 120)
 """Width and height of the curve in a notebook, in pixels."""
 
@@ -90,11 +92,14 @@ def _bar(trainer: Trainer, shown: bool) -> Any:  # noqa: ANN401 - a bar of the t
 
 
 def merged(values: Mapping[str, object], changes: Mapping[str, object]) -> dict[str, Any]:
-    """Values with changes in their place; of a mapping that is no plug-in and not WHOLE, key by key."""
+    """Values with changes in their place; of a mapping that names no plug-in and is not WHOLE, key by key."""
     result = dict(values)
     for key, value in changes.items():
         before = result.get(key)
-        both = key not in WHOLE and isinstance(before, Mapping) and isinstance(value, Mapping) and "name" not in value
+        if isinstance(before, str) and key not in WHOLE:  # `task: flow_matching` is short for {name: flow_matching}
+            before = {"name": before}
+        mappings = key not in WHOLE and isinstance(before, Mapping) and isinstance(value, Mapping)
+        both = mappings and ("name" not in value or key in GROUPS)  # type: ignore[operator]
         result[key] = merged(before, value) if both else value  # type: ignore[arg-type]
     return result
 

@@ -64,7 +64,7 @@ class Services:
         suffixes = [folder.student_of(rate, config.ema_rates).name.removeprefix("student") for rate in rates]
         students = {suffix: partial(_student, config, task, state, rate) for suffix, rate in zip(suffixes, rates)}
         meter = throughput(config, state.distiller.student, teachers, batches.micro_size, accelerator)
-        guard = Guard(config.run, accelerator, config.skip_bad_steps)
+        guard = Guard(folder.path, accelerator, config.skip_bad_steps)
         every, norms_every = config.log_every, config.gradient_norms_every
         return cls(
             LogBook(folder, tracker, meter, guard, state.optimizer, every, norms_every, config.steps),

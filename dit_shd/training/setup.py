@@ -176,6 +176,7 @@ def warn(parts: Parts) -> None:
     config, newest, jump = parts.config, RunFolder(parts.config.run).newest, None
     if newest is not None:
         planned = read_yaml(config.run / "config.yaml").get("steps", config.steps)
+        planned = planned if isinstance(planned, int) else config.steps  # what is no number is refused further on
         jump = optim.jump(config.optimizer, step_of(newest), planned, config.steps)
     slow = too_slow(config.ema_rates, config.steps, config.ema_warmup)
     student, still = parts.student, checks.untrained(config, parts.losses, parts.student)

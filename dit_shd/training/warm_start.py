@@ -6,7 +6,7 @@ What is taken, by the names of tensors, is logged and kept in from.json; it also
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -133,9 +133,19 @@ def _check_classes(student: nn.Module, other: nn.Module, source: str, names: Seq
 
 
 def read_origin(run: Path) -> Provenance | None:
-    """What is behind the weights that a run began with; None where it began without any."""
-    values = (read_object(run / FILE) or {}).get("origin")
-    if not isinstance(values, dict):
+    """What is behind the weights that a run began with; None where it began without any.
+
+    Raises:
+        UserError: Its file is damaged, so that the licence of the weights is not known.
+    """
+    if not (run / FILE).exists():
         return None
-    lists = {key: tuple(value) for key, value in values.items() if key != "license"}
-    return Provenance(license=values.get("license"), **lists)
+    values = (read_object(run / FILE) or {}).get("origin")
+    known, lists = {field.name for field in fields(Provenance)}, {}
+    if isinstance(values, dict) and values.keys() <= known:
+        lists = {key: value for key, value in values.items() if key != "license"}
+        texts = [text for value in lists.values() if isinstance(value, list) for text in value]
+        whole = all(isinstance(value, list) for value in lists.values()) and all(isinstance(one, str) for one in texts)
+        if whole and isinstance(values.get("license"), str | None):
+            return Provenance(values.get("license"), **{key: tuple(value) for key, value in lists.items()})
+    raise UserError(f"{run / FILE}: wanted the origin of the weights that the run began with, found a damaged file")

@@ -12,6 +12,7 @@ from dit_shd.core import plugins
 from dit_shd.core.config import changed, make, resolve
 from dit_shd.core.config_source import keys_of
 from dit_shd.core.errors import UserError
+from dit_shd.core.plugins import Plugin
 from dit_shd.core.yaml_files import dump, override, read_yaml, words_of
 from dit_shd.data.datasets import DATASETS
 from dit_shd.diffusion.sample_config import SampleConfig
@@ -117,6 +118,17 @@ def test_the_command_line_gives_back_the_values_it_was_written_of():
     values = {"list": [None, True, 2, 0.5, *texts], "mapping": {"a": None, "b": False}, "none": None, "yes": True}
     values |= {f"text{i}": text for i, text in enumerate(texts)} | {"number": 0.001, "whole": -3}
     assert override({}, words_of(values)) == values
+
+
+def test_whole_numbers_keep_their_digits():
+    assert make(TrainConfig, {"seed": "9007199254740993", "steps": "1e3"}).seed == 9007199254740993
+
+
+def test_defaults_are_of_one_config_alone():
+    config = TrainConfig()
+    config.losses.append(Plugin("shd"))
+    config.optimizer.betas.append(0.5)
+    assert TrainConfig().losses == [] and TrainConfig().optimizer.betas == []
 
 
 def test_what_is_not_a_default():

@@ -1,8 +1,12 @@
 """Files and folders that appear whole."""
 
+import os
 from pathlib import Path
 
-from dit_shd.core.files import atomic_folder
+import pytest
+
+from dit_shd.core.errors import UserError
+from dit_shd.core.files import OLD, PART, atomic_folder, recover, remove, write_text
 
 
 def test_a_folder_to_write_may_be_the_one_that_one_is_in(tmp_path, monkeypatch):
@@ -10,3 +14,39 @@ def test_a_folder_to_write_may_be_the_one_that_one_is_in(tmp_path, monkeypatch):
     with atomic_folder(Path()) as part:
         (part / "file").write_text("whole")
     assert (tmp_path / "file").read_text() == "whole"
+
+
+def test_a_link_is_followed_however_often_it_is_written(tmp_path):
+    """As of a student's folder that was moved to a larger disk."""
+    (tmp_path / "disk" / "student").mkdir(parents=True)
+    (tmp_path / "student").symlink_to(tmp_path / "disk" / "student")
+    (tmp_path / "log").symlink_to(tmp_path / "disk" / "log")
+    for number in range(3):
+        with atomic_folder(tmp_path / "student") as part:
+            (part / "file").write_text(str(number))
+        write_text(tmp_path / "log", str(number))
+        for link, file in (("student", "student/file"), ("log", "log")):
+            assert (tmp_path / link).is_symlink() and (tmp_path / "disk" / file).read_text() == str(number)
+    assert {path.name for path in (tmp_path / "disk").iterdir()} == {"student", "log"}
+    remove(tmp_path / "student")
+    assert not (tmp_path / "student").is_symlink() and (tmp_path / "disk" / "student" / "file").exists()
+
+
+def test_a_link_to_a_disk_that_is_not_there_and_a_device_are_refused(tmp_path):
+    (tmp_path / "student").symlink_to(tmp_path / "disk" / "student")
+    os.mkfifo(tmp_path / "pipe")
+    for name, words in (("student", "is a link to .*, whose folder is not there"), ("pipe", "found a device")):
+        with pytest.raises(UserError, match=words):
+            write_text(tmp_path / name, "text")
+        with pytest.raises(UserError, match=words), atomic_folder(tmp_path / name):
+            pass
+    assert {path.name for path in tmp_path.iterdir()} == {"student", "pipe"}
+
+
+def test_leftovers_of_others_are_theirs(tmp_path):
+    for name in (".notes.old", ".rsync.part", f".log.9{PART}"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / f".student{OLD}").mkdir()
+    (tmp_path / ".results.part").mkdir()
+    recover(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {".notes.old", ".rsync.part", ".results.part", "student"}

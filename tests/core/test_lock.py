@@ -77,6 +77,17 @@ def test_a_lock_goes_with_its_last_holder(file):
     assert not file.exists()
 
 
+def test_a_folder_of_several_names_has_one_lock(file):
+    """A notebook that names its folder by a link would be told to end itself."""
+    first = Lock(file, "a")
+    file.parent.parent.joinpath("link").symlink_to(file.parent)
+    again = Lock(file.parent.parent / "link" / file.name, "b")
+    first.release()
+    assert file.exists()
+    again.release()
+    assert not file.exists()
+
+
 @pytest.mark.parametrize("flock", [True, False])
 @pytest.mark.parametrize("left", [{}, {"pid": os.getpid()}, {"pid": 1, "start": 2}], ids=["dead", "mine", "reused"])
 def test_what_a_dead_process_left_is_taken_over_and_said(file, monkeypatch, caplog, left, flock):

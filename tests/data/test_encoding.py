@@ -229,9 +229,9 @@ def test_a_folder_that_goes_away_and_is_back_is_whole(tmp_path, monkeypatch):
 
 def test_a_folder_that_a_kill_left_with_the_beginning_of_its_settings_goes_on(images, tmp_path):
     (tmp_path / "l").mkdir()
-    (tmp_path / "l" / ".settings.json.9.part").write_text("{")
+    (tmp_path / "l" / ".settings.json.9.dit_shd.part").write_text("{")
     assert len(read_index(encode(images, tmp_path / "l"))) == 20
-    assert not list((tmp_path / "l").glob(".*.part"))
+    assert not list((tmp_path / "l").glob(".*.dit_shd.part"))
 
 
 def begin(values, shards, monkeypatch):
@@ -346,7 +346,7 @@ def test_a_folder_without_a_shard_is_begun_again_with_other_settings(images, vae
     """As after running out of memory: the smaller batch was refused, for want of the shards of the larger one."""
     begin(config(images, tmp_path / "l", vae=None, batch_size=20), 0, monkeypatch)
     begin(config(images, tmp_path / "l", vae=str(vae), batch_size=20), 0, monkeypatch)
-    (tmp_path / "l" / ".000000000.safetensors.9.part").write_bytes(b"")
+    (tmp_path / "l" / ".000000000.safetensors.9.dit_shd.part").write_bytes(b"")
     assert contents(encode(images, tmp_path / "l", vae=str(vae))) == contents(straight)
     begin(config(images, tmp_path / "m"), 1, monkeypatch)
     with pytest.raises(UserError, match=r"holds shards of other settings \(batch_size: 4 there, 2 here\)"):

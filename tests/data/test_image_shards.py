@@ -113,7 +113,7 @@ def test_a_disk_that_is_really_full(tmp_path):
     """A file whose unfinished part is a link to /dev/full: the kernel refuses what is written."""
     if not os.path.exists("/dev/full"):
         pytest.skip("no /dev/full here")
-    (tmp_path / f".000000000.npz.{os.getpid()}.part").symlink_to("/dev/full")
+    (tmp_path / f".000000000.npz.{os.getpid()}.dit_shd.part").symlink_to("/dev/full")
     shard = tmp_path / "000000000.npz"
     with pytest.raises(UserError, match="the disk is full"), atomic_file(shard) as stream:
         stream.write(bytes(100_000))

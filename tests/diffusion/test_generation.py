@@ -247,7 +247,7 @@ def test_a_full_disk_is_one_line_and_finished_work_is_kept(teacher, tmp_path, ro
     assert done.returncode == 2
     assert "merged.npz: cannot be written: the disk is full; what is finished is kept" in done.stderr.splitlines()[-1]
     assert open_shards(tmp_path / "s.npz.parts").shape == (40, 8, 8, 1)
-    assert not list((tmp_path / "s.npz.parts").glob(".*.part"))
+    assert not list((tmp_path / "s.npz.parts").glob(".*.dit_shd.part"))
     monkeypatch.setattr(generation, "draw", lambda *_: pytest.fail("drawn again"))
     out = sample_to_file(config(teacher, tmp_path, count=40))
     assert arrays(out)[0].shape == (40, 8, 8, 1)

@@ -217,7 +217,7 @@ def test_statistics_overwrite_nothing_without_force(files):
 
 
 def test_a_full_disk_is_one_line_and_leaves_no_half_file(files):
-    (files["folder"] / f".known.npz.{os.getpid()}.part").symlink_to("/dev/full")
+    (files["folder"] / f".known.npz.{os.getpid()}.dit_shd.part").symlink_to("/dev/full")
     with pytest.raises(UserError, match=r"known\.npz: cannot be written: the disk is full; make room"):
         statistics(files)
     assert not list(files["folder"].glob("*known*"))

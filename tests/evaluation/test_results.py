@@ -116,7 +116,7 @@ def test_other_figures_of_the_same_inputs_are_not_overwritten(files):
 
 
 def test_a_full_disk_is_one_line_and_the_figures_were_said(files, capsys):
-    part = files["samples"].parent / f".results.json.{os.getpid()}.part"
+    part = files["samples"].parent / f".results.json.{os.getpid()}.dit_shd.part"
     part.symlink_to("/dev/full")
     assert "results.json: cannot be written: the disk is full; make room" in refused(files)
     assert "FD(digits)" in capsys.readouterr().out

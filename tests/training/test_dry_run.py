@@ -50,6 +50,14 @@ def test_a_teacher_that_is_not_there_yet_may_have_more_stochastic_depth_than_the
     assert dry_run(make(TrainConfig, values)).measured is not None
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("mfu", 0), ("mfu", -1), ("mfu", 7), ("samples", -5), ("sampling_steps", 0)]
+)
+def test_assumptions_that_cannot_be_are_refused(values, key, value):
+    with pytest.raises(UserError, match=rf"estimate\.{key}: "):
+        dry_run(make(TrainConfig, {**values, "dry_run": True, "estimate": {key: value}}))
+
+
 def test_it_says_what_the_student_begins_with(tmp_path):
     values = {
         "run": str(tmp_path / "run"),

@@ -1,6 +1,7 @@
 """Numbers that go bad: found, named, kept, left out; never in the weights."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -98,6 +99,20 @@ def test_a_bad_step_stops_before_the_weights_and_is_named(values, case):
             assert torch.equal(value, kept) if isinstance(value, torch.Tensor) else value == kept
 
 
+@pytest.mark.parametrize("limit", [0, 1])
+def test_a_batch_that_cannot_be_kept_hides_no_bad_step(values, limit, caplog):
+    """As on a full disk: the cause is named, and the steps before it are saved."""
+    steps, trainer = poisoned(values, *CASES["activation"][:2], skip_bad_steps=limit, steps=4)
+    (trainer.folder.path / "bad_steps").write_text("in the way")
+    words = "step 3: the loss .*its batch is not kept .*bad_steps: cannot be written: File exists"
+    if limit:
+        assert [step.number for step in steps][-1] == 4 and re.search(words, caplog.text)
+    else:
+        with pytest.raises(UserError, match=words):
+            list(steps)
+        assert trainer.folder.load()["step"] == BAD
+
+
 def test_a_bad_step_is_left_out_counted_and_nothing_else_changes(values, caplog):
     """The count survives resuming; the order of the samples and the learning rate are those of the other steps."""
     steps, trainer = poisoned(values, *CASES["activation"][:2], skip_bad_steps=1, log_every=1, steps=5)
@@ -126,6 +141,9 @@ def test_a_bad_step_can_be_replayed(values):
     before = contents(config.run)
     finding = replay(config.run, 3)
     assert (finding.terms, finding.layer) == ((), None)
+    assert str(finding) == "taken again, its loss, gradients and layers are finite"
+    with pytest.raises(UserError, match="step: wanted a number from 1, found '3'"):
+        replay(config.run, "3")
     folder = config.run / "checkpoints" / "step_00000002"
     tensors = load_file(folder / "distiller.safetensors")
     tensors["student.en_inblocks.0.mlp.fc1.bias"][0] = float("nan")

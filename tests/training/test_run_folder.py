@@ -11,7 +11,7 @@ import sys
 
 import pytest
 import torch
-from runs import contents, run
+from runs import contents, rows, run
 
 from dit_shd.core import files, hashing
 from dit_shd.core.config import make, resumable_keys
@@ -134,6 +134,32 @@ def test_a_pickle_in_a_checkpoint_is_never_executed(folder, tmp_path, name, hone
     assert not (tmp_path / "exploded").exists()
 
 
+def test_lines_that_are_no_rows_are_passed_over(folder):
+    folder.path.mkdir(exist_ok=True)
+    (folder.path / "evaluations.jsonl").write_bytes(
+        b'{"step": 2, "FD": 1.0}\n{"step": 2, "F\n\xff\xfe\n[1]\n{"FD": 1.0}\n{"step": 4'
+    )
+    assert folder.rows("evaluations.jsonl") == [{"step": 2, "FD": 1.0}]
+
+
+def test_a_script_may_change_its_folder_between_steps(values, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there" / "run").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    for step in train(make(TrainConfig, {**values, "run": "run", "checkpoint_every": 1, "log_every": 1})):
+        monkeypatch.chdir(tmp_path / ("there" if step.number < 3 else "here"))
+    assert not [*(tmp_path / "there" / "run").iterdir()]
+    assert [row["step"] for row in rows(tmp_path / "here" / "run")] == [1, 2, 3, 4]
+
+
+def test_what_others_put_into_a_checkpoint_is_not_of_it(folder):
+    """As the files in which macOS keeps attributes, on disks that have none."""
+    save(folder, 2)
+    before = folder.load()
+    (folder.newest / "._distiller.safetensors").write_bytes(b"attributes")
+    assert folder.load().keys() == before.keys()
+
+
 @pytest.mark.parametrize(
     ("keep", "every", "left"), [(1, 0, [60]), (2, 0, [50, 60]), (2, 20, [20, 40, 50, 60]), (1, 7, [60])]
 )
@@ -233,10 +259,10 @@ def test_leftovers_of_kills_are_tidied_up_and_other_files_are_not(values, tmp_pa
     folder = RunFolder.open(config.run, dump(config), resumable_keys(TrainConfig))
     save(folder, 2)
     folder.release()
-    half = folder.path / "checkpoints" / ".step_00000004.part"
+    half = folder.path / "checkpoints" / ".step_00000004.dit_shd.part"
     half.mkdir()
     (half / "distiller.safetensors").write_bytes(b"half")
-    (folder.path / ".metrics.jsonl.77.part").write_text("half")
+    (folder.path / ".metrics.jsonl.77.dit_shd.part").write_text("half")
     (folder.path / "checkpoints" / "notes.txt").write_text("mine")
     RunFolder.open(config.run, dump(config), resumable_keys(TrainConfig)).release()
     assert {file.name for file in folder.path.iterdir()} == {"config.yaml", "checkpoints"}
@@ -247,7 +273,7 @@ def test_a_kill_before_the_config_is_written_leaves_a_folder_that_can_be_used(va
     config = make(TrainConfig, values)
     config.run.mkdir()
     (config.run / ".lock").write_text("")
-    (config.run / ".config.yaml.99.part").write_text("run: ")
+    (config.run / ".config.yaml.99.dit_shd.part").write_text("run: ")
     RunFolder.open(config.run, dump(config), resumable_keys(TrainConfig)).release()
     assert (config.run / "config.yaml").exists()
 
@@ -297,7 +323,7 @@ def test_what_follows_from_a_checkpoint_is_made_where_a_kill_came_before_it(valu
 
     for lose in (
         lambda: shutil.rmtree(student),
-        lambda: student.rename(config.run / ".student.old"),  # a kill between two renames
+        lambda: student.rename(config.run / ".student.dit_shd.old"),  # a kill between two renames
         older,
         (config.run / "evaluations" / "step_00000004.png").unlink,
     ):

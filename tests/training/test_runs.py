@@ -51,6 +51,22 @@ def test_changes_are_merged_into_groups_and_replace_plugins():
     changed = merged(values, {"optimizer": {"lr": 2.0}, "data": {"name": "digits"}, "steps": 3})
     assert changed == {"optimizer": {"name": "adamw", "lr": 2.0}, "data": {"name": "digits"}, "steps": 3}
     assert values["optimizer"]["lr"] == 1.0
+    renamed = merged(values, {"optimizer": {"name": "adan"}})["optimizer"]
+    assert renamed == {"name": "adan", "lr": 1.0}, "a group has a name besides its other keys"
+
+
+def test_changes_of_a_plugin_that_is_named_by_text_are_changes_of_that_plugin():
+    """`task: flow_matching` is short for {name: flow_matching}; a change of its options had made it diffusion."""
+    from dit_shd.training.runs import merged
+
+    values = {"task": "flow_matching", "data": "digits", "teacher": "runs/x"}
+    changes = {"task": {"label_dropout": 0.2}, "data": {"split": "validation"}, "teacher": {"a": "x", "b": "y"}}
+    assert merged(values, changes) == {
+        "task": {"name": "flow_matching", "label_dropout": 0.2},
+        "data": {"name": "digits", "split": "validation"},
+        "teacher": {"a": "x", "b": "y"},
+    }
+    assert merged(values, {"task": {"name": "diffusion"}})["task"] == {"name": "diffusion"}
 
 
 def test_mappings_by_the_users_names_and_steps_are_replaced():

@@ -8,8 +8,9 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
 from dit_shd.data.datasets import DATASETS
 from dit_shd.models.families.dit import DiT
+from dit_shd.models.provenance import Provenance
 from dit_shd.tasks import TASKS
-from dit_shd.training.warm_start import take_weights
+from dit_shd.training.warm_start import read_origin, take_weights
 
 SIZES = {"sample_size": 8, "patch_size": 2, "in_channels": 1, "num_layers": 2, "num_classes": 3}
 
@@ -41,6 +42,27 @@ def use(name, data, student):
     task = TASKS.build(Plugin(name), "task")
     task.use(DATASETS.build(data, "data"), student)
     return task
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        '{"origin": null}',
+        '{"origin": {"license": null, "data": null}}',
+        '{"origin": {"license": 5}}',
+        '{"origin": {"license": "mit", "trained_on": [1]}}',
+    ],
+)
+def test_a_damaged_record_of_the_first_weights_is_no_missing_one(content, tmp_path):
+    """Or the student's card would name no licence."""
+    assert read_origin(tmp_path) is None
+    (tmp_path / "from.json").write_text('{"origin": {"license": "mit", "trained_on": ["a"]}}')
+    assert read_origin(tmp_path) == Provenance("mit", trained_on=("a",))
+    (tmp_path / "from.json").write_text(content)
+    with pytest.raises(UserError, match=r"from\.json: wanted the origin of the weights"):
+        read_origin(tmp_path)
 
 
 def test_weights_of_other_tokens_are_refused(tmp_path):
