@@ -11,6 +11,7 @@ host (NFS with local_lock, BeeGFS by default) or have none, so a lock file of an
 holder touches it, every HEARTBEAT_SECONDS.
 """
 
+import atexit
 import errno
 import json
 import logging
@@ -21,9 +22,10 @@ import threading
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
-from weakref import WeakValueDictionary
+from weakref import WeakValueDictionary, ref
 
 from dit_shd.core.distributed import run_on_main
 from dit_shd.core.errors import UserError
@@ -57,6 +59,13 @@ class Lock:
         self._held = held if held is not None and held.pid == os.getpid() else _Held(path, what)
         _mine[path] = self._held
         self._held.holders += 1
+        self._held.taken += 1
+        self._turn = self._held.taken
+
+    @property
+    def is_latest(self) -> bool:
+        """Whether nobody in this process has taken it again while it was held."""
+        return self._held is None or self._held.taken == self._turn
 
     def release(self) -> None:
         """Release the lock; calling it again does nothing."""
@@ -77,7 +86,7 @@ class _Held:
     """The open lock file of this process."""
 
     def __init__(self, path: Path, what: str):
-        self.path, self.pid, self.holders = path, os.getpid(), 0
+        self.path, self.pid, self.holders, self.taken = path, os.getpid(), 0, 0
         self.fd = _opened(path)
         try:
             _take(self.fd, path)
@@ -90,20 +99,29 @@ class _Held:
             os.close(self.fd)
             raise
         self.over = threading.Event()
+        self.ended = partial(_release, ref(self))  # __del__ at the end of the interpreter is too late
+        atexit.register(self.ended)
         threading.Thread(target=_heartbeat, args=(path, self.over), daemon=True).start()
 
     def release(self) -> None:
         if self.over.is_set() or os.getpid() != self.pid:
             return
         self.over.set()
+        atexit.unregister(self.ended)
         _mine.pop(self.path, None)
         if _is_at(self.fd, self.path):
             self.path.unlink()  # while it is still held: _take checks that the inode it locked is still at the path
         os.close(self.fd)
 
     def __del__(self) -> None:
-        if hasattr(self, "over"):
+        if hasattr(self, "over") and not self.over.is_set():
             self.release()
+
+
+def _release(held: "ref[_Held]") -> None:
+    alive = held()
+    if alive is not None:
+        alive.release()
 
 
 _mine: "WeakValueDictionary[Path, _Held]" = WeakValueDictionary()

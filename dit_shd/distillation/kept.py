@@ -40,6 +40,8 @@ class KeptPlan:
             names = [*plan.weights.items(), *plan.layers.items()]
             if plan.weights.keys() != plan.layers.keys() or not all(isinstance(x, str) for pair in names for x in pair):
                 raise ValueError("weights and layers are of different blocks")
+            if not all(isinstance(error, (int, float)) for error in plan.errors.values()):
+                raise ValueError("errors are not numbers")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise UserError(f"{file}: wanted a plan of dit-shd depth, found none ({reason})") from error
@@ -53,7 +55,7 @@ class KeptPlan:
         """The plan in words."""
         for block, source in self.weights.items():
             last = self.layers[block]
-            error = self.errors[block]
+            error = self.errors.get(block)
             yield f"{block} from {source}" + (f", learns from {last} ({error:.4f} unexplained)" if error else "")
 
     def check(self, student: Iterable[str]) -> None:

@@ -1,6 +1,7 @@
 """Peaks and memory of devices."""
 
 import os
+import re
 import resource
 import sys
 from pathlib import Path
@@ -8,11 +9,13 @@ from pathlib import Path
 import torch
 
 PEAK_TFLOPS = {
-    "H200": 989.0, "H100 PCIe": 756.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "RTX 4090": 165.0, "V100": 125.0,
+    "H200": 989.0, "GH200": 989.0, "H100 PCIe": 756.0, "H100 NVL": 835.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0,
+    "RTX 4090": 165.0, "V100": 125.0,
 }  # fmt: skip
-"""Dense 16-bit operations a second (10^12) from data sheets, by a substring of the device's name."""
+"""Dense 16-bit operations a second (10^12) from data sheets, by words of the device's name."""
 FLOAT32_TFLOPS = {
-    "H200": 67.0, "H100 PCIe": 51.0, "H100": 67.0, "A100": 19.5, "L40S": 91.6, "RTX 4090": 82.6, "V100": 15.7,
+    "H200": 67.0, "GH200": 67.0, "H100 PCIe": 51.0, "H100 NVL": 60.0, "H100": 67.0, "A100": 19.5, "L40S": 91.6,
+    "RTX 4090": 82.6, "V100": 15.7,
 }  # fmt: skip
 """The same in float32 without TF32."""
 
@@ -30,7 +33,7 @@ def known_peak(device: torch.device, precision: str = "bf16") -> float | None:
     if device.type != "cuda":
         return None
     name, peaks = torch.cuda.get_device_name(device), FLOAT32_TFLOPS if precision == "no" else PEAK_TFLOPS
-    return next((peak for part, peak in peaks.items() if part in name), None)
+    return next((peak for words, peak in peaks.items() if re.search(rf"\b{words}\b", name)), None)  # no RTX A1000
 
 
 def free_memory(device: torch.device) -> int:

@@ -184,6 +184,8 @@ class TrainConfig:
         values = _by_step(values)
         if "from" in values:
             given = values["from"]
+            if given == "":
+                raise UserError("from: wanted the run or model to begin with, found an empty text")
             values = {key: value for key, value in values.items() if key != "from"}
             _once(values, "from_run", given, "from")
         if isinstance(values.get("task"), dict) and "name" not in values["task"]:

@@ -137,6 +137,7 @@ class RunFolder:
         Raises:
             UserError: It could not be written; those before it are as they were.
         """
+        self._check_latest()
         held, groups = flat(optimizer)
         with atomic_folder(self.path / "checkpoints" / f"step_{step:08d}") as folder:
             for name, state in {**tensors, "optimizer": held}.items():
@@ -214,11 +215,17 @@ class RunFolder:
         Raises:
             UserError: It could not be written.
         """
+        self._check_latest()
         try:
             with open(self.path / file, "a", encoding="utf-8") as lines:
                 lines.write(json.dumps(numbers) + "\n")
         except OSError as error:
             raise cannot_be_written(self.path / file, error) from error
+
+    def _check_latest(self) -> None:
+        """Refuse to write what another loop over the same run writes, as of a notebook that has begun it anew."""
+        if self.lock is not None and not self.lock.is_latest:
+            raise UserError(f"{self.path}: the run was taken up again in this process since; go on there")
 
     def forget_after(self, step: int) -> None:
         """Drop the rows of later steps, which the newest checkpoint does not have: they are about to be taken again."""

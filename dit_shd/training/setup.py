@@ -76,6 +76,16 @@ def build(config: TrainConfig) -> Run:
         warn(parts)
     check_teachers(config, task, teachers, accelerator)
     folder, tracker = open_folder(parts, accelerator)
+    try:
+        return begin(parts, distiller, batches, folder, tracker)
+    except BaseException:
+        folder.release()  # whoever keeps the error, as a notebook, is not to keep the folder
+        raise
+
+
+def begin(parts: Parts, distiller: Distiller, batches: Batches, folder: RunFolder, tracker: Tracker) -> Run:
+    """Give the student its first weights, or those of the newest checkpoint, and put everything in its place."""
+    config, task, teachers, accelerator = parts.config, parts.task, parts.teachers, tracker.accelerator
     initialise(parts, distiller, batches, folder, accelerator)
     add_lora(distiller.student, config.lora, config.seed)
     place(config, distiller, teachers, accelerator)

@@ -77,6 +77,18 @@ def test_a_lock_goes_with_its_last_holder(file):
     assert not file.exists()
 
 
+def test_a_script_that_ends_leaves_no_lock(file, root):
+    """Also where it keeps what holds it, as a notebook keeps an error."""
+    code = HOLDER.replace("time.sleep(60)", "sys.last_value = [lock, sys]")
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(file)],
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "") and not file.exists()
+
+
 def test_a_folder_of_several_names_has_one_lock(file):
     """A notebook that names its folder by a link would be told to end itself."""
     first = Lock(file, "a")

@@ -46,7 +46,11 @@ def test_layers_in_kept_blocks_learn_from_the_last_block_they_stand_for(tmp_path
 
 
 @pytest.mark.parametrize(
-    "text", [None, "{", "[]", '{"weights": {}, "layers": {"a": "b"}, "errors": {}}', '{"weights": {}}']
+    "text",
+    [
+        *(None, "{", "[]", '{"weights": {}, "layers": {"a": "b"}, "errors": {}}', '{"weights": {}}'),
+        '{"weights": {"a": "a"}, "layers": {"a": "b"}, "errors": {"a": "x"}}',
+    ],
 )
 def test_what_is_no_plan_is_refused(text, tmp_path):
     if text is not None:

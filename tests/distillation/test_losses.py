@@ -54,6 +54,11 @@ def test_a_teacher_must_be_of_use(values, caplog):
         checks.teaching(config, [Smooth()])
     checks.teaching(config, [Output(0.0), SHD(weight={10**6: 0.0, 2 * 10**6: 1.0})])
     assert "the weights are 0 in all 4 steps (output, shd), so nothing is learned from the teacher" in caplog.text
+    caplog.clear()
+    checks.teaching(config, [Output(), SHD(weight=0.0)])  # for the logs, as it was said
+    assert not caplog.records
+    checks.teaching(config, [Output(), SHD(weight={100: 0.0, 200: 1.0})])
+    assert "losses.1.weight: begins after the 4 steps of this run" in caplog.text
 
 
 PADDED = [name for name in LOSSES.names() if name not in ("repa", "nkd", "vitkd", "lift")]

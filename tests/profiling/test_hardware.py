@@ -9,7 +9,13 @@ from dit_shd.profiling.hardware import known_peak
 
 @pytest.mark.parametrize(
     ("name", "bf16", "float32"),
-    [("NVIDIA H100 80GB HBM3", 989, 67), ("NVIDIA H100 PCIe", 756, 51), ("NVIDIA A100-SXM4-80GB", 312, 19.5)],
+    [
+        ("NVIDIA H100 80GB HBM3", 989, 67),
+        ("NVIDIA H100 PCIe", 756, 51),
+        ("NVIDIA H100 NVL", 835, 60),
+        ("NVIDIA GH200 480GB", 989, 67),
+        ("NVIDIA A100-SXM4-80GB", 312, 19.5),
+    ],
 )
 def test_a_peak_is_of_the_precision_that_is_trained_in(name, bf16, float32, monkeypatch):
     """As the estimate of dry_run has it: a share of it (MFU) is compared with what that assumes."""
@@ -17,4 +23,6 @@ def test_a_peak_is_of_the_precision_that_is_trained_in(name, bf16, float32, monk
     gpu = torch.device("cuda")
     assert (known_peak(gpu), known_peak(gpu, "bf16"), known_peak(gpu, "no")) == (bf16, bf16, float32)
     assert known_peak(torch.device("cpu"), "no") is None
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA RTX A1000")
+    assert known_peak(gpu) is None, "no A100"
     assert peaks("no") == {"A100": 19.5, "H100": 67.0} and peaks("fp16") == {"A100": 312.0, "H100": 989.0}

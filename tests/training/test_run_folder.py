@@ -134,6 +134,26 @@ def test_a_pickle_in_a_checkpoint_is_never_executed(folder, tmp_path, name, hone
     assert not (tmp_path / "exploded").exists()
 
 
+def test_a_loop_that_was_broken_off_does_not_go_on_beside_a_later_one(values):
+    """As of a notebook: both would write the same rows and checkpoints."""
+    config = make(TrainConfig, {**values, "log_every": 1})
+    first = train(config)
+    next(first)
+    again = list(train(config))
+    with pytest.raises(UserError, match="the run was taken up again in this process since"):
+        list(first)
+    assert [row["step"] for row in rows(config.run)] == [step.number for step in again] == [1, 2, 3, 4]
+
+
+def test_an_error_that_is_kept_does_not_keep_the_folder(values):
+    config, _ = run(values, steps=2)
+    for file in config.run.glob("checkpoints/*/state.json"):
+        file.write_text("{}")
+    with pytest.raises(UserError, match="no checkpoint is sound") as kept:
+        run(values, steps=4)
+    assert not (config.run / ".lock").exists() and kept.value
+
+
 def test_lines_that_are_no_rows_are_passed_over(folder):
     folder.path.mkdir(exist_ok=True)
     (folder.path / "evaluations.jsonl").write_bytes(

@@ -36,6 +36,8 @@ def refit(selection: Selection, predict: Predict, batches: Sequence[Batch]) -> N
         batches: For calibration; without any nothing is refitted.
     """
     student, teacher = selection.student, selection.teacher
+    training = student.training
+    student.eval()  # what dropout hides of an input is none of it
     for names in tqdm(_in_order(selection, predict, batches[:1]), unit="map", desc="initialisation", disable=None):
         source = teacher.get_submodule(source_of(f"{names[0]}.", selection.layers)[:-1])
         moments = RegressionMoments()
@@ -44,6 +46,7 @@ def refit(selection: Selection, predict: Predict, batches: Sequence[Batch]) -> N
             moments.add(*_counting(batch, z, _input(teacher, source, predict, batch)))
         for name in names:
             _fit(selection, name, moments)
+    student.train(training)
 
 
 def _in_order(selection: Selection, predict: Predict, batches: Sequence[Batch]) -> list[list[str]]:

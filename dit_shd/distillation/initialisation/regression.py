@@ -12,6 +12,9 @@ from torch import Tensor
 
 RIDGE = 1e-3
 """Relative to the mean variance of z."""
+ROUNDING = 1e-6
+"""A variance of less than this share of the second moment is rounding: products are of float32. Its channel is constant
+over the batches, as the condition of a single image, and no regression reads it."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +76,10 @@ class RegressionMoments:
         return self._means()[2]
 
     def covariance(self) -> Tensor:
-        """Cov[z]."""
+        """Cov[z], of channels that hardly vary 0."""
         z, _, zz, _ = self._means()
-        return zz - z[:, None] * z
+        varies = _varying(zz, z)
+        return (zz - z[:, None] * z) * varies * varies[:, None]
 
     def regression(self, start: Tensor, offset: bool = True) -> Reconstruction:
         """The ridge regression of x on z, shrunk towards x ~ S z (`start`); without batches, S itself.
@@ -89,8 +93,15 @@ class RegressionMoments:
         z, x, zz, xz = self._means()
         if not offset:
             z, x = torch.zeros_like(z), torch.zeros_like(x)
-        inner = zz - z[:, None] * z
-        across = xz - x[:, None] * z - start @ inner
+        varies = _varying(zz, z)
+        inner = (zz - z[:, None] * z) * varies * varies[:, None]
+        across = (xz - x[:, None] * z) * varies - start @ inner
         shrink = RIDGE * inner.diagonal().mean() + torch.finfo(inner.dtype).tiny
         matrix = start + torch.linalg.solve(inner + shrink * torch.eye(len(inner)).to(inner), across.t()).t()
         return Reconstruction(matrix, x - matrix @ z)
+
+
+def _varying(second: Tensor, mean: Tensor) -> Tensor:
+    """1 for the channels of E[z z^T] that vary by more than rounding, and 0 for the others."""
+    diagonal = second.diagonal()
+    return (diagonal - mean.square() > ROUNDING * diagonal).to(second.dtype)

@@ -26,7 +26,8 @@ class Lift(Loss):
         weight: Factor of the loss; {step: factor} for a schedule, in YAML also {20%: factor}.
         passes: Of the task, in which it applies; None for all.
         coarse: Factor of the coarse part, constant or by step.
-        fine: Likewise of the fine part.
+        fine: Likewise of the fine part, which by default comes in over 10,000 steps; of a shorter run say
+            {0: 0, 50%: 1}.
         groups: Of positions; 1 is LIFT alone.
         guidance: Scale of classifier-free guidance of the teacher's prediction, or {scale, schedule, power, channels};
             empty for none (see the loss output).

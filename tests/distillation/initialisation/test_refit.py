@@ -41,6 +41,18 @@ def test_refitted_maps_give_more_of_the_teachers_output(kind):
     assert not any(module._forward_pre_hooks for model in (student, teacher) for module in model.modules())
 
 
+def test_dropout_of_the_student_is_no_part_of_what_its_maps_read():
+    teacher, student = models("pixart")
+    batches = list(TASK.example(teacher, 8, torch.device("cpu")))
+    initialise(TASK, student, teacher, batches, OPTIONS)
+    wanted = {name: x.clone() for name, x in student.state_dict().items()}
+    for module in student.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    initialise(TASK, student.train(), teacher, batches, OPTIONS)
+    assert student.training and all(torch.equal(x, wanted[name]) for name, x in student.state_dict().items())
+
+
 def test_padding_of_prompts_takes_no_part():
     """What stands in the place of padding changes nothing: the maps of the text's keys and values are of its tokens."""
     teacher, student = models("pixart")

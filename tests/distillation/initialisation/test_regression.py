@@ -21,5 +21,14 @@ def test_a_reading_is_the_ridge_regression():
     change, *_ = np.linalg.lstsq(np.concatenate([centred, penalty]), np.concatenate([rest, np.zeros((3, 5))]))
     np.testing.assert_allclose(found.matrix.numpy(), start + change.T, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(found.offset.numpy(), x.mean(0) - found.matrix.numpy() @ z.mean(0), rtol=1e-4, atol=1e-5)
+    constant = RegressionMoments()  # as the condition of one image, in every token; with a channel that varies
+    steady = torch.full((64, 3), 7.3) + torch.tensor([0.0, 1e-3, 0.0]) * torch.randn(64, 1)
+    constant.add(torch.cat([steady, torch.randn(64, 1)], 1), torch.randn(64, 5))
+    assert (
+        int((constant.covariance().diagonal() > 0).sum()) == 1
+        and torch.linalg.eigvalsh(constant.covariance()).min() >= 0
+    )
+    reading = constant.regression(torch.from_numpy(np.pad(start, ((0, 0), (0, 1)))))
+    assert reading.matrix.abs().max() < 10 and reading.offset.abs().max() < 100
     nothing = RegressionMoments().regression(torch.from_numpy(start))
     assert torch.equal(nothing.matrix, torch.from_numpy(start)) and not nothing.offset.any()
