@@ -61,6 +61,11 @@ def compared(rows: Sequence[Row], name: str) -> list[str]:
     if others:
         parts = [_against(value, row.figures[name], quoted(row)) for row in others[:3]]
         sentences.append(f"{quoted(best)} has {name} {number(value)}: {', and '.join(parts)}.")
+    if not math.isfinite(value):
+        return [
+            *sentences,
+            f"{quoted(best)} has no finite {name} ({number(value)}); that of {quoted(teacher)} is {number(big)}.",
+        ]
     shares = cost_shares(best, teacher)
     against = f"{quoted(best)} has {name} {number(value)} against {number(big)} of {quoted(teacher)}."
     sentences.append(f"At {_listed(shares)} of {quoted(teacher)}, {against}" if shares else against)

@@ -71,12 +71,13 @@ def write_page(out: Path, title: str, body: Sequence[str], reload_seconds: int =
     write_text(out, page_html(title, body, reload_seconds), "make room or choose another out=FILE")
 
 
-def is_page(file: Path) -> bool:
-    """Whether a path is a page that dit_shd wrote."""
+def is_page(file: Path, title: str = "") -> bool:
+    """Whether a path is a page that dit_shd wrote, with a title that begins so."""
     if not file.is_file():
         return False
     with open(file, encoding="utf-8", errors="replace") as stream:
-        return f'name="generator" content="{GENERATOR}"' in stream.read(2000)
+        head = stream.read(2000)
+    return f'name="generator" content="{GENERATOR}"' in head and f"<title>{html.escape(title)}" in head
 
 
 def page_html(title: str, body: Sequence[str], reload_seconds: int = 0) -> str:

@@ -16,6 +16,8 @@ from dit_shd.reports.footer import page_footer
 from dit_shd.reports.html import Link, header, legend, paragraph, picture, section, side_by_side, write_page
 from dit_shd.reports.tables import table_html
 
+TITLE = "dit_shd plot"
+"""With which the title of each such page begins."""
 MERGE_POINTS = 120
 """Points of a line of alpha at most."""
 BUDGET = 40_000
@@ -90,7 +92,7 @@ def write_run_page(runs: Sequence[RunLog], page: Path, reload_seconds: int = 0) 
         _samples(runs),
         _footer(runs, page),
     ]
-    write_page(page, f"dit_shd plot: {names}", body, reload_seconds)
+    write_page(page, f"{TITLE}: {names}", body, reload_seconds)
 
 
 def findings(runs: Sequence[RunLog]) -> list[str]:
@@ -228,12 +230,15 @@ def _pace(runs: Sequence[RunLog]) -> str:
 
 
 def _samples(runs: Sequence[RunLog]) -> str:
-    grids = [
-        picture(reduced(png), f"samples of {run.name} at step {step}", f"{run.name}, step {step:,}")
-        for run in runs
-        for step, png in run.samples.items()
-    ]
-    return section("Samples", side_by_side(grids)) if grids else ""
+    grids, damaged = [], []
+    pictures = {(run.name, step): png for run in runs for step, png in run.samples.items()}
+    for (name, step), png in pictures.items():
+        try:
+            grids.append(picture(reduced(png), f"samples of {name} at step {step}", f"{name}, step {step:,}"))
+        except OSError:  # no picture, or half of one
+            damaged.append(f"{name}, step {step:,}")
+    words = paragraph(f"Not readable: {'; '.join(damaged)}.") if damaged else ""
+    return section("Samples", words, side_by_side(grids)) if grids or damaged else ""
 
 
 def _footer(runs: Sequence[RunLog], page: Path) -> str:

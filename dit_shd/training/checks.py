@@ -134,13 +134,12 @@ def teaching(config: TrainConfig, losses: Sequence[Loss]) -> None:
             + (plain if len(config.teachers) == 1 else "name it in a loss (teacher: NAME) or leave it out")
         )
     by_losses = reading and config.initialisation.weights != "teacher"
+    idle = [i for i, loss in enumerate(losses) if loss.heaviest(config.steps) == 0]
     if int(os.environ.get("RANK", "0")):
         return
-    idle = [i for i, loss in enumerate(losses) if loss.heaviest(config.steps) == 0]
     if by_losses and len(idle) == len(losses):
-        nothing = "so nothing is learned from the teacher; its terms are only logged"
-        _log.warning("losses: the weights are 0 in all %d steps (%s), %s", config.steps, names, nothing)
-    for i in (i for i in idle if any(losses[i].weight.values())):
+        _log.warning("losses: the weights are 0 in all %d steps (%s): no teacher is learned from", config.steps, names)
+    for i in filter(lambda i: any(losses[i].weight.values()), idle):
         _log.warning("losses.%d.weight: begins after the %d steps of this run", i, config.steps)
 
 

@@ -60,7 +60,7 @@ def test_statistics_alone_make_a_page_without_neighbours(files, tmp_path):
 
 
 def test_a_full_disk_keeps_the_results_and_names_the_page(files):
-    part = files["samples"].parent / f".results.html.{os.getpid()}.part"
+    part = files["samples"].parent / f".results.html.{os.getpid()}.dit_shd.part"
     part.symlink_to("/dev/full")
     assert "results.html: cannot be written: the disk is full; make room" in refused(files)
     assert (files["samples"].parent / "results.json").is_file()

@@ -1,8 +1,11 @@
 """What a page says first, from the figures of its table."""
 
+import re
+
 import pytest
 
 from dit_shd.profiling.latency import Cost
+from dit_shd.reports.figures.quality import quality_charts
 from dit_shd.reports.findings import best_student, change, compared, cost_shares, tiles
 from dit_shd.reports.tables import Row, figures_table, higher_is_better, number
 
@@ -13,6 +16,16 @@ def rows(name: str, *values: float, cost: Cost | None = SMALL) -> list[Row]:
     titles = ("teacher", "output only", "output + SHD")
     costs = (BIG, cost, cost)
     return [Row(title, c, {name: value}) for title, c, value in zip(titles, costs, values)]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_model_that_diverged_is_not_advertised(value):
+    assert compared(rows("FD(d)", 1.0, value)[:2], "FD(d)") == [
+        f"“output only” has no finite FD(d) ({value}); that of the teacher is 1.00."
+    ]
+    charts = quality_charts([*rows("FD(d)", 1.0, 2.0, value)], "FD(d)")
+    assert len(charts) == 3 and not any(re.search(r'"-?(inf|nan)"', chart.svg()) for chart in charts)
+    assert all("output + SHD" not in chart.svg() for chart in charts)
 
 
 @pytest.mark.parametrize(

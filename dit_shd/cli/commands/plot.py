@@ -17,7 +17,7 @@ from dit_shd.core.lock import is_held
 from dit_shd.core.places import Place
 from dit_shd.core.yaml_files import read_yaml
 from dit_shd.reports.html import is_page
-from dit_shd.reports.run_page import RunLog, write_run_page
+from dit_shd.reports.run_page import TITLE, RunLog, write_run_page
 from dit_shd.training.run_folder import LOCK, RunFolder
 
 SHOWN = 4
@@ -107,6 +107,8 @@ def is_training(folder: Path) -> bool:
 
 def _named(texts: list[str]) -> dict[str, str]:
     """Names of the runs: their folders' names, or their paths where those repeat."""
+    if len(set(texts)) < len(texts):
+        raise UserError(f"runs: wanted each run once, found {', '.join(texts)}")
     names = [Path(text).resolve().name for text in texts]
     return dict(zip(names if len(set(names)) == len(names) else texts, texts))
 
@@ -114,5 +116,5 @@ def _named(texts: list[str]) -> dict[str, str]:
 def _refuse_overwrite(page: Path, force: bool) -> None:
     if page.is_dir():
         raise UserError(f"out={page}: wanted a file, found a folder; add a file name")
-    if page.exists() and not force and not is_page(page):
+    if page.exists() and not force and not is_page(page, TITLE):
         raise UserError(f"{page}: holds something else; choose another out=FILE or say force=true")

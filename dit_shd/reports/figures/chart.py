@@ -87,16 +87,22 @@ class Axis:
         """The text of a tick."""
         if self.names is not None:
             return self.names[round(value)]
-        return short(value)
+        return short(value, self._digits)
+
+    @property
+    def _digits(self) -> int:
+        """As many as tell two ticks apart, at least four."""
+        step, most = abs(self.high - self.low) / 5, max(abs(self.low), abs(self.high))
+        return 4 if self.log or not step else min(max(4, math.ceil(math.log10(most / step)) + 2), 15)
 
 
-def short(value: float) -> str:
+def short(value: float, digits: int = 4) -> str:
     """A number in few letters."""
     if abs(value) >= 10_000:
         for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
             if abs(value) >= size:
-                return f"{value / size:.4g}{letter}"
-    return f"{value:.4g}" if value == 0 or abs(value) >= 1e-3 else f"{value:.0e}".replace("e-0", "e-")
+                return f"{value / size:.{digits}g}{letter}"
+    return f"{value:.{digits}g}" if value == 0 or abs(value) >= 1e-3 else f"{value:.0e}".replace("e-0", "e-")
 
 
 def series_css(number: int) -> str:

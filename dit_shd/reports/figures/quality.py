@@ -1,5 +1,6 @@
 """Quality against what it costs: one chart for each cost."""
 
+import math
 from collections.abc import Sequence
 
 from dit_shd.reports.figures.chart import Axis, Chart
@@ -17,11 +18,11 @@ def quality_charts(rows: Sequence[Row], name: str, real: float | None = None) ->
     """A dot for each model: a figure against parameters, operations and latency.
 
     Args:
-        rows: Of the table of figures, the teacher's first; those without cost are left out.
+        rows: Of the table of figures, the teacher's first; those without cost, or a finite figure, are left out.
         name: The figure.
         real: The score of real images, as a line.
     """
-    costed = [row for row in rows if row.cost is not None and name in row.figures]
+    costed = [row for row in rows if row.cost is not None and math.isfinite(row.figures.get(name, math.nan))]
     if len(costed) < 2:
         return []
     values = [v for row in costed for v in _ends(row, name)] + ([] if real is None else [real])

@@ -43,11 +43,12 @@ def curve_charts(curves: Mapping[str, Sequence[Curve]]) -> list[Chart]:
         steps = [step for runs in logged.values() for run in runs for step in run["step"] if step is not None]
         chart = Chart(term, Axis("training step", 0, max(steps, default=1)), Axis.around("", values, log=True))
         for i, (variant, runs) in enumerate(logged.items()):
-            for run in runs:
-                chart.line(*_points(run["step"], run[term]), f"{series_css(i)} faint")
-            if runs and len({len(run[term]) for run in runs}) == 1:
-                mean = np.mean(np.array([run[term] for run in runs], dtype=float), axis=0)
-                chart.line(*_points(runs[0]["step"], mean), series_css(i), variant)
+            by_step = [dict(zip(*_points(run["step"], run[term]))) for run in runs]
+            for run in by_step:
+                chart.line(run.keys(), run.values(), f"{series_css(i)} faint")
+            shared = sorted(set.intersection(*map(set, by_step))) if by_step else []
+            mean = [float(np.mean([run[step] for run in by_step])) for step in shared]
+            chart.line(shared, mean, series_css(i), variant)
         drawn.append(chart)
     return drawn
 
@@ -73,7 +74,7 @@ def cost_chart(points: Mapping[str, tuple[float, float, float]], name: str) -> C
         name: The figure.
     """
     colours = {variant: series_css(i) for i, variant in enumerate(points)}
-    points = {v: point for v, point in points.items() if math.isfinite(point[1])}
+    points = {v: point for v, point in points.items() if math.isfinite(point[0]) and math.isfinite(point[1])}
     spans = {v: 0.0 if np.isnan(deviation) else deviation for v, (_, _, deviation) in points.items()}
     ends = [mean + side * spans[v] for v, (_, mean, _) in points.items() for side in (-1, 1)]
     x = Axis.around("CPU seconds of training", [cost for cost, _, _ in points.values()], pad=0.15)

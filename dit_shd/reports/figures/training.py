@@ -56,7 +56,8 @@ def term_charts(
 
 def points_of(rows: Rows, key: str, count: int = POINTS) -> tuple[np.ndarray, np.ndarray]:
     """Steps and values of one number where it was logged; means of intervals beyond `count` points."""
-    pairs = np.array([(row["step"], row[key]) for row in rows if key in row], dtype=float).reshape(-1, 2)
+    numbers = ((row["step"], row[key]) for row in rows if isinstance(row.get(key), (int, float)))
+    pairs = np.array([*numbers], dtype=float).reshape(-1, 2)
     pairs = pairs[np.isfinite(pairs).all(1)]
     if len(pairs) > count:
         pairs = np.stack([part.mean(0) for part in np.array_split(pairs, count)])
@@ -66,10 +67,8 @@ def points_of(rows: Rows, key: str, count: int = POINTS) -> tuple[np.ndarray, np
 def smooth(values: np.ndarray, share: float = 0.08) -> np.ndarray:
     """A running mean over about `share` of the points, shorter at both ends."""
     half = int(len(values) * share / 2)
-    total = np.concatenate([[0.0], np.cumsum(values)])
-    index = np.arange(len(values))
-    first, last = np.maximum(index - half, 0), np.minimum(index + half + 1, len(values))
-    return (total[last] - total[first]) / (last - first)
+    windows = (values[max(i - half, 0) : i + half + 1] for i in range(len(values)))  # not by sums, which lose digits
+    return np.array([window.mean() for window in windows])
 
 
 def run_legend(curves: Mapping[str, object]) -> dict[str, str]:

@@ -18,6 +18,7 @@ from dit_shd.cli.program import main
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.core.lock import Lock
+from dit_shd.reports.html import page_html
 from dit_shd.reports.run_page import by_layer, findings, merges_of, shared_terms
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.run_folder import LOCK
@@ -114,11 +115,13 @@ def test_what_else_lies_in_a_run_is_passed_over(run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     (tmp_path / "run" / "evaluations").mkdir(exist_ok=True)
     (tmp_path / "run" / "evaluations" / "step_best.png").write_bytes(b"")
+    (tmp_path / "run" / "evaluations" / "step_00000099.png").write_bytes(b"half")
     with open(tmp_path / "run" / "metrics.jsonl", "a") as lines:
         lines.write("[1]\n")
     config = (tmp_path / "run" / "config.yaml").read_text()
     before, after = read_log("run", run), read_log("run", tmp_path / "run")
-    assert after.metrics == before.metrics and list(after.samples) == list(before.samples)
+    assert after.metrics == before.metrics and list(after.samples) == [*before.samples, 99]
+    assert "Not readable: run, step 99." in plot(make(PlotConfig, {"runs": [str(tmp_path / "run")]})).read_text()
     (tmp_path / "run" / "config.yaml").write_text(re.sub(r"(?m)^steps: .*$", "steps: null", config))
     assert read_log("run", tmp_path / "run").steps == 0
 
@@ -127,14 +130,17 @@ def test_what_cannot_be_plotted_is_said(run, tmp_path):
     for values, message in (
         ({"runs": [str(tmp_path)]}, "wanted a run folder"),
         ({"runs": [str(run)], "every": 0}, "wanted 1 second or more"),
+        ({"runs": [str(run), str(run)]}, "runs: wanted each run once"),
         ({"runs": [str(run)], "out": str(tmp_path)}, "found a folder"),
     ):
         with pytest.raises(UserError, match=message):
             plot(make(PlotConfig, values))
-    (tmp_path / "mine.html").write_text("mine")
-    with pytest.raises(UserError, match="holds something else"):
-        plot(make(PlotConfig, {"runs": [str(run)], "out": str(tmp_path / "mine.html")}))
-    assert (tmp_path / "mine.html").read_text() == "mine"
+    other = page_html("dit_shd: 2 models side by side", [])
+    for mine in ("mine", other):
+        (tmp_path / "mine.html").write_text(mine)
+        with pytest.raises(UserError, match="holds something else"):
+            plot(make(PlotConfig, {"runs": [str(run)], "out": str(tmp_path / "mine.html")}))
+        assert (tmp_path / "mine.html").read_text() == mine
 
 
 def test_the_logs_of_a_run_are_never_replaced_by_its_page(run):

@@ -33,6 +33,13 @@ def test_every_axis_has_ticks_and_room():
                 assert 0 < axis.share(value) < 1
 
 
+@pytest.mark.parametrize("ends", [(12345.1, 12345.3), (1.23456, 1.23457), (100.0001, 100.0002), (-5e4, 5e4), (0, 1)])
+def test_ticks_can_be_told_apart(ends):
+    axis = Axis.around("x", ends)
+    texts = [axis.text(tick) for tick in axis.ticks()]
+    assert len(set(texts)) == len(texts) > 2 and max(map(len, texts)) < 12
+
+
 def test_points_lie_where_their_values_are_and_can_be_read_back():
     chart = Chart("t", Axis("step", 0, 100), Axis("loss", 1, 100, log=True))
     chart.line([0, 50, 100], [1, 10, 100], "s0", "a <run>")
