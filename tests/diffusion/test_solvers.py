@@ -211,11 +211,11 @@ def test_more_steps_come_nearer_to_the_flow(solver, order, shift):
     assert errors[-1] < (0.02 if order == 1 else 1e-3)
 
 
-@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize("shift", [None, 1.0, 3.0])
 def test_euler_is_diffusers(shift):
     """Its FlowMatchEulerDiscreteScheduler on the same sigmas, before its own shift."""
     found, start, visited = flown("euler", 7, shift)
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift or 1.0)
     scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 7, 7).tolist())
     x = start.float()
     for t, sigma in zip(scheduler.timesteps, scheduler.sigmas.tolist()):

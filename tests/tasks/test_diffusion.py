@@ -120,6 +120,13 @@ def test_the_two_passes_share_images_and_time_but_not_noise(shapes):
     assert all(len(set(row.tolist())) == len(row) for row in masked.keep)
 
 
+def test_timesteps_are_uniform_over_the_schedule(shapes):
+    t = source(shapes, timesteps=100, batch_size=3000)(0, range(3000))["plain"].t
+    shares = (t // 10).bincount(minlength=10) / len(t)
+    assert len(shares) == 10 and float((shares - 0.1).abs().max()) < 0.03, "five deviations"
+    assert (int(t.min()), int(t.max())) == (0, 99)
+
+
 def test_labels_are_dropped_at_the_asked_rate(shapes):
     batch = source(shapes, label_dropout=0.25, batch_size=2000)(0, range(2000))["plain"]
     assert abs((batch.labels == NO_LABEL).float().mean().item() - 0.25) < 0.04
