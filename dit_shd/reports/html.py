@@ -127,7 +127,7 @@ def header(kind: str, title: str, findings: Sequence[str], tiles: Mapping[str, s
 
 def section(title: str, *parts: str) -> str:
     """A heading and ready-made HTML below it."""
-    name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+    name = re.sub(r"[^\w]+", "-", title.lower()).strip("-") or "section"
     return f'<section id="{name}"><h2>{html.escape(title)}</h2>\n' + "\n".join(parts) + "</section>"
 
 

@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from unicodedata import combining, east_asian_width
 
 from dit_shd.evaluation.results import is_small
 from dit_shd.profiling.latency import Cost
@@ -108,14 +109,23 @@ def _with_spread(row: Row, name: str) -> str:
 
 def plain_table(headings: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> str:
     """The same table as aligned text; units and the better direction stand behind the names."""
-    names = [name + _behind(words) for name, words in headings]
-    widths = [max([len(name), *(len(row[i]) for row in rows)]) for i, name in enumerate(names)]
+    lines = [
+        [name + _behind(words) for name, words in headings],
+        *([" ".join(cell.splitlines()) for cell in row] for row in rows),
+    ]
+    widths = [max(map(_columns, column)) for column in zip(*lines)]
 
     def line(cells: Sequence[str]) -> str:
-        aligned = [f"{cells[0]:<{widths[0]}}", *(f"{cell:>{w}}" for cell, w in zip(cells[1:], widths[1:]))]
-        return "  ".join(aligned)
+        first, *others = ((cell, " " * (width - _columns(cell))) for cell, width in zip(cells, widths))
+        return "  ".join(["".join(first), *(room + cell for cell, room in others)])
 
-    return "\n".join([line(names), *map(line, rows)])
+    return "\n".join(map(line, lines))
+
+
+def _columns(text: str) -> int:
+    """The columns that a text takes in a terminal: letters of East Asia take two, marks above others none."""
+    wide = sum(east_asian_width(letter) in "WF" for letter in text)
+    return len(text) + wide - sum(combining(letter) > 0 for letter in text)
 
 
 def _behind(words: str) -> str:

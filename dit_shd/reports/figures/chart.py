@@ -20,6 +20,8 @@ LETTER = 6.4
 """Pixels of a letter."""
 WHOLE = 500
 """Width from which a chart takes a row of its own, and scrolls on a narrow screen."""
+LARGEST = 1e300
+"""Of an axis: a sum of two is finite still."""
 SERIES = 6
 """Number of colours; series beyond get dashes."""
 
@@ -46,8 +48,8 @@ class Axis:
     def around(cls, label: str, values: Iterable[float], log: bool = False, pad: float = 0.06) -> "Axis":
         """An axis that holds all finite values, with room at both ends; logarithmic only if all are above 0."""
         numbers = [float(value) for value in values if math.isfinite(value)] or [0.0, 1.0]
-        low, high = min(numbers), max(numbers)
-        if log and low > 0:
+        low, high = max(min(numbers), -LARGEST), min(max(numbers), LARGEST)
+        if log and low > 1 / LARGEST:
             room = max((high / low) ** pad, 1.02)
             return cls(label, low / room, high * room, log=True)
         room = pad * (high - low) or abs(high) * 0.1 or 1.0
@@ -212,7 +214,8 @@ class Chart:
         cx, cy = self.place(x, y)
         cy -= up
         if anchor == "start" and cx + shift + LETTER * len(text) > self.size[0]:
-            anchor, shift = "end", -shift
+            room = int((cx - shift) / LETTER)
+            anchor, shift, text = "end", -shift, text if len(text) <= room else text[: max(room - 1, 0)] + "…"
         place = f'x="{cx + shift:.1f}" y="{cy + 4:.1f}" text-anchor="{anchor}"'
         self._marks.append(f'<text class="{css}" {place}>{html.escape(text)}</text>')
 

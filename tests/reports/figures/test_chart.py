@@ -40,6 +40,19 @@ def test_ticks_can_be_told_apart(ends):
     assert len(set(texts)) == len(texts) > 2 and max(map(len, texts)) < 12
 
 
+def test_numbers_at_the_ends_of_floats_have_an_axis():
+    for values, log in (([-1e308, 1e308], False), ([5e-324, 1e-323], True), ([1e-310, 1e308], True)):
+        axis = Axis.around("x", values, log=log)
+        assert axis.low < axis.high and axis.ticks() and all(axis.text(tick) for tick in axis.ticks())
+
+
+def test_a_name_that_is_too_long_for_its_chart_is_cut():
+    chart = Chart("t", Axis("x", 0, 1), Axis("y", 0, 1))
+    chart.words(0.5, 0.5, "m" * 80)
+    (text,) = re.findall(r">(m+…)<", chart.svg())
+    assert 10 < len(text) < 40
+
+
 def test_points_lie_where_their_values_are_and_can_be_read_back():
     chart = Chart("t", Axis("step", 0, 100), Axis("loss", 1, 100, log=True))
     chart.line([0, 50, 100], [1, 10, 100], "s0", "a <run>")
