@@ -19,6 +19,7 @@ from dit_shd.models.shape import shape_of
 from dit_shd.profiling.captures import captures_of
 from dit_shd.profiling.flops import forward_operations
 from dit_shd.squeezing.squeezer import Squeezer
+from dit_shd.training.run_folder import RunFolder
 from dit_shd.training.step import Step
 from dit_shd.training.trainer import Trainer
 
@@ -47,10 +48,10 @@ def run_header(trainer: Trainer) -> str:
 
 def _run(trainer: Trainer) -> str:
     if not trainer.first_step:
-        return f"{trainer.folder.path}: a new run of task {trainer.config.task.name}"
-    newest = trainer.folder.newest
+        return f"{trainer.config.run}: a new run of task {trainer.config.task.name}"
+    newest = RunFolder(trainer.config.run).newest
     where = "" if newest is None else f" ({newest})"
-    return f"{trainer.folder.path}: resumed from step {trainer.first_step:,} of {trainer.config.steps:,}{where}"
+    return f"{trainer.config.run}: resumed from step {trainer.first_step:,} of {trainer.config.steps:,}{where}"
 
 
 def _device(trainer: Trainer) -> str:

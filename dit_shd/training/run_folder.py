@@ -71,7 +71,6 @@ class RunFolder:
             UserError: The folder is in use, or holds another config, or something that is not a run.
         """
         locks: list[Lock] = []
-        path = path.absolute()  # a script may change its folder between steps
 
         def begin() -> None:
             _check(path, config, resumable, completed)
@@ -89,7 +88,7 @@ class RunFolder:
             sync(path)
 
         run_on_main(begin)
-        return cls(path, locks[0] if locks else None)
+        return cls(path.absolute(), locks[0] if locks else None)  # a script may change its folder between steps
 
     def release(self) -> None:
         """Let others use the folder."""

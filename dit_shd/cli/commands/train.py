@@ -16,6 +16,7 @@ from dit_shd.data.model_origin import following
 from dit_shd.reports.dry_run import dry_run_text
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.dry_run import dry_run
+from dit_shd.training.run_folder import RunFolder
 from dit_shd.training.trainer import Trainer
 
 
@@ -138,7 +139,7 @@ class Train(Command[TrainConfig]):
             words = f"stopped at step {done} of {config.steps}, saved; the same command goes on from there"
             raise Stopped(trainer.stop.signal, words)
         if trainer.accelerator.is_main_process:
-            print(f"done: {trainer.folder.student}")
+            print(f"done: {RunFolder(config.run).student}")
             _follow(trainer)
 
 
@@ -147,7 +148,7 @@ def _header(trainer: Trainer) -> str:
     try:
         return run_header(trainer)
     except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
-        return f"run  {trainer.folder.path} (no header: {error_line(error)})"
+        return f"run  {trainer.config.run} (no header: {error_line(error)})"
 
 
 def _train(trainer: Trainer) -> int:
