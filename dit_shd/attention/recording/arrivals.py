@@ -22,7 +22,8 @@ from dit_shd.attention.recording.discovery import NO_PROJECTION, plain
 from dit_shd.attention.recording.parameters import Parameters
 from dit_shd.attention.recording.products import Product, is_product, products
 from dit_shd.attention.recording.projection import Projection
-from dit_shd.attention.recording.results import AttentionResult, Part, fingerprints, same_memory
+from dit_shd.attention.recording.results import AttentionResult, Part, fingerprints
+from dit_shd.attention.recording.storage import same_memory
 
 NEAR = 0.02
 """How far a module's result may be from that of the weights it seems to have, relatively: half precision's rounding."""

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from dit_shd.attention.recording.products import is_product
-from dit_shd.attention.recording.results import storage
 from dit_shd.attention.recording.sdpa_calls import ATTENTION
+from dit_shd.attention.recording.storage import storage
 
 Streams = frozenset[str]
 """Names of inputs."""

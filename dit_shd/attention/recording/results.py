@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dit_shd.attention.recording.projection import Projection
+from dit_shd.attention.recording.storage import same_memory
 
 PATIENCE = 32
 """How many matrix products after an attention result its projection may come."""
@@ -114,19 +115,6 @@ class AttentionResult:
 
 def _trains(x: Any) -> bool:
     return isinstance(x, Tensor) and x.is_floating_point() and (x.requires_grad or isinstance(x, nn.Parameter))
-
-
-def storage(tensor: Tensor) -> int:
-    """A number of a tensor's storage, which no other that exists has: not its address, which on meta is always 0."""
-    try:
-        return tensor.untyped_storage()._cdata
-    except (NotImplementedError, RuntimeError):  # a tensor without a storage of its own
-        return id(tensor)
-
-
-def same_memory(one: Any, other: Tensor) -> bool:
-    """Whether two tensors are the same memory."""
-    return isinstance(one, Tensor) and one.numel() == other.numel() and storage(one) == storage(other)
 
 
 def fingerprints(rows: Tensor) -> Tensor:

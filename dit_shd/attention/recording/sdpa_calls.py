@@ -6,7 +6,8 @@ F.multi_head_attention_forward, in whose place a copy of it runs that function m
 """
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from types import FunctionType
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from dit_shd.attention.capture import Capture
+from dit_shd.attention.recording.storage import same_memory, storage
 from dit_shd.core.errors import UserError
 
 RawCall = tuple[tuple[Any, ...], dict[str, Any], Tensor]
@@ -232,8 +234,10 @@ def _arguments(
 
 
 def joined(calls: Sequence[Call], samples: int | None) -> list[Call]:
-    """The calls of a layer, as one where it takes its `samples` one at a time."""
+    """The calls of a layer, as one where it takes its `samples` one at a time, or its queries in chunks."""
     first = calls[0]
+    if len(calls) > 1 and all(_is_chunk(x, first) for x in calls) and _follow(calls):
+        return [_of_chunks(calls)]
     alike = all(
         x.query.shape == first.query.shape
         and x.key.shape == first.key.shape
@@ -250,3 +254,39 @@ def joined(calls: Sequence[Call], samples: int | None) -> list[Call]:
     if masks and masks[0].ndim < 4:
         masks = [mask.expand(1, 1, *mask.shape[-2:]) for mask in masks]
     return [Call(query, key, value, mixed, torch.cat(masks) if masks else None, first.causal, first.scale)]
+
+
+def _is_chunk(call: Call, first: Call) -> bool:
+    """Whether two calls have all but their query tokens in common."""
+    same = all(_is_view(getattr(call, name), getattr(first, name)) for name in ("key", "value"))
+    b, h, _, d = first.query.shape
+    shaped = (*call.query.shape[:2], call.query.shape[3]) == (b, h, d)
+    plain = not call.causal and call.scale == first.scale and (call.mask is None) == (first.mask is None)
+    return same and shaped and plain and (call.mixed is None) == (first.mixed is None)
+
+
+def _is_view(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are the same numbers in the same memory."""
+    alike = (one.shape, one.stride(), one.storage_offset()) == (other.shape, other.stride(), other.storage_offset())
+    return one is other or (alike and same_memory(one, other))
+
+
+def _follow(calls: Sequence[Call]) -> bool:
+    """Whether the queries of calls are one sequence: as many as there are keys, or one after the other in memory."""
+    queries = [x.query for x in calls]
+    if sum(query.shape[2] for query in queries) == calls[0].key.shape[2]:
+        return True
+    return all(
+        storage(a) == storage(b)
+        and a.stride() == b.stride()
+        and a.storage_offset() + a.shape[2] * a.stride(2) == b.storage_offset()
+        for a, b in pairwise(queries)
+    )
+
+
+def _of_chunks(calls: Sequence[Call]) -> Call:
+    query = torch.cat([x.query for x in calls], 2)
+    results = [x.mixed for x in calls if x.mixed is not None]
+    masks = [x.mask.expand(*x.mask.shape[:-2], x.query.shape[2], -1) for x in calls if x.mask is not None]
+    mixed, mask = (torch.cat(x, -2) if x else None for x in (results, masks))
+    return replace(calls[0], query=query, mixed=mixed, mask=mask)

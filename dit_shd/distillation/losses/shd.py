@@ -168,7 +168,11 @@ class SHD(LayerLoss):
         finally:
             self._row_weight = None
         self._unchecked = False
-        return pairs.term()
+        term = pairs.term()
+        if row_weight is None:
+            return term
+        lost = 0 * row_weight.sqrt().sum(1)  # a row of NaN, or below 0, would be one without weight: it is NaN
+        return replace(term, value=term.value + lost.to(term.value))
 
     def checked(self, teacher: Captures, student: Captures) -> tuple[Captures, Captures]:
         """The captures of two forwards, which are refused if they are anything else, or layers are missing."""
@@ -246,7 +250,8 @@ class SHD(LayerLoss):
     def _rows_of(self, t: Capture) -> Tensor | None:
         """The row weights that a script has given, if they are those of a layer."""
         if self._row_weight is not None:
-            check_row_weight(self._row_weight, t, values=self._unchecked)
+            there = self._row_weight.device.type == "cpu" if isinstance(self._row_weight, Tensor) else True
+            check_row_weight(self._row_weight, t, values=self._unchecked or there)  # on a card it would wait for it
         return self._row_weight
 
     def _can_replay(self, s: Capture, t: Capture, tensors: Sequence[Tensor]) -> bool:

@@ -7,7 +7,8 @@ from clients.patterns import E, H, Layer, X, elsewhere, split
 from torch import nn
 
 from dit_shd import capture
-from dit_shd.attention.recording.results import AttentionResult, same_memory
+from dit_shd.attention.recording.results import AttentionResult
+from dit_shd.attention.recording.storage import same_memory
 
 
 class Gating(patterns.Gating):

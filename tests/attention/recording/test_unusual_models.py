@@ -58,6 +58,61 @@ def recorded(model, x, **given):
     return captures
 
 
+class InChunks(Attention):
+    """The same, some queries at a time, as one saves memory."""
+
+    def __init__(self, rows=4, copied=False, heads=H):
+        super().__init__(heads=heads)
+        self.rows, self.copied = rows, copied
+
+    def forward(self, x, mask=None):
+        q, k, v = self.heads_of(x)
+        parts = []
+        for first in range(0, q.shape[2], self.rows):
+            some = slice(first, first + self.rows)
+            query = q[:, :, some].clone() if self.copied else q[:, :, some]
+            parts.append(F.scaled_dot_product_attention(query, k, v, None if mask is None else mask[..., some, :]))
+        return self.proj(torch.cat(parts, 2).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("copied", [False, True])
+@pytest.mark.parametrize("rows", [2, 3, 4])
+@pytest.mark.parametrize("masked", [False, True])
+def test_queries_in_chunks_are_one_layer(rows, copied, masked):
+    """Each chunk had been a layer of its own, and the loss as many times too large as there were chunks."""
+    losses, gradients = [], []
+    given = {"mask": torch.ones(6, 6).tril().bool()} if masked else {}
+    for make, options in ((Attention, {}), (InChunks, {"rows": rows, "copied": copied})):
+        torch.manual_seed(0)
+        teacher, student = Net(make=make, **options), Net(make=make, heads=2, **options)
+        with capture(teacher) as t, capture(student) as s:
+            with torch.no_grad():
+                teacher(inputs(), **given)
+            student(inputs(), **given)
+        assert list(s) == ["blocks.0", "blocks.1"] and s["blocks.0"].shape == (2, 2, 6, 6)
+        losses.append(SHD()(t, s))
+        gradients.append(torch.autograd.grad(losses[-1], student.blocks[0].qkv.weight)[0])
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*gradients)
+
+
+def test_weights_of_rows_that_are_none_never_count_as_zero():
+    """Rows are taken where their weight is above 0: NaN (0 / 0 of an empty sample) had dropped them without a word."""
+    teacher, student = Net(), Net(heads=2)
+    with capture(teacher) as t, capture(student) as s:
+        with torch.no_grad():
+            teacher(inputs())
+        student(inputs())
+    shd = SHD()
+    shd(t, s, row_weight=torch.ones(2, 6))
+    for value in (float("nan"), float("inf"), -1.0):
+        weight = torch.ones(2, 6)
+        weight[0, 3] = value
+        with pytest.raises(UserError, match="row_weight: wanted finite numbers of 0 or more"):
+            shd(t, s, row_weight=weight)
+    assert shd(t, s, row_weight=torch.zeros(2, 6)) == 0
+
+
 @pytest.mark.parametrize("how", ["mul_", "*=", "masked_fill_"])
 @pytest.mark.parametrize("inference", [False, True])
 def test_what_is_changed_in_place_before_w_o_has_none(how, inference):
