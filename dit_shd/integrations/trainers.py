@@ -193,8 +193,18 @@ class SHDTerm:
         for each in models:
             _check_uncompiled(each)
         rows, keywords = self._rows(inputs), teacher_inputs(inputs, models[1])
-        with capture(backbone(models[0])) as student, captured(backbone(models[1])) as teacher:
+        runs: list[bool] = []
+        with (
+            capture(backbone(models[0])) as student,
+            captured(backbone(models[1])) as teacher,
+            backbone(models[0]).register_forward_pre_hook(lambda *_: runs.append(True)),
+        ):
             returned = self._compute_loss(model, inputs, **arguments)
+            if len(runs) > 1:  # captures are those of the last: of another batch, or without a graph
+                raise UserError(
+                    f"add_shd: the student runs {len(runs)} times in compute_loss (a metric, a monitor?), and SHD "
+                    "learns from one forward; take the others out of it, into a callback"
+                )
             if not len(teacher):  # the trainer does not run it
                 with torch.no_grad():
                     self.teacher(**keywords, **without_cache(models[1]))

@@ -53,6 +53,24 @@ def test_models_compiled_whole_are_refused_and_compiled_blocks_are_captured(tmp_
         torch.testing.assert_close(found[1][name], gradient)
 
 
+def test_a_second_forward_in_compute_loss_is_refused(tmp_path):
+    """SHD had learned from it: nothing of one without a graph, and of the wrong samples of one on others."""
+    student, teacher = models()
+    trainer = trainer_of(student, samples(), tmp_path)
+    loss_of = trainer.compute_loss
+
+    def monitored(model, inputs, **options):
+        loss = loss_of(model, inputs, **options)
+        with torch.no_grad():
+            model(**inputs)
+        return loss
+
+    trainer.compute_loss = monitored
+    add_shd(trainer, SHD(), teacher)
+    with pytest.raises(UserError, match=r"the student runs 2 times in compute_loss \(a metric, a monitor\?\)"):
+        trainer.train()
+
+
 def test_a_teacher_that_was_not_called_is_named(tmp_path):
     student, teacher = models()
     trainer = trainer_of(student, samples(), tmp_path)
