@@ -1,7 +1,7 @@
 """What the first forward of a model has shown, kept for later ones: which modules are attention, and their layouts."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 from weakref import WeakKeyDictionary, ref
 
@@ -12,6 +12,7 @@ from dit_shd.attention.recording.instrument import plain_class
 from dit_shd.attention.recording.joint import Layout, projections_of, with_gaps
 from dit_shd.attention.recording.lineage import Segments
 from dit_shd.attention.recording.projection import PassingProjection
+from dit_shd.attention.recording.results import Part
 from dit_shd.attention.recording.roles import Order, image_streams, order_at, order_of, role_of, text_length
 from dit_shd.attention.recording.sdpa_calls import Call, joined
 from dit_shd.attention.recording.survey import SeenCall, Survey
@@ -147,7 +148,9 @@ def learn(survey: Survey) -> Sites:
             except ValueError as error:
                 reason = str(error)
                 break
-            layouts.extend(_layout(survey, seen, call, splits, list(by_name)) for call, seen in zip(merged, run))
+            chunked = merged[0].query.shape[2] > given[0].query.shape[2]
+            parts_of = [run] if chunked else [[each] for each in run]
+            layouts.extend(_layout(survey, seen, call, splits, list(by_name)) for call, seen in zip(merged, parts_of))
             sites.settled = sites.settled and not any(survey.arrivals.silent(each.raw[2]) for each in run)
         first = calls[0][0]
         sites[name] = Site(name, ref(first.module), tuple(layouts), reason)
@@ -160,11 +163,19 @@ def learn(survey: Survey) -> Sites:
 
 
 def _layout(
-    survey: Survey, seen: SeenCall, call: Call, splits: dict[Segments, tuple[Order, int]], layers: Sequence[str]
+    survey: Survey,
+    chunks: Sequence[SeenCall],
+    call: Call,
+    splits: dict[Segments, tuple[Order, int]],
+    layers: Sequence[str],
 ) -> Layout:
+    """What is known of a call; of one whose queries came in chunks, each chunk's rows may arrive somewhere else."""
     n, m = call.query.shape[2], call.key.shape[2]
-    mixed = seen.raw[2]
-    parts = survey.arrivals.parts(mixed, seen.name, layers)
+    seen, mixed, parts, first = chunks[0], chunks[0].raw[2], list[Part](), 0
+    for chunk in chunks:
+        arrived = survey.arrivals.parts(chunk.raw[2], chunk.name, layers)
+        parts += [replace(part, tokens=part.tokens + first) for part in arrived]
+        first += chunk.raw[2].shape[-2]
     order, text = splits.get(_segments(seen), ("unknown" if len(projections_of(parts)) > 1 else "plain", 0))
     return Layout(
         with_gaps(parts, n, order, text),
@@ -173,7 +184,7 @@ def _layout(
         n == m,
         text_length(text, n, survey.image, seen.given, survey.inputs) if text else None,
         survey.arrivals.reason(mixed, survey.failure),
-        survey.arrivals.overwritten(mixed),
+        any(survey.arrivals.overwritten(chunk.raw[2]) for chunk in chunks),
     )
 
 

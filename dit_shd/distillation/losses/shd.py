@@ -250,8 +250,7 @@ class SHD(LayerLoss):
     def _rows_of(self, t: Capture) -> Tensor | None:
         """The row weights that a script has given, if they are those of a layer."""
         if self._row_weight is not None:
-            there = self._row_weight.device.type == "cpu" if isinstance(self._row_weight, Tensor) else True
-            check_row_weight(self._row_weight, t, values=self._unchecked or there)  # on a card it would wait for it
+            check_row_weight(self._row_weight, t, values=self._unchecked)
         return self._row_weight
 
     def _can_replay(self, s: Capture, t: Capture, tensors: Sequence[Tensor]) -> bool:

@@ -96,6 +96,30 @@ def test_queries_in_chunks_are_one_layer(rows, copied, masked):
     torch.testing.assert_close(*gradients)
 
 
+def test_chunks_that_arrive_at_two_projections_are_not_given_the_first_ones():
+    """As text's and image's rows that ask the same keys one after the other: each has its W^O, or it is asked for."""
+
+    class TwoOuts(InChunks):
+        def __init__(self, **options):
+            super().__init__(**options)
+            self.other = nn.Linear(E, E)
+
+        def forward(self, x, mask=None):
+            q, k, v = self.heads_of(x)
+            first, last = (
+                F.scaled_dot_product_attention(part, k, v).transpose(1, 2).flatten(2) for part in q.split(3, 2)
+            )
+            return torch.cat([self.proj(first), self.other(last)], 1)
+
+    with pytest.raises(UserError, match="where the image stands among its 6 tokens is not known"):
+        recorded(Net(make=TwoOuts), inputs())
+    model = Net(depth=1, make=TwoOuts)
+    with torch.no_grad(), capture(model, image=slice(3, None)) as captures:
+        model(inputs())
+    for name, projection in (("blocks.0:text", model.blocks[0].proj), ("blocks.0", model.blocks[0].other)):
+        torch.testing.assert_close(captures[name].out.flatten(0, 1), projection.weight.T)
+
+
 def test_weights_of_rows_that_are_none_never_count_as_zero():
     """Rows are taken where their weight is above 0: NaN (0 / 0 of an empty sample) had dropped them without a word."""
     teacher, student = Net(), Net(heads=2)
