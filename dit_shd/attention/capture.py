@@ -67,6 +67,8 @@ class Capture:
     image: slice | None = None
     """Which keys are the image's, where text and image are one sequence and the image's queries are among the rows; an
     empty slice where that is not known."""
+    share: float = 1.0
+    """What it counts in a sum over layers: of a layer that takes its b samples one at a time, each is 1/b of it."""
 
     def __post_init__(self) -> None:
         for name in ("query", "key", "value"):

@@ -27,13 +27,12 @@ def _is_same(student: Tensor, teacher: Tensor) -> bool:
     return same_memory and student.requires_grad == teacher.requires_grad
 
 
-def checked(role: str, captures: object, by_depth: bool) -> Captures:
+def checked(role: str, captures: object) -> Captures:
     """The captures of a forward, which are refused if they are anything else.
 
     Args:
         role: Whose: teacher or student.
         captures: What a script gave.
-        by_depth: Whether the layers are paired by their places.
 
     Raises:
         UserError: What was wanted, and what to do; or another forward has written to their memory since.
@@ -49,13 +48,30 @@ def checked(role: str, captures: object, by_depth: bool) -> Captures:
         raise UserError(f"SHD: the {role}'s captures are empty: {why}")
     for name, capture in layers.items():
         one_layer(capture, f"SHD: the {role}'s captures: {name}")
-    skipped = captures.skipped if isinstance(captures, Recording) and by_depth else []
-    if skipped:
-        raise UserError(
-            f"SHD: {skipped[0]} of the {role} did not run in its last forward, so that layers cannot be paired by "
-            "their depth; run all layers, or capture those that always run: capture(model, layers=[...])"
-        )
     return {name: unchanged(name, capture) for name, capture in layers.items()}
+
+
+def check_depths(teacher: object, student: object) -> None:
+    """Refuse recordings that lack layers, so that those which they have are not paired by their depth.
+
+    Raises:
+        UserError: A layer did not run, or, in one model alone, layers do not call what can be recorded.
+    """
+    roles = {"teacher": teacher, "student": student}
+    recordings = {role: each for role, each in roles.items() if isinstance(each, Recording)}
+    for role, each in recordings.items():
+        for name in each.skipped:
+            raise UserError(
+                f"SHD: {name} of the {role} did not run in its last forward, so that layers cannot be paired by their "
+                "depth; run all layers, or capture those that always run: capture(model, layers=[...])"
+            )
+    by_hand = [(role, *layer) for role, each in recordings.items() for layer in each.by_hand.items()]
+    if len({role for role, *_ in by_hand}) == 1:  # two hybrid models have such layers in the same places
+        role, name, why = by_hand[0]
+        raise UserError(
+            f"SHD: layers cannot be paired by their depth, since one of the {role} cannot be recorded; name the pairs, "
+            f"SHD(layers={{student layer: teacher layer}}): {name} {why}"
+        )
 
 
 def check_graphs(teacher: Captures, student: Captures) -> None:

@@ -3,6 +3,7 @@
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -140,7 +141,8 @@ class Pairs:
         for layer, source in self._pairs.items():
             if source == teacher.name:
                 with torch.set_grad_enabled(self._gradients):  # the teacher runs without
-                    self._terms[layer] = self._loss.pair(self._student[layer], teacher, self._batch)
+                    term = self._loss.pair(self._student[layer], teacher, self._batch)
+                    self._terms[layer] = _of_share(term, self._student[layer])
 
     @property
     def incomplete(self) -> bool:
@@ -164,3 +166,9 @@ class Pairs:
         values = [term.value for term in ordered]
         b = math.gcd(*(len(value) for value in values))  # layers of a video have b x frames or b x places samples
         return Term(torch.stack([value.view(b, -1).mean(1) for value in values]).sum(0), logs)
+
+
+def _of_share(term: Term, layer: Layer) -> Term:
+    """The loss of a layer, or of the part of one that a capture is."""
+    share = 1.0 if layer.attention is None else layer.attention.share
+    return term if share == 1 else replace(term, value=term.value * share)

@@ -24,6 +24,7 @@ from dit_shd.attention.recording.products import Product, is_product, products
 from dit_shd.attention.recording.projection import Projection
 from dit_shd.attention.recording.results import AttentionResult, Part, fingerprints
 from dit_shd.attention.recording.storage import same_memory
+from dit_shd.attention.recording.weight_samples import local
 
 NEAR = 0.02
 """How far a module's result may be from that of the weights it seems to have, relatively: half precision's rounding."""
@@ -66,6 +67,10 @@ class Arrivals:
         self.busy = False
         """Whether what runs is our own doing."""
         self._names = {module: plain(path) for path, module in root.named_modules()}
+        self._paths: dict[nn.Module | None, list[str]] = {}
+        """Every path of each module: layers may share one."""
+        for path, module in root.named_modules(remove_duplicate=False):
+            self._paths.setdefault(module, []).append(plain(path))
         self._parameters = Parameters(root)
         self._results: list[AttentionResult] = []
         self._entered: list[Entered] = []
@@ -104,7 +109,8 @@ class Arrivals:
         others = [f"{other}." for other in layers if other != layer and not layer.startswith(f"{other}.")]
         chosen: list[Part] = []
         for part in sorted(result.arrivals, key=lambda each: -len(each.tokens)):  # stable: the first of equals
-            if any(part.projection.name.startswith(other) for other in others):
+            paths = self._paths.get(part.projection.holder) or [part.projection.name]
+            if all(path.startswith(tuple(others)) for path in paths):
                 continue
             shared = [known for known in chosen if bool(torch.isin(part.tokens, known.tokens).any())]
             if not shared:
@@ -235,7 +241,7 @@ class Arrivals:
         if not isinstance(given, Tensor) or not given.is_floating_point() or given.is_nested:
             return
         known = [result for result in self._results if result.patience > 0 and not result.gated(given)]
-        given = at.local(given)
+        given = local(given)
         prints: dict[tuple[Arrangement, int, int], Tensor] = {}
         for result in known:
             result.patience -= tire
@@ -299,12 +305,12 @@ class Arrivals:
 
 def _near(made: Tensor, given: Tensor, hold: _Holds, weight: Tensor, bias: Tensor) -> bool:
     """Whether a module's result is that of weights [k,e] on its rows."""
-    rows, k = rows_of(at.local(given), hold.arrangement), len(weight)
+    rows, k = rows_of(local(given), hold.arrangement), len(weight)
     if rows.shape[-1] != k:
         return True  # columns of something else take part: what it is was not measured
     wide = torch.promote_types(weight.dtype, torch.float32)
     want = rows.to(wide) @ weight.to(wide) + bias.to(wide)
-    result = rows_of_result(at.local(made), hold.arrangement).to(wide)
+    result = rows_of_result(local(made), hold.arrangement).to(wide)
     return result.numel() == want.numel() and bool((result.reshape(want.shape) - want).norm() <= NEAR * want.norm())
 
 

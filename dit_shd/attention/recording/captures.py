@@ -5,7 +5,7 @@ forward has shown which they are (survey.py). A Recorder of each module takes ei
 last forward gave.
 """
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -15,16 +15,18 @@ from torch import nn
 
 from dit_shd.attention.capture import Capture
 from dit_shd.attention.recording import discovery, knowledge
-from dit_shd.attention.recording.instrument import plain_class, recorded, token_places, tokens_of, watched_later
-from dit_shd.attention.recording.joint import Biases, Tokens, sections
+from dit_shd.attention.recording.instrument import plain_class, recorded, watched_later
+from dit_shd.attention.recording.joined_calls import joined
+from dit_shd.attention.recording.joint import Biases, sections
 from dit_shd.attention.recording.knowledge import Site, Sites
 from dit_shd.attention.recording.last_forward import LastForward
 from dit_shd.attention.recording.projection import PassingProjection
 from dit_shd.attention.recording.recorder import ProductRecorder, Recorder, SlowPath, hiding
 from dit_shd.attention.recording.report import Report, why_empty
-from dit_shd.attention.recording.sdpa_calls import Call, RawCall, joined, noted, unchanged, versions, written_to
+from dit_shd.attention.recording.sdpa_calls import Call, RawCall, noted, unchanged, versions, written_to
 from dit_shd.attention.recording.selection import Selection
 from dit_shd.attention.recording.survey import Survey
+from dit_shd.attention.recording.tokens import Tokens, token_places, tokens_of
 from dit_shd.core.errors import UserError
 
 Sink = Callable[[str, Capture], None]
@@ -271,7 +273,7 @@ class Recording(LastForward):
         if not raw:
             raise UserError(f"capture: {recorder.name}: {discovery.why_silent(recorder.module)}")
         try:
-            calls = joined([Call.of(each, tokens.samples, tokens.lengths.values()) for each in raw], tokens.samples)
+            calls = joined([Call.of(each, tokens) for each in raw], tokens)
         except ValueError as error:
             raise UserError(f"capture: {recorder.name}: {error}") from error
         for call in calls:
@@ -300,6 +302,11 @@ class Recording(LastForward):
         """Wanted layers that did not run in the last forward, where others of their kind did."""
         idle = self._sites.idle if self.selection.layers is None else ()
         return [*(n for n in self._sites if n in self._chosen and n not in self._called), *idle]
+
+    @property
+    def by_hand(self) -> Mapping[str, str]:
+        """Layers among the wanted ones that ran and called nothing that can be recorded, and why that may be."""
+        return self._sites.by_hand if self.selection.layers is None else {}
 
     @property
     def why_empty(self) -> str:

@@ -15,8 +15,8 @@ from typing import Any, Protocol, cast
 import torch
 from torch import nn
 
-from dit_shd.attention.recording.joint import Tokens
 from dit_shd.attention.recording.sdpa_calls import Given, RawCall, SDPATap, See
+from dit_shd.attention.recording.tokens import Tokens, token_places, tokens_of
 
 RECORDERS, WATCHERS = "_dit_shd_recorders", "_dit_shd_watchers"
 """The attributes of an instrumented module that hold its recorders, and what watches its forwards."""
@@ -238,25 +238,3 @@ def _named(new: type, plain: type) -> type:
     new.__module__, new.__doc__ = plain.__module__, plain.__doc__
     new._dit_shd_plain = plain  # type: ignore[attr-defined]
     return new
-
-
-@functools.cache
-def token_places(function: Any, skip: int = 1) -> tuple[str, ...]:
-    """The names of what a function takes, in order."""
-    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return tuple(p.name for p in list(inspect.signature(function).parameters.values())[skip:] if p.kind not in kinds)
-
-
-def tokens_of(places: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tokens:
-    """How many tokens the sequences have that a module was given, and how many samples."""
-    given = {**dict(zip(places, args)), **kwargs}
-    lengths = {name: x.shape[1] for name, x in given.items() if is_sequence(x)}
-    first = args[0] if args else next(iter(kwargs.values()), None)
-    return Tokens(lengths, first.shape[0] if isinstance(first, torch.Tensor) and first.ndim else None)
-
-
-def is_sequence(value: Any) -> bool:
-    """Whether a value is features of tokens [b,n,e], or the tokens' numbers [b,n]."""
-    if not isinstance(value, torch.Tensor):
-        return False
-    return value.ndim == 3 or (value.ndim == 2 and value.dtype in (torch.int32, torch.int64))

@@ -36,16 +36,6 @@ class BlockChoice:
             raise UserError(f"capture: block: wanted one of {', '.join(get_args(Block))}, found '{self.block}'")
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """The sequences that a module was given."""
-
-    lengths: dict[str, int]
-    """By the names of its arguments."""
-    samples: int | None = None
-    """b, if it is known."""
-
-
 @dataclass(frozen=True, eq=False)
 class Layout:
     """What is known of an attention layer's sequence: whose projection is where, and what is joined with what."""
@@ -202,4 +192,5 @@ def _cut(
         call.mixed[:, :, rows] if call.mixed is not None and every_key else None,
         torch.arange(rows.start, rows.stop, device=call.query.device) if call.causal and not every_row else None,
         image,
+        call.share,
     )

@@ -9,12 +9,13 @@ from torch import nn
 
 from dit_shd.attention.recording.discovery import attention_like, is_cross, section_of, why_silent
 from dit_shd.attention.recording.instrument import plain_class
+from dit_shd.attention.recording.joined_calls import joined
 from dit_shd.attention.recording.joint import Layout, projections_of, with_gaps
 from dit_shd.attention.recording.lineage import Segments
 from dit_shd.attention.recording.projection import PassingProjection
 from dit_shd.attention.recording.results import Part
 from dit_shd.attention.recording.roles import Order, image_streams, order_at, order_of, role_of, text_length
-from dit_shd.attention.recording.sdpa_calls import Call, joined
+from dit_shd.attention.recording.sdpa_calls import Call
 from dit_shd.attention.recording.survey import SeenCall, Survey
 
 T = TypeVar("T")
@@ -56,6 +57,8 @@ class Sites(dict[str, Site]):
     """Modules that are attention by their names and called none, and why that may be."""
     idle: tuple[str, ...] = ()
     """Modules that are what these are, in the same sections, and did not run."""
+    by_hand: Mapping[str, str] = {}
+    """Attention in the same sections that ran without calling it (maps computed by hand?), and why that may be."""
     order: tuple[str, ...] = ()
     """Names of captures, in the order in which they were made."""
 
@@ -143,8 +146,8 @@ def learn(survey: Survey) -> Sites:
         for run in calls:
             try:
                 tokens = run[0].tokens
-                given = [Call.of(each.raw, tokens.samples, tokens.lengths.values()) for each in run]
-                merged = joined(given, tokens.samples)
+                given = [Call.of(each.raw, tokens) for each in run]
+                merged = joined(given, tokens)
             except ValueError as error:
                 reason = str(error)
                 break
@@ -157,9 +160,21 @@ def learn(survey: Survey) -> Sites:
     others = attention_like({name: m for name, m in survey.ran.items() if name not in sites and not is_cross(m)})
     kinds = {(plain_class(calls[0][0].module), section_of(name)) for name, calls in by_name.items()}
     asleep = [(name, module) for module, name in survey.names.items() if name not in survey.ran]
-    sites.idle = tuple(name for name, module in asleep if (plain_class(module), section_of(name)) in kinds)
     sites.silent = {name: f"{name} {why_silent(module)}" for name, module in others.items()}
+    sites.idle = tuple(name for name, module in asleep if (plain_class(module), section_of(name)) in kinds)
+    sites.by_hand = {name: why_silent(module) for name, module in _siblings(survey, sites)}
     return sites
+
+
+def _siblings(survey: Survey, sites: Sites) -> list[tuple[str, nn.Module]]:
+    """Modules that ran where other blocks have a layer that called attention, and called none, by names of attention.
+
+    Blocks of hybrid models have other mixers (of state spaces, say) in that place, which are not meant.
+    """
+    sections = {section_of(name) for name, site in sites.items() if not site.unasked}
+    there = {name: module for name, module in survey.ran.items() if name not in sites and section_of(name) in sections}
+    named = attention_like(there).keys() | {name for name in there if "att" in name.rpartition(".")[2].lower()}
+    return [(name, module) for name, module in there.items() if name in named and not is_cross(module)]
 
 
 def _layout(

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from dit_shd.attention.recording.instrument import token_places, tokens_of
 from dit_shd.attention.recording.sdpa_calls import RawCall, SDPATap
+from dit_shd.attention.recording.tokens import token_places, tokens_of
 
 
 class SHDAttnProcessor:

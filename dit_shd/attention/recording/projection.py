@@ -22,6 +22,7 @@ from dit_shd.attention.capture import WeightSource
 from dit_shd.attention.recording.arrangement import Arrangement, rows_of_result, unit_rows
 from dit_shd.attention.recording.products import Product, products
 from dit_shd.attention.recording.sdpa_calls import Given
+from dit_shd.attention.recording.weight_samples import local, sample_of, unchanged
 from dit_shd.core.rng import kept_generators
 
 IN_TRAINING = "its weights are in training, and not kept; run a teacher under torch.no_grad()"
@@ -55,7 +56,7 @@ class Projection(ABC):
 
     def source(self, heads: int, width: int) -> WeightSource:
         """What gives W^O of the forward under way, when it is wanted; it keeps the module."""
-        holder, sample = self.holder, _sample(self.weight())
+        holder, sample = self.holder, sample_of(self.weight())
         if sample is not None and not isinstance(self.weight(), nn.Parameter):  # there for this forward alone
             weights = self.by_head(heads, width)
             copied = weights if isinstance(weights, str) else weights.clone()
@@ -64,7 +65,7 @@ class Projection(ABC):
         def read() -> Tensor | str:
             if holder is None:
                 return f"the module {self.name} does not exist any more"
-            if sample is not None and not _unchanged(sample, self.weight(), self.name):
+            if sample is not None and not unchanged(sample, self.weight(), self.name):
                 return (
                     f"the weights of {self.name} have changed since the forward; take the loss before they do, or give "
                     "a copy of the model (copy.deepcopy) as the teacher"
@@ -291,30 +292,3 @@ def matrix(
 def _tensor(output: Any) -> Tensor:
     """A module's result, or the first of several."""
     return local(output if isinstance(output, Tensor) else output[0])
-
-
-def local(tensor: Tensor) -> Tensor:
-    """This process's part of a tensor that is spread over several (tensor parallel)."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[attr-defined]
-
-
-def _sample(weight: Tensor | None) -> Tensor | None:
-    """Some numbers of a weight that nobody trains, by which a later change of it is noticed."""
-    if weight is None or weight.is_meta or weight.ndim < 2 or (torch.is_grad_enabled() and weight.requires_grad):
-        return None
-    return _diagonal(weight).clone()
-
-
-def _unchanged(sample: Tensor, weight: Tensor | None, name: str) -> bool:
-    """Whether a weight still has the numbers that it had; a GPU is not waited for, it stops at its next step if not."""
-    if weight is None or weight.device != sample.device:
-        return weight is not None and not weight.is_meta
-    current = _diagonal(weight)
-    if sample.device.type != "cuda":
-        return current.dtype == sample.dtype and torch.equal(current, sample)
-    torch._assert_async((current == sample).all(), f"the weights of {name} have changed between forward and loss")
-    return True
-
-
-def _diagonal(weight: Tensor) -> Tensor:
-    return local(weight.detach()).flatten(1).diagonal()

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from dit_shd.attention.capture import Capture
-from dit_shd.attention.recording.joint import Tokens
 from dit_shd.attention.recording.products import Product, is_product
 from dit_shd.attention.recording.projection import PassingProjection
 from dit_shd.attention.recording.sdpa_calls import Given, RawCall, See
+from dit_shd.attention.recording.tokens import Tokens
 
 Ran = tuple[tuple[RawCall, ...], Tokens, Any]
 """The calls of one run, what it was given, and the run before it in the same forward (or None)."""

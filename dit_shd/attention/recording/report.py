@@ -43,11 +43,16 @@ class Report:
     """Every layer that called attention, in the order in which they ran; print it."""
 
     lines: tuple[Line, ...]
+    silent: tuple[str, ...] = ()
+    """Layers in their places that called none, and why."""
 
     @classmethod
     def of(cls, sites: Sites, shapes: Mapping[str, Shape], selection: Selection) -> "Report":
         """From what is known of a model, and the shapes of what was recorded of it."""
-        return cls(tuple(_line(site, shapes, selection) for site in sites.values()))
+        return cls(
+            tuple(_line(site, shapes, selection) for site in sites.values()),
+            tuple(f"{name} {what}" for name, what in sites.by_hand.items()),
+        )
 
     def log(self) -> None:
         """Log it, unless the same was logged before, or every layer hands over its captures by itself."""
@@ -58,7 +63,7 @@ class Report:
         recorded = sum(len(line.shapes) for line in self.lines)
         calls = sum(len(line.roles) for line in self.lines)
         head = f"{calls} calls of attention in {len(self.lines)} layers, {recorded} captures"
-        return "\n".join([head, *(f"  {text}" for text in _merged(self.lines))])
+        return "\n".join([head, *(f"  {text}" for text in (*_merged(self.lines), *self.silent))])
 
 
 def _merged(lines: Sequence[Line]) -> list[str]:

@@ -5,9 +5,8 @@ mode around a module sees what it worked with, whatever the module looks like. n
 F.multi_head_attention_forward, in whose place a copy of it runs that function modes see into.
 """
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import FunctionType
 from typing import Any, cast
 
@@ -17,14 +16,15 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from dit_shd.attention.capture import Capture
-from dit_shd.attention.recording.storage import same_memory, storage
+from dit_shd.attention.recording.tokens import Tokens
 from dit_shd.core.errors import UserError
 
 RawCall = tuple[tuple[Any, ...], dict[str, Any], Tensor]
 """Positional arguments, keywords and result."""
 Given = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional arguments and keywords of a module."""
-ATTENTION: tuple[Any, ...] = (F.scaled_dot_product_attention, torch.ops.aten.scaled_dot_product_attention.default)
+_aten = torch.ops.aten.scaled_dot_product_attention
+ATTENTION: tuple[Any, ...] = (F.scaled_dot_product_attention, _aten, _aten.default)
 """The function itself, and what stands for it in exported models."""
 See = Callable[[Any, tuple[Any, ...], dict[str, Any]], None]
 """Takes every function that has run."""
@@ -130,6 +130,8 @@ class Call:
     """Broadcastable to [b,h,n,m]; boolean (True is kept) or added to the scores."""
     causal: bool
     scale: float
+    share: float = 1.0
+    """Of its layer, where the layer makes several calls, of a sample each."""
 
     @staticmethod
     def given(raw: RawCall) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
@@ -137,13 +139,12 @@ class Call:
         return _arguments(*raw[0], **raw[1])[:4]
 
     @classmethod
-    def of(cls, raw: RawCall, samples: int | None = None, lengths: Collection[int] = ()) -> "Call":
+    def of(cls, raw: RawCall, tokens: Tokens) -> "Call":
         """The arguments of a call by their names.
 
         Args:
             raw: The call.
-            samples: How many its module was given, if that is known.
-            lengths: Tokens of the sequences that its module was given.
+            tokens: What its module was given.
 
         Raises:
             ValueError: What Captures are not made of.
@@ -153,11 +154,12 @@ class Call:
         if query.is_nested or key.is_nested:
             raise ValueError("nested (jagged) tensors cannot be recorded; pad the sequences and give a mask")
         if query.ndim == key.ndim == value.ndim == 3:  # [b,n,d]: a single head
-            heads, odd = divmod(len(query), samples or len(query))
-            if heads > 1 and not odd and query.shape[1] in lengths:
+            heads = _heads_in_batch(query, tokens)
+            if heads > 1:
                 raise ValueError(
-                    f"heads lie in the batch: wanted a query [b,h,n,d], found {list(query.shape)}, {samples} samples; "
-                    f"view q, k and v as [{samples},{heads},n,d] in the model"
+                    f"heads lie in the batch: wanted a query [b,h,n,d], found {list(query.shape)}, where its module "
+                    f"was given {len(query) // heads} samples; view q, k and v as [{len(query) // heads},{heads},n,d] "
+                    "in the model"
                 )
             query, key, value, result = (x[:, None] for x in (query, key, value, result))
             mask = mask[:, None] if mask is not None and mask.ndim == 3 else mask
@@ -165,6 +167,15 @@ class Call:
             raise ValueError(f"wanted query, key and value with four dimensions, found {tuple(query.shape)}")
         scale = query.shape[-1] ** -0.5 if scale is None else scale
         return cls(query, key, value, None if dropout else result, mask, causal, scale)
+
+
+def _heads_in_batch(query: Tensor, tokens: Tokens) -> int:
+    """How many heads a query [b h,n,d] has in its batch, by what its module was given; 1 if it is [b,n,d]."""
+    rows, d = len(query) * query.shape[1], query.shape[2]
+    heads, odd = divmod(len(query), tokens.samples or len(query))
+    if heads > 1 and not odd and query.shape[1] in tokens.lengths.values():
+        return heads
+    return next((rows // n for n, e in tokens.sizes if rows > n and rows % n == 0 and rows // n * d == e), 1)
 
 
 def versions(*tensors: Tensor | None) -> tuple[int, ...]:
@@ -231,62 +242,3 @@ def _arguments(
     enable_gqa: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, float, bool, float | None]:
     return query, key, value, attn_mask, dropout_p, is_causal, scale
-
-
-def joined(calls: Sequence[Call], samples: int | None) -> list[Call]:
-    """The calls of a layer, as one where it takes its `samples` one at a time, or its queries in chunks."""
-    first = calls[0]
-    if len(calls) > 1 and all(_is_chunk(x, first) for x in calls) and _follow(calls):
-        return [_of_chunks(calls)]
-    alike = all(
-        x.query.shape == first.query.shape
-        and x.key.shape == first.key.shape
-        and (x.causal, x.scale) == (first.causal, first.scale)
-        and (None if x.mask is None else x.mask.shape) == (None if first.mask is None else first.mask.shape)
-        for x in calls
-    )
-    if len(calls) < 2 or len(calls) != samples or not alike or first.query.shape[0] != 1:
-        return list(calls)
-    query, key, value = (torch.cat([getattr(x, name) for x in calls]) for name in ("query", "key", "value"))
-    results = [x.mixed for x in calls if x.mixed is not None]
-    mixed = torch.cat(results) if results else None
-    masks = [x.mask for x in calls if x.mask is not None]
-    if masks and masks[0].ndim < 4:
-        masks = [mask.expand(1, 1, *mask.shape[-2:]) for mask in masks]
-    return [Call(query, key, value, mixed, torch.cat(masks) if masks else None, first.causal, first.scale)]
-
-
-def _is_chunk(call: Call, first: Call) -> bool:
-    """Whether two calls have all but their query tokens in common."""
-    same = all(_is_view(getattr(call, name), getattr(first, name)) for name in ("key", "value"))
-    b, h, _, d = first.query.shape
-    shaped = (*call.query.shape[:2], call.query.shape[3]) == (b, h, d)
-    plain = not call.causal and call.scale == first.scale and (call.mask is None) == (first.mask is None)
-    return same and shaped and plain and (call.mixed is None) == (first.mixed is None)
-
-
-def _is_view(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are the same numbers in the same memory."""
-    alike = (one.shape, one.stride(), one.storage_offset()) == (other.shape, other.stride(), other.storage_offset())
-    return one is other or (alike and same_memory(one, other))
-
-
-def _follow(calls: Sequence[Call]) -> bool:
-    """Whether the queries of calls are one sequence: as many as there are keys, or one after the other in memory."""
-    queries = [x.query for x in calls]
-    if sum(query.shape[2] for query in queries) == calls[0].key.shape[2]:
-        return True
-    return all(
-        storage(a) == storage(b)
-        and a.stride() == b.stride()
-        and a.storage_offset() + a.shape[2] * a.stride(2) == b.storage_offset()
-        for a, b in pairwise(queries)
-    )
-
-
-def _of_chunks(calls: Sequence[Call]) -> Call:
-    query = torch.cat([x.query for x in calls], 2)
-    results = [x.mixed for x in calls if x.mixed is not None]
-    masks = [x.mask.expand(*x.mask.shape[:-2], x.query.shape[2], -1) for x in calls if x.mask is not None]
-    mixed, mask = (torch.cat(x, -2) if x else None for x in (results, masks))
-    return replace(calls[0], query=query, mixed=mixed, mask=mask)

@@ -18,8 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from dit_shd.attention.recording import discovery
 from dit_shd.attention.recording.arrivals import Arrivals, Entered
-from dit_shd.attention.recording.instrument import is_sequence, plain_class, token_places, tokens_of
-from dit_shd.attention.recording.joint import Tokens
+from dit_shd.attention.recording.instrument import plain_class
 from dit_shd.attention.recording.lineage import ENTERED, Lineage, Lineages, Streams
 from dit_shd.attention.recording.products import is_product
 from dit_shd.attention.recording.roles import Given
@@ -32,6 +31,7 @@ from dit_shd.attention.recording.sdpa_calls import (
     multi_head_attention,
     versions,
 )
+from dit_shd.attention.recording.tokens import Tokens, is_sequence, token_places, tokens_of
 
 
 class _Eager(AbstractContextManager[None]):

@@ -15,6 +15,7 @@ from dit_shd.core.cuda_graphs import CudaGraphs
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.comparison import (
     Freshness,
+    check_depths,
     check_finite,
     check_graphs,
     check_row_weight,
@@ -176,8 +177,10 @@ class SHD(LayerLoss):
 
     def checked(self, teacher: Captures, student: Captures) -> tuple[Captures, Captures]:
         """The captures of two forwards, which are refused if they are anything else, or layers are missing."""
-        by_depth = self.layers in ("sections", "proportional")
-        return checked("teacher", teacher, by_depth), checked("student", student, by_depth)
+        layers = checked("teacher", teacher), checked("student", student)
+        if self.layers in ("sections", "proportional"):
+            check_depths(teacher, student)
+        return layers
 
     def begin(self, teacher: Sequence[str], student: Layers, batch: Batch | None) -> Pairs:
         chosen = {name: student[name] for name in self._chosen(student)}

@@ -1,0 +1,154 @@
+"""The calls that one run of an attention module makes, as one call where each is a part of what the module does.
+
+Modules save memory by taking their queries in chunks, take samples one at a time, or take each of the images or
+documents that lie in one packed sequence by itself. Each call taken for a layer, a loss over layers would be as many
+times too large.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import accumulate, pairwise
+from weakref import WeakValueDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dit_shd.attention.recording.sdpa_calls import Call
+from dit_shd.attention.recording.storage import storage
+from dit_shd.attention.recording.tokens import Tokens
+
+Spans = tuple[tuple[int, int, int], ...]
+"""Of each call: its query rows, and the first and the last key (excluded) that they see."""
+_SEEN: "WeakValueDictionary[tuple[Spans, torch.device], Tensor]" = WeakValueDictionary()
+"""Masks that somebody holds: layers that are packed alike share one."""
+
+
+def joined(calls: Sequence[Call], tokens: Tokens) -> list[Call]:
+    """The calls of one run of a module, as one where they are parts of one.
+
+    Args:
+        calls: In order.
+        tokens: What the module was given.
+
+    Returns:
+        In most cases one; samples of unlike lengths, one at a time, stay apart, and each is a share of the layer.
+    """
+    first = calls[0]
+    alike = all(
+        x.query.shape[:2] + x.query.shape[3:] == first.query.shape[:2] + first.query.shape[3:]
+        and x.value.shape[:2] + x.value.shape[3:] == first.value.shape[:2] + first.value.shape[3:]
+        and (x.scale, x.mixed is None) == (first.scale, first.mixed is None)
+        for x in calls
+    )
+    if len(calls) < 2 or not alike:
+        return list(calls)
+    whole = _whole_key(calls) if _follow(calls, tokens) else None
+    if whole is not None:
+        return [_of_rows(calls, whole.key, whole.value, [_start(x.key, whole.key) or 0 for x in calls])]
+    if len(calls) == tokens.samples and len(first.query) == 1:
+        same = len({(x.query.shape, x.key.shape, x.causal, _shape(x.mask)) for x in calls}) == 1
+        return [_of_samples(calls)] if same else [replace(x, share=1 / len(calls)) for x in calls]
+    if _are_packed(calls, tokens):
+        starts = [0, *accumulate(x.key.shape[2] for x in calls)][:-1]
+        return [_of_rows(calls, torch.cat([x.key for x in calls], 2), torch.cat([x.value for x in calls], 2), starts)]
+    return list(calls)
+
+
+def _follow(calls: Sequence[Call], tokens: Tokens) -> bool:
+    """Whether the queries of calls are one sequence: as many as there are tokens, or one after the other in memory."""
+    queries = [x.query for x in calls]
+    if sum(query.shape[2] for query in queries) == max(x.key.shape[2] for x in calls) or _are_all(queries, tokens):
+        return True
+    return all(_start(b, a) == a.shape[2] for a, b in pairwise(queries))
+
+
+def _are_all(queries: Sequence[Tensor], tokens: Tokens) -> bool:
+    """Whether some queries are together the tokens that the module was given, each once."""
+    return len(queries[0]) * sum(query.shape[2] for query in queries) in [n for n, _ in tokens.sizes[:1]]
+
+
+def _start(part: Tensor, whole: Tensor) -> int | None:
+    """The token of [b,h,n,d] at which another tensor begins, if it is tokens of the same memory."""
+    if part is whole:
+        return 0
+    step, away = whole.stride(2), part.storage_offset() - whole.storage_offset()
+    if storage(part) != storage(whole) or part.stride() != whole.stride() or not step or away % step:
+        return None
+    return int(away // step)
+
+
+def _whole_key(calls: Sequence[Call]) -> Call | None:
+    """The call whose keys and values are all those of the others, too."""
+    whole = max(calls, key=lambda x: x.key.shape[2])
+    for call in calls:
+        start, other = _start(call.key, whole.key), _start(call.value, whole.value)
+        if start is None or start != other or not 0 <= start <= whole.key.shape[2] - call.key.shape[2]:
+            return None
+    return whole
+
+
+def _are_packed(calls: Sequence[Call], tokens: Tokens) -> bool:
+    """Whether each call is self-attention of some of the tokens of one sequence."""
+    return all(x.query.shape[2] == x.key.shape[2] for x in calls) and _are_all([x.query for x in calls], tokens)
+
+
+def _of_samples(calls: Sequence[Call]) -> Call:
+    """One call of samples [1,h,n,d]."""
+    query, key, value = (torch.cat([getattr(x, name) for x in calls]) for name in ("query", "key", "value"))
+    masks = [_four(x.mask) for x in calls if x.mask is not None]
+    mask = torch.cat(masks) if masks else None
+    return replace(calls[0], query=query, key=key, value=value, mixed=_mixed(calls, 0), mask=mask)
+
+
+def _of_rows(calls: Sequence[Call], key: Tensor, value: Tensor, starts: Sequence[int]) -> Call:
+    """One call of query rows, those of each over its run of the keys."""
+    spans = tuple((x.query.shape[2], i, i + x.key.shape[2]) for x, i in zip(calls, starts))
+    mask, query = _mask(calls, spans, key.shape[2]), torch.cat([x.query for x in calls], 2)
+    return replace(calls[0], query=query, key=key, value=value, mixed=_mixed(calls, 2), mask=mask, causal=False)
+
+
+def _mixed(calls: Sequence[Call], dim: int) -> Tensor | None:
+    results = [x.mixed for x in calls if x.mixed is not None]
+    return torch.cat(results, dim) if results else None
+
+
+def _mask(calls: Sequence[Call], spans: Spans, m: int) -> Tensor | None:
+    """What each row sees of m keys, with the masks of the calls; None if that is all."""
+    if any(x.causal or x.mask is not None for x in calls):
+        return _added(calls, spans, m)
+    if all((start, stop) == (0, m) for _, start, stop in spans):
+        return None
+    device = calls[0].query.device
+    seen = _SEEN.get((spans, device))
+    if seen is None:
+        key = torch.arange(m, device=device)
+        seen = torch.cat([((key >= i) & (key < j)).expand(n, m) for n, i, j in spans])
+        _SEEN[spans, device] = seen
+    return seen
+
+
+def _added(calls: Sequence[Call], spans: Spans, m: int) -> Tensor:
+    """The masks of calls over their runs of m keys, which hide the others: added ones, or boolean if all are."""
+    given = [x.mask for x in calls if x.mask is not None and x.mask.dtype != torch.bool]
+    dtype = given[0].dtype if given else torch.bool
+    hidden = False if dtype == torch.bool else float("-inf")
+    parts: list[Tensor] = []
+    for call, (n, i, j) in zip(calls, spans):
+        mask = torch.ones(n, j - i, dtype=torch.bool, device=call.query.device) if call.mask is None else call.mask
+        mask = mask.tril() if call.causal else mask
+        if mask.dtype != dtype:
+            mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, hidden)
+        mask = _four(mask)
+        parts.append(F.pad(mask.expand(*mask.shape[:2], n, j - i), (i, m - j), value=hidden))
+    b, h = (max(part.shape[k] for part in parts) for k in (0, 1))
+    return torch.cat([part.expand(b, h, *part.shape[2:]) for part in parts], 2)
+
+
+def _shape(mask: Tensor | None) -> tuple[int, ...] | None:
+    return None if mask is None else tuple(mask.shape)
+
+
+def _four(mask: Tensor) -> Tensor:
+    """A mask as [b,h,n,m], 1 where it broadcasts."""
+    return mask[(None,) * (4 - mask.ndim)]

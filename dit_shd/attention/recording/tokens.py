@@ -1,0 +1,47 @@
+"""The sequences of tokens that a module or a model is given."""
+
+import functools
+import inspect
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The sequences that a module was given."""
+
+    lengths: dict[str, int] = field(default_factory=dict[str, int])
+    """By the names of its arguments."""
+    samples: int | None = None
+    """b, if it is known."""
+    sizes: tuple[tuple[int, int], ...] = ()
+    """(tokens of all samples, their width) of the first argument, if it is features: as [...,e], or as [b,e,...]."""
+
+
+@functools.cache
+def token_places(function: Any, skip: int = 1) -> tuple[str, ...]:
+    """The names of what a function takes, in order."""
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return tuple(p.name for p in list(inspect.signature(function).parameters.values())[skip:] if p.kind not in kinds)
+
+
+def tokens_of(places: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tokens:
+    """How many tokens the sequences have that a module was given, and how many samples."""
+    given = {**dict(zip(places, args)), **kwargs}
+    lengths = {name: x.shape[1] for name, x in given.items() if is_sequence(x)}
+    first = args[0] if args else next(iter(kwargs.values()), None)
+    if not isinstance(first, Tensor) or not first.ndim:
+        return Tokens(lengths)
+    wide = first.is_floating_point() and first.ndim > 1 and not first.is_nested
+    widths = ([first.shape[-1]] + [first.shape[1]] * (first.ndim > 3)) if wide else []
+    return Tokens(lengths, first.shape[0], tuple((first.numel() // e, e) for e in widths if e))
+
+
+def is_sequence(value: Any) -> bool:
+    """Whether a value is features of tokens [b,n,e], or the tokens' numbers [b,n]."""
+    if not isinstance(value, Tensor):
+        return False
+    return value.ndim == 3 or (value.ndim == 2 and value.dtype in (torch.int32, torch.int64))
