@@ -94,6 +94,10 @@ class Capture:
                 f"capture: wanted W^O by head [h,d,e] = [{h},{self.value.shape[3]},e], found {tuple(out.shape)}"
             )
 
+    def __getstate__(self) -> dict[str, Any]:
+        _ = self.out  # a copy has what W^O is now, no way to read it from the model
+        return dict(self.__dict__)
+
     @property
     def heads(self) -> int:
         return self.query.shape[1]

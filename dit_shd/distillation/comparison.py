@@ -10,6 +10,7 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from dit_shd.attention.capture import Capture, Captures, one_layer
 from dit_shd.attention.recording.attach import Attached, Capturing
@@ -35,7 +36,8 @@ def checked(role: str, captures: object) -> Captures:
         captures: What a script gave.
 
     Raises:
-        UserError: What was wanted, and what to do; or another forward has written to their memory since.
+        UserError: What was wanted, and what to do; they were made under torch.func; or another forward has written to
+            their memory since.
     """
     remedy = f"run it inside `with capture({role}) as captures` and give those"
     if isinstance(captures, Attached):
@@ -48,6 +50,11 @@ def checked(role: str, captures: object) -> Captures:
         raise UserError(f"SHD: the {role}'s captures are empty: {why}")
     for name, capture in layers.items():
         one_layer(capture, f"SHD: the {role}'s captures: {name}")
+        if not torch.compiler.is_compiling() and is_functorch_wrapped_tensor(capture.query):
+            raise UserError(
+                "SHD: the transforms of torch.func (grad, vmap, jvp) are not supported; call .backward() of the loss, "
+                "or torch.autograd.grad (functional_call is fine)"
+            )
     return {name: unchanged(name, capture) for name, capture in layers.items()}
 
 
@@ -178,7 +185,7 @@ def comparable(student: Layer, teacher: Layer) -> tuple[Capture, Capture]:
     if s.shape[0] != t.shape[0]:
         raise UserError(
             f"SHD: {layer} of the student has {s.shape[0]} samples and {source} of the teacher {t.shape[0]}; "
-            "run both on the same batch"
+            "run both on the same batch (heads belong into a dimension of their own, [b,h,n,d], not into the batch)"
         )
     if s.shape[2:] != t.shape[2:]:
         raise UserError(

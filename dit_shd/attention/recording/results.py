@@ -98,6 +98,8 @@ class AttentionResult:
             return
         name = getattr(function, "__name__", "")
         results = [x for x in (made if isinstance(made, (list, tuple)) else [made]) if isinstance(x, Tensor)]
+        if name == "dropout" and results and not same_memory(given[0], results[0]):
+            self.changed = self.changed or f"dropout in {where or 'the model'} (call .eval() of a teacher)"
         if name in _MOVES:
             (self._gated if gated else self._moved).add(results)
         elif any(x.is_floating_point() for x in results):

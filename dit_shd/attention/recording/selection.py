@@ -1,7 +1,7 @@
 """Which attention of a model is wanted: names, patterns or depths of layers, and which part of a joint map."""
 
 import fnmatch
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -25,6 +25,17 @@ class Selection:
     block: BlockChoice
     projections: bool
     """Whether W^O is wanted."""
+
+    def __post_init__(self) -> None:
+        items: object = [self.layers] if isinstance(self.layers, (str, int)) else self.layers
+        whole = items is None or (
+            isinstance(items, Collection) and all(isinstance(x, (str, int)) and not isinstance(x, bool) for x in items)
+        )
+        if not whole:
+            raise UserError(
+                f"capture: layers: wanted names, patterns or numbers of layers, found {self.layers!r}; for example "
+                "layers=['blocks.*.attn'] or layers=range(4)"
+            )
 
     def check_settings(self, model: nn.Module) -> None:
         """Refuse a wanted layer that is set up in a way that hides its maps.

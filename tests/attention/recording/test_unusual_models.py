@@ -1,5 +1,6 @@
 """What models do to their memory, layers and modules while they run: recorded as it was, or refused in a line."""
 
+import pickle
 import threading
 
 import oracle
@@ -411,6 +412,49 @@ def test_a_layer_computed_by_hand_does_not_shift_the_others():
         SHD()(t, s)
     assert SHD(layers={"blocks.2": "blocks.2"})(t, s) > 0
     assert SHD()(mixed, s) > 0  # of two hybrid models, those layers that can be recorded
+
+
+@pytest.mark.parametrize("layers", [slice(0, 2), True, [True], 1.5, [None]])
+def test_layers_that_are_no_names_are_refused_in_a_line(layers):
+    with pytest.raises(UserError, match="layers: wanted names, patterns or numbers of layers, found"):
+        capture(Net(), layers=layers)
+
+
+def test_layers_are_chosen_by_any_collection_of_numbers():
+    with torch.no_grad(), capture(model := Net(depth=4), layers=range(1, 3)) as captures:
+        model(inputs())
+    assert list(captures) == ["blocks.1", "blocks.2"]
+
+
+def test_dropout_before_the_output_projection_is_named_as_the_reason():
+    model = Net(depth=1)
+    model.blocks[0].proj = nn.Sequential(nn.Dropout(0.5), nn.Linear(E, E))
+    assert recorded(model.eval(), inputs())["blocks.0"].out is not None
+    assert "dropout in blocks.0.proj.0 (call .eval()" in recorded(model.train(), inputs())["blocks.0"].why_no_out
+
+
+def test_captures_are_pickled_with_their_output_projection():
+    model = Net(depth=1)
+    capture_ = recorded(model, inputs())["blocks.0"]
+    copy = pickle.loads(pickle.dumps(capture_))
+    torch.testing.assert_close(copy.out.flatten(0, 1), model.blocks[0].proj.weight.T)
+    torch.testing.assert_close(copy.map(), capture_.map())
+
+
+def test_transforms_of_torch_func_are_refused_in_a_line():
+    teacher, student = Net(), Net(heads=2)
+
+    def loss(parameters):
+        with capture(teacher) as t, capture(student) as s:
+            with torch.no_grad():
+                teacher(inputs())
+            torch.func.functional_call(student, parameters, inputs())
+        return SHD()(t, s)
+
+    parameters = dict(student.named_parameters())
+    assert loss(parameters) > 0
+    with pytest.raises(UserError, match=r"transforms of torch\.func"):
+        torch.func.grad(loss)(parameters)
 
 
 class WithHead(Net):
