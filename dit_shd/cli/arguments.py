@@ -90,7 +90,12 @@ def values_of(line: Line, command: Specification) -> dict[str, Any]:
     values = _named(line, command)
     where = "config" if "" in command.words else command.name
     for word in line.assignments:
-        values = override(values, [_as_text(word, _kind(word.partition("=")[0], values, command))])
+        key, _, text = word.partition("=")
+        if not text.strip():  # key=$VARIABLE, where there is no such variable
+            raise UserError(
+                f"{key}=: wanted a value after it, found nothing; none is {key}=null, an empty text {key}=\"''\""
+            )
+        values = override(values, [_as_text(word, _kind(key, values, command))])
     _check_keys(values, command, where)
     return values
 

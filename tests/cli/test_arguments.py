@@ -53,6 +53,14 @@ def test_text_may_have_a_colon():
     assert values("inspect", "asset:captioned_digits", "prompt=null", "call={a: 1}")["prompt"] is None
 
 
+@pytest.mark.parametrize("word", ["from=", "teacher= ", "data.path=", "steps="])
+def test_nothing_after_the_sign_is_no_null(word):
+    """As of from=$RUN where there is no such variable, which had begun at random weights without a word."""
+    with pytest.raises(UserError, match="=: wanted a value after it, found nothing; none is"):
+        values("train", "digits_shd", word)
+    assert values("inspect", "asset:captioned_digits", "prompt=''")["prompt"] == ""
+
+
 def test_text_of_plugins_and_of_several_is_text_as_well():
     """YAML has a number in 2024_01_01, which would be another folder."""
     words = ["data={name: npz}", "data.path=2024_01_01", "losses.1.layers=yes"]
