@@ -136,7 +136,9 @@ def _as_text(assignment: str, kind: str) -> str:
         if (isinstance(value, list) and "[" in kind) or (isinstance(value, dict) and "{" in kind and text[0] == "{"):
             texts = yaml.load(text, yaml.BaseLoader)  # to which every scalar is text
             return f"{key}={json.dumps(texts)}"
-        plain = value is None or isinstance(value, (str, list)) or text.startswith("{")
+        quoted = isinstance(value, str) and text.lstrip()[:1] in ("'", '"')  # else a # would begin a comment
+        none = value is None and text.strip().lower() in ("null", "~")
+        plain = none or quoted or isinstance(value, list) or text.startswith("{")
     except yaml.YAMLError:
         plain = False
     return assignment if plain else f"{key}={json.dumps(text)}"
@@ -202,8 +204,11 @@ def _check_keys(values: Mapping[str, Any], command: Specification, where: str) -
 def _check_plugin(value: object, package: str, where: str) -> None:
     """Refuse a plug-in that does not exist, or a key that it does not have."""
     name = value.get("name") if isinstance(value, Mapping) else value
-    if not isinstance(name, str) or "." in name or name not in plugin_names(package):
-        return  # somebody's own, or refused with the others' names when it is built
+    if not isinstance(name, str) or "." in name:
+        return  # somebody's own, or refused when it is cast
+    names = plugin_names(package)
+    if name not in names:
+        raise UserError(f"{where}: no plug-in called {_spelt(name, names)} Available: {', '.join(names)}")
     source = plugin_source(package, name)
     known = [key.name for key in source.keys]
     for key in value if isinstance(value, Mapping) else ():
@@ -213,6 +218,10 @@ def _check_plugin(value: object, package: str, where: str) -> None:
 
 def similar_commands(text: str, names: Sequence[str]) -> UserError:
     """The error for a word that is no command."""
+    return UserError(f"no command called {_spelt(text, names)} Commands: {', '.join(names)}.")
+
+
+def _spelt(text: str, names: Sequence[str]) -> str:
+    """A word that is none of some names, with the one that may have been meant."""
     near = difflib.get_close_matches(text, names, 1, 0.5)
-    hint = f", did you mean '{near[0]}'?" if near else "."
-    return UserError(f"no command called '{text}'{hint} Commands: {', '.join(names)}.")
+    return f"'{text}', did you mean '{near[0]}'?" if near else f"'{text}'."

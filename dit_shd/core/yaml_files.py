@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -28,6 +29,15 @@ class _Loader(yaml.SafeLoader):
             twice = next(key for i, key in enumerate(keys) if key in keys[:i])
             raise yaml.YAMLError(f"the key {twice!r} stands twice")
         return result
+
+
+_INT = "tag:yaml.org,2002:int"
+_Loader.yaml_implicit_resolvers = {
+    first: [pair for pair in pairs if pair[0] != _INT]
+    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_INT, re.compile(r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)$"), list("-+0123456789"))
+"""Whole numbers, without YAML 1.1's octal (010 is 8) and sexagesimal ones (1:30 is 90)."""
 
 
 def parse_yaml(text: str) -> Any:

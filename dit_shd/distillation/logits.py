@@ -1,5 +1,7 @@
 """What losses on logits have in common: whose logits can be compared."""
 
+from math import inf
+
 from torch import Tensor
 
 from dit_shd.core.errors import UserError
@@ -36,6 +38,6 @@ def checked_temperature(name: str, temperature: float) -> float:
     Raises:
         UserError: It is not above 0.
     """
-    if not temperature > 0:
-        raise UserError(f"losses.{name}.temperature: wanted a number above 0, found {temperature}")
+    if not 0 < temperature < inf:
+        raise UserError(f"losses.{name}.temperature: wanted a finite number above 0, found {temperature}")
     return temperature

@@ -48,6 +48,8 @@ def chosen(wanted: str | Sequence[str] | None, names: Mapping[str, object], wher
     for name in several:
         if name not in names:
             raise UserError(f"{where}: teacher: wanted one of {', '.join(names)}, found '{name}'")
+        if several.count(name) > 1:
+            raise UserError(f"{where}: teacher: each counts the same in their mean, and '{name}' is named twice")
     return several
 
 

@@ -8,6 +8,7 @@ n x d tensors only: streamed.py tile by tile, fused.py from stock attention kern
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from math import inf
 from typing import Any, get_args
 
 import torch
@@ -145,8 +146,8 @@ def _check(
             f"attention_kl: wanted a squeeze of {h} heads into {g} with weights [{b},{h},1 or {n}], "
             f"found {squeeze.heads} groups and weights {list(squeeze.weight.shape)}"
         )
-    if not temperature > 0:
-        raise ValueError(f"attention_kl: wanted a temperature above 0, found {temperature}")
+    if not 0 < temperature < inf:
+        raise ValueError(f"attention_kl: wanted a temperature above 0 that is finite, found {temperature}")
     if measure not in get_args(Measure):
         raise ValueError(f"attention_kl: measure: wanted one of {', '.join(get_args(Measure))}, found '{measure}'")
     if backend not in get_args(Backend):

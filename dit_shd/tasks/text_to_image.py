@@ -1,9 +1,9 @@
 """Text to image: any transformer of diffusers that has an adapter, by rectified flow or by DDPM, as its pipeline is."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -50,6 +50,8 @@ class TextBatch(Batch):
     """Which tokens are a prompt's, bool [b,m]."""
     text_pooled: Tensor | None = None
     """[b,p], of models that are given one vector of a prompt."""
+    text_rows: bool = True
+    """Whether a layer's rows may be those of the text alone, a token each."""
 
     def row_weight(self, tokens: int) -> Tensor | None:
         """Padding of prompts takes no part where text has rows of its own (joint attention of two streams).
@@ -57,7 +59,7 @@ class TextBatch(Batch):
         With as many tokens of text as of an image the rows cannot be told apart, and all take part.
         """
         area = self.x_t.shape[-2] * self.x_t.shape[-1]
-        if tokens != self.text_mask.shape[1] or tokens in (area, area // 4):
+        if not self.text_rows or tokens != self.text_mask.shape[1] or tokens in (area, area // 4):
             return None
         return self.text_mask.float()
 
@@ -182,7 +184,7 @@ class TextToImage(Task[TextBatch]):
             yield TeacherFinding(message, fault)
 
     def draw(self, draws: Draws) -> Sequence[TextBatch]:
-        indices = self.dataset.indices(draws)
+        indices, known = self.dataset.indices(draws), self.record
         sample = self.dataset.batch(indices, draws)
         x_0 = sample["latents"]
         t = self.process.times(draws.uniform("timestep"), x_0.shape)
@@ -200,6 +202,8 @@ class TextToImage(Task[TextBatch]):
             text=text.embeddings,
             text_mask=text.mask,
             text_pooled=text.pooled,
+            text_rows=known is None
+            or adapter_of(known.transformer_class, self.named_adapter or known.adapter).text_rows,
         )
         return [batch]
 
@@ -237,7 +241,9 @@ class TextToImage(Task[TextBatch]):
         self.process = self._process(model)
         draw = None if device.type == "meta" else torch.Generator(device).manual_seed(0)
         width, pooled = adapter.text_widths(config)
-        rows, columns, tokens = self._sizes or self._assumed_sizes(adapter, config)
+        side = self.side or config.get("sample_size")
+        side = side if isinstance(side, int) else adapter.example_side
+        rows, columns, tokens = self._sizes or (side, side, self.text_tokens or adapter.example_tokens)
         x = torch.randn(images, adapter.channels(config), rows, columns, device=device, generator=draw)
         text = torch.randn(images, tokens, width, device=device, generator=draw)
         mask = torch.ones(images, tokens, dtype=torch.bool, device=device)
@@ -282,12 +288,6 @@ class TextToImage(Task[TextBatch]):
         adapter = self._adapter(student)
         student = student.to(joined().device or "cpu")
         return self.evaluation.figures(student, held_out, adapter, self.process, self.embedded_guidance)
-
-    def _assumed_sizes(self, adapter: Adapter, settings: Mapping[str, Any]) -> tuple[int, int, int]:
-        """Rows, columns and tokens where there are no data."""
-        side = self.side or settings.get("sample_size")
-        side = side if isinstance(side, int) else adapter.example_side
-        return side, side, self.text_tokens or adapter.example_tokens
 
     def _adapter(self, model: nn.Module) -> Adapter:
         name = self.named_adapter or (self.record.adapter if self.record is not None else None)

@@ -208,6 +208,7 @@ def take_a_step(config: TrainConfig, teachers: Teachers, images: int, before: in
     if config.gradient_checkpointing:
         recompute(student)
     task = TASKS.build(config.task, "task")
+    task.expect(config.data)
     distiller = Distiller(task, student, losses).to(device)
     averages = EMA(student, config.ema_rates, config.ema_warmup)
     for teacher in teachers.values():

@@ -53,6 +53,28 @@ def test_text_may_have_a_colon():
     assert values("inspect", "asset:captioned_digits", "prompt=null", "call={a: 1}")["prompt"] is None
 
 
+def test_text_may_have_what_yaml_takes_for_a_comment():
+    """Folders are called `try #2`; all of them had been one folder, runs/try."""
+    assert values("train", "digits_shd", "run=runs/try #2")["run"] == "runs/try #2"
+    assert values("inspect", "asset:captioned_digits", "prompt=&a")["prompt"] == "&a"
+    assert values("train", "digits_shd", "run='a b'")["run"] == "a b"
+
+
+def test_whole_numbers_are_decimal():
+    """YAML 1.1 takes 010 for 8, so that seed=008 and seed=010 were one seed, and 1:30 for 90."""
+    for text in ("010", "008", "1:30"):
+        assert values("train", "digits_shd", f"seed={text}")["seed"] == text  # which is cast later on
+    assert values("train", "digits_shd", "seed=0x10", "steps=1_000", "optimizer.lr=1e-3")["seed"] == 16
+    assert make(TrainConfig, {"seed": "010"}, "config").seed == 10
+
+
+def test_misspelt_plugins_are_refused_before_anything_is_built():
+    """A dry run builds no data, and had passed them over."""
+    for word, known in (("data=digts", "digits"), ("losses=[shdd]", "shd")):
+        with pytest.raises(UserError, match=f"no plug-in called .* did you mean '{known}'"):
+            values("train", "digits_shd", word)
+
+
 @pytest.mark.parametrize("word", ["from=", "teacher= ", "data.path=", "steps="])
 def test_nothing_after_the_sign_is_no_null(word):
     """As of from=$RUN where there is no such variable, which had begun at random weights without a word."""

@@ -63,7 +63,7 @@ def test_wrong_values_say_wanted_and_found(values, message):
             r"no plug-in called 'shdd', did you mean 'shd'\? Available: .*output, .*shd",
         ),
         ("losses", {"name": "shd", "wieght": 1}, r"shd|unknown key 'wieght', did you mean 'weight'\?"),
-        ("losses", {"name": "shd", "temperature": 0}, r"temperature: wanted a number above 0"),
+        ("losses", {"name": "shd", "temperature": 0}, r"temperature: wanted a finite number above 0"),
         ("losses", {"name": "shd", "passes": []}, r"passes: wanted the name of one or more"),
         ("losses", {"name": "shd", "passes": 3}, r"losses\.passes: wanted a list"),
         ("task", {"name": "diffusion", "mask_ratio": 0.9}, r"task\.mask_ratio: wanted a number from 0 to 0\.8"),

@@ -69,6 +69,8 @@ class Adapter(ABC):
     """The way to noise: rectified flow, or the schedule of the pipeline's scheduler."""
     guidance: ClassVar[float | None] = None
     """The guidance scale that a guidance-distilled model is given where none is named: its training script's."""
+    text_rows: ClassVar[bool] = True
+    """Whether layers that have rows of text have one for each of its tokens and none else: not in one stream."""
     most_tokens: ClassVar[int | None] = None
     """The largest max_sequence_length that the pipeline's call takes; None for any."""
     example_tokens: ClassVar[int] = 256

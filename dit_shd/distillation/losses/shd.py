@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from math import inf
 from numbers import Real
 from operator import index
 from typing import Any, Literal, get_args
@@ -96,8 +97,8 @@ class SHD(LayerLoss):
         for name, value in numbers.items():
             if isinstance(value, bool) or not isinstance(value, Real):  # of NumPy, too
                 raise UserError(f"SHD: {name}: wanted a number, found {value!r}")
-        if not temperature > 0:
-            raise UserError(f"SHD: temperature: wanted a number above 0, found {temperature}")
+        if not 0 < temperature < inf:
+            raise UserError(f"SHD: temperature: wanted a finite number above 0, found {temperature}")
         if not chunk_mib > 0:
             raise UserError(f"SHD: chunk_mib: wanted a memory budget above 0 MiB, found {chunk_mib}")
         if not 0 < rows <= 1:
