@@ -3,9 +3,10 @@
 import difflib
 import json
 import logging
+import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import yaml
@@ -31,6 +32,8 @@ class Line:
     """The words of a command line by what they are."""
 
     command: str = ""
+    words: list[str] = field(default_factory=list)
+    """Names and assignments, in order."""
     names: list[str] = field(default_factory=list)
     assignments: list[str] = field(default_factory=list)
     flags: list[tuple[str, str]] = field(default_factory=list)
@@ -71,6 +74,7 @@ def split(words: Sequence[str]) -> Line:
         elif not line.command:
             line.command = word
         else:
+            line.words.append(word)
             (line.assignments if ASSIGNMENT.match(word) else line.names).append(word)
     return line
 
@@ -83,6 +87,7 @@ def values_of(line: Line, command: Specification) -> dict[str, Any]:
     """
     if line.flags:
         raise foreign_words.flag(line.flags[0], command)
+    line = _with_paths(line, command)
     for key in dict.fromkeys(word.partition("=")[0] for word in line.assignments):
         words = [word for word in line.assignments if word.startswith(f"{key}=")]
         if len(words) > 1:  # as in a script that ends in "$@"
@@ -98,6 +103,14 @@ def values_of(line: Line, command: Specification) -> dict[str, Any]:
         values = override(values, [_as_text(word, _kind(key, values, command))])
     _check_keys(values, command, where)
     return values
+
+
+def _with_paths(line: Line, command: Specification) -> Line:
+    """Words that look like an assignment, to no key of the command, and are a file or folder (lr=1e-3) are names."""
+    keys = {key.name.partition(".")[0] for key in command.keys} | set(command.moved)
+    paths = [x for x in line.assignments if re.split("[.=]", x)[0] not in keys and os.path.lexists(x)]
+    names = [word for word in line.words if word in line.names or word in paths]
+    return replace(line, names=names, assignments=[word for word in line.assignments if word not in paths])
 
 
 def _kind(key: str, values: Mapping[str, Any], command: Specification) -> str:

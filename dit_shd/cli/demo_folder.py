@@ -1,7 +1,7 @@
 """Settings and folder of a demo: its keys, what it may go on with, the duration of its stages."""
 
 import json
-import shutil
+import os
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from typing import Any, Literal
 from dit_shd.core import shipped_configs
 from dit_shd.core.config import option, resolve
 from dit_shd.core.errors import UserError
-from dit_shd.core.files import write_text
+from dit_shd.core.files import drop, write_text
 from dit_shd.core.hashing import sha256
 from dit_shd.core.json_files import read_object
 from dit_shd.core.lock import Lock
@@ -115,9 +115,9 @@ def claim(config: DemoConfig, teacher: str, students: Mapping[str, Path], others
         )
     lock = Lock(out / LOCK, "dit-shd demo")
     if config.fresh:
-        for name in (*FILES, *students, *others):
-            path = out / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        for path in [out / name for name in (*FILES, *students, *others) if name != SETTINGS]:
+            if os.path.lexists(path):
+                drop(path)
     write_text(out / SETTINGS, json.dumps(settings, indent=2))
     return lock
 

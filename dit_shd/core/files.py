@@ -73,7 +73,7 @@ def remove(folder: Path) -> None:
     part = folder.with_name(f".{folder.name}{PART}")
     with _needless(folder):
         os.replace(folder, part)
-        _drop(part)
+        drop(part)
 
 
 def recover(folder: Path) -> None:
@@ -84,10 +84,10 @@ def recover(folder: Path) -> None:
             os.replace(old, final)
     for leftover in [*folder.glob(f".*{OLD}"), *folder.glob(f".*{PART}")]:
         with _needless(leftover):
-            _drop(leftover)
+            drop(leftover)
 
 
-def _drop(path: Path) -> None:
+def drop(path: Path) -> None:
     """Remove a folder, a file or a link."""
     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 

@@ -117,8 +117,14 @@ class LayerLoss(Loss):
             teacher: The names of its layers, in the order in which they run.
             student: Its layers, which have all run.
             batch: Of training; None in a script that calls the loss by itself.
+
+        Raises:
+            UserError: No layer is paired.
         """
-        return Pairs(self, layer_map(teacher, list(student), self.layers), student, batch)
+        pairs = layer_map(teacher, list(student), self.layers)
+        if not pairs:
+            raise UserError(f"{type(self).__name__}: layers: none of the student is paired with one of the teacher")
+        return Pairs(self, pairs, student, batch)
 
 
 class Pairs:

@@ -40,7 +40,7 @@ def layer_map(teacher: Sequence[str], student: Sequence[str], how: LayerMap = "s
     if how not in ("sections", "proportional", "last"):
         raise UserError(f"layers: wanted sections, proportional, last, kept:PLAN or a map of names, found '{how}'")
     if how == "last":
-        ends = [[name for name in names if ":" not in name][-1:] for names in (student, teacher)]
+        ends = [([name for name in names if ":" not in name] or list(names))[-1:] for names in (student, teacher)]
         return dict(zip(*ends))
     runs = [max((_run(name) for name in names), default=1) for names in (teacher, student)]
     if min(runs) > 1 and runs[0] != runs[1]:
@@ -48,11 +48,11 @@ def layer_map(teacher: Sequence[str], student: Sequence[str], how: LayerMap = "s
             f"layers: a layer of the teacher runs {runs[0]} times in one forward, one of the student {runs[1]} times; "
             "name the pairs"
         )
-    layers = [[name for name in names if ":" not in name] for names in (teacher, student)]
+    layers = [[name for name in names if ":" not in name] or list(names) for names in (teacher, student)]
     pairs = _proportional(*layers) if how == "proportional" else _by_section(*layers)
     for name in student:  # a layer's text queries learn from the text queries of its teacher, if they have any
         layer, _, part = name.partition(":")
-        if part and f"{pairs[layer]}:{part}" in teacher:
+        if part and layer in pairs and f"{pairs[layer]}:{part}" in teacher:
             pairs[name] = f"{pairs[layer]}:{part}"
     return {name: pairs[name] for name in student if name in pairs}
 

@@ -75,6 +75,18 @@ def test_misspelt_plugins_are_refused_before_anything_is_built():
             values("train", "digits_shd", word)
 
 
+def test_folders_whose_names_look_like_assignments_are_names(tmp_path, monkeypatch):
+    """Sweeps call runs lr=1e-3; no command took them."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("lr=1e-3", "steps=3"):
+        (tmp_path / name).mkdir()
+    assert values("show", "b", "lr=1e-3", "c")["runs"] == ["b", "lr=1e-3", "c"]
+    found = values("sample", "lr=1e-3", "steps=3")
+    assert (found["run"], found["steps"]) == ("lr=1e-3", 3)
+    with pytest.raises(UserError, match="unknown key 'lr'"):
+        values("sample", "run", "lr=1e-4")
+
+
 @pytest.mark.parametrize("word", ["from=", "teacher= ", "data.path=", "steps="])
 def test_nothing_after_the_sign_is_no_null(word):
     """As of from=$RUN where there is no such variable, which had begun at random weights without a word."""

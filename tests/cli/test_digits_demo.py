@@ -184,6 +184,17 @@ def test_a_demo_at_work_is_not_started_over(tmp_path):
     assert [path.name for path in out.iterdir()] == ["settings.json"]
 
 
+def test_starting_over_leaves_what_a_link_names_alone(tmp_path):
+    """A linked student's folder ended the removal half-way, after which no demo took the folder again."""
+    out, far = tmp_path / "out", tmp_path / "far"
+    claim(settings(out), TEACHER, {}).release()
+    far.mkdir()
+    (far / "config.yaml").write_text("steps: 1")
+    (out / "shd").symlink_to(far)
+    claim(settings(out, fresh=True), TEACHER, {"shd": student_config("digits_shd")}).release()
+    assert [path.name for path in out.iterdir()] == ["settings.json"] and (far / "config.yaml").exists()
+
+
 def test_a_folder_that_is_none_is_refused():
     with pytest.raises(UserError, match="/dev/null: exists and is not a demo's folder"):
         claim(DemoConfig(out=Path("/dev/null")), TEACHER, {})

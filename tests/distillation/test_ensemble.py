@@ -84,6 +84,13 @@ def test_layers_have_no_mean(name, teacher, message):
         build(name, teacher=teacher)
 
 
+def test_a_name_that_is_given_twice_does_not_count_once(teachers):
+    """[a, a, b] had been the mean of a and b, without a word."""
+    distiller = Distiller(Diffusion(), model(0, 2), [build("output", teacher=["wide", "wide", "deep"])])
+    with pytest.raises(UserError, match=r"output: teacher: .* 'wide' is named twice"):
+        distiller.terms(batch_of(torch.randn(2, 1, 8, 8), [3, 800], [0, 1]), teachers)
+
+
 def test_a_name_among_several_that_there_is_not(teachers):
     distiller = Distiller(Diffusion(), model(0, 2), [build("output", teacher=["wide", "high"])])
     batch = batch_of(torch.randn(2, 1, 8, 8), [3, 800], [0, 1])

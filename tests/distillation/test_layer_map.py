@@ -37,6 +37,12 @@ def test_text_queries_learn_from_their_layers_text_queries_where_it_has_any():
     assert layer_map(teacher, student, "proportional") == {"b.0": "b.1", "b.0:text": "b.1:text", "b.1": "b.3"}
 
 
+def test_text_queries_alone_are_paired_among_themselves():
+    names = [f"b.{i}.attn:text" for i in range(4)]
+    assert layer_map(names, names[:2]) == {names[0]: names[1], names[1]: names[3]}
+    assert layer_map(names, names[:2], "last") == {names[1]: names[3]}
+
+
 def test_layers_that_run_several_times_run_as_often_on_both_sides():
     three, two = (["a", *(f"a#{i}" for i in range(2, n + 1))] for n in (3, 2))
     assert layer_map(three, three) == {name: name for name in three}

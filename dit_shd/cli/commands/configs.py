@@ -69,7 +69,8 @@ def copied(config: ConfigsConfig) -> str:
     if out.exists():
         raise UserError(f"{out}: is there already; choose another out=FILE")
     write_text(out, whole(source), "choose another out=FILE")
-    return f"done: {out}, {shipped_configs.summary(source)}\nnext: dit-shd train {shlex.quote(str(out))}"
+    summary = shipped_configs.summary(source)
+    return f"done: {out}{', ' * bool(summary)}{summary}\nnext: dit-shd train {shlex.quote(str(out))}"
 
 
 def whole(source: Path) -> str:
@@ -78,10 +79,10 @@ def whole(source: Path) -> str:
     Args:
         source: Its file.
     """
-    text = source.read_text(encoding="utf-8")
+    values, text = read_yaml(source), source.read_text(encoding="utf-8")
+    if not values:
+        raise UserError(f"{source}: wanted the keys of an experiment, found none")
     if "base" not in parse_yaml(text):
         return text
     head = "".join(takewhile(lambda line: line.startswith("#"), text.splitlines(keepends=True)))
-    return head + yaml.safe_dump(
-        read_yaml(source), default_flow_style=None, sort_keys=False, allow_unicode=True, width=100
-    )
+    return head + yaml.safe_dump(values, default_flow_style=None, sort_keys=False, allow_unicode=True, width=100)

@@ -47,3 +47,11 @@ def test_a_copy_has_the_keys_of_its_base_and_needs_no_other_file(tmp_path, monke
 def test_an_unknown_experiment(name, capsys):
     assert main(["configs", name]) == 2
     assert "the name of an experiment, found nothing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", [b"", b"a: [1", b"- a", b"a: \xff"])
+def test_what_is_no_config_is_not_copied(text, tmp_path, capsys):
+    """Each was a traceback, or a copy that training refuses."""
+    (tmp_path / "x.yaml").write_bytes(text)
+    assert main(["configs", str(tmp_path / "x.yaml"), f"out={tmp_path / 'y.yaml'}"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1 and not (tmp_path / "y.yaml").exists()
