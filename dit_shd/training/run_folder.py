@@ -33,7 +33,7 @@ from dit_shd.core.files import atomic_folder, cannot_be_written, recover, remove
 from dit_shd.core.hashing import sha256
 from dit_shd.core.lock import Lock
 from dit_shd.core.resumable import differences
-from dit_shd.core.yaml_files import parse_yaml, read_yaml
+from dit_shd.core.yaml_files import dump, parse_yaml, read_yaml
 from dit_shd.training.checkpoint import MANIFEST, damage, flat, step_of, unflat
 
 Completed = Callable[[dict[str, Any]], dict[str, Any]]
@@ -83,6 +83,7 @@ class RunFolder:
             _check(path, config, resumable, completed)  # again, under the lock
             for place in (path, path / "checkpoints"):
                 recover(place)
+            _keep_given(path / "config.yaml")
             write_text(path / "config.yaml", config)
             (path / "checkpoints").mkdir(exist_ok=True)
             sync(path)
@@ -293,6 +294,14 @@ def _check(path: Path, new: str, resumable: Collection[str], completed: Complete
         _check_steps(path, parse_yaml(new).get("steps"))
     elif path.exists() and (not path.is_dir() or any(not file.name.startswith(BEGUN) for file in path.iterdir())):
         raise UserError(f"{path}: exists and is not a run folder; choose another run=FOLDER")
+
+
+def _keep_given(file: Path) -> None:
+    """Copy a config that somebody wrote into the folder, with comments or a base, before it is written resolved."""
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    copy = file.with_name("config.given.yaml")
+    if text and dump(parse_yaml(text)) != text and not copy.exists():
+        write_text(copy, text)
 
 
 def _check_steps(path: Path, steps: object) -> None:

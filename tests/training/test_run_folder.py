@@ -162,6 +162,19 @@ def test_lines_that_are_no_rows_are_passed_over(folder):
     assert folder.rows("evaluations.jsonl") == [{"step": 2, "FD": 1.0}]
 
 
+def test_a_config_that_somebody_wrote_is_kept_beside_the_resolved_one(tmp_path):
+    """Its comments and its base were gone."""
+    text = dump({"steps": 3})
+    (tmp_path / "config.yaml").write_text(f"# my notes\n{text}")
+    for _ in range(2):
+        RunFolder.open(tmp_path, text).release()
+        assert (tmp_path / "config.given.yaml").read_text() == f"# my notes\n{text}"
+        assert (tmp_path / "config.yaml").read_text() == text
+    RunFolder.open(tmp_path / "new", text).release()
+    RunFolder.open(tmp_path / "new", text).release()
+    assert not (tmp_path / "new" / "config.given.yaml").exists()
+
+
 def test_a_script_may_change_its_folder_between_steps(values, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     (tmp_path / "there" / "run").mkdir(parents=True)
