@@ -43,16 +43,18 @@ def joined(calls: Sequence[Call], tokens: Tokens) -> list[Call]:
     )
     if len(calls) < 2 or not alike:
         return list(calls)
-    whole = _whole_key(calls) if _follow(calls, tokens) else None
-    if whole is not None:
-        return [_of_rows(calls, whole.key, whole.value, [_start(x.key, whole.key) or 0 for x in calls])]
+    known = _union(calls) if _follow(calls, tokens) else None
+    if known is not None and all(x.key.shape[2] == known[0].shape[2] for x in calls):
+        return [_of_rows(calls, *known)]  # chunks of queries, each over all keys
     if len(calls) == tokens.samples and len(first.query) == 1:
         same = len({(x.query.shape, x.key.shape, x.causal, _shape(x.mask)) for x in calls}) == 1
         return [_of_samples(calls)] if same else [replace(x, share=1 / len(calls)) for x in calls]
-    if _are_packed(calls, tokens):
+    if not _are_all([x.query for x in calls], tokens):  # a head at a time, say
+        return list(calls)
+    if known is None and all(x.query.shape[2] == x.key.shape[2] for x in calls):  # packed, each with memory of its own
         starts = [0, *accumulate(x.key.shape[2] for x in calls)][:-1]
-        return [_of_rows(calls, torch.cat([x.key for x in calls], 2), torch.cat([x.value for x in calls], 2), starts)]
-    return list(calls)
+        known = torch.cat([x.key for x in calls], 2), torch.cat([x.value for x in calls], 2), starts
+    return list(calls) if known is None else [_of_rows(calls, *known)]
 
 
 def _follow(calls: Sequence[Call], tokens: Tokens) -> bool:
@@ -60,7 +62,9 @@ def _follow(calls: Sequence[Call], tokens: Tokens) -> bool:
     queries = [x.query for x in calls]
     if sum(query.shape[2] for query in queries) == max(x.key.shape[2] for x in calls) or _are_all(queries, tokens):
         return True
-    return all(_start(b, a) == a.shape[2] for a, b in pairwise(queries))
+    rows = len(queries[0]) * sum(query.shape[2] for query in queries)
+    one_head_each = rows > max((n for n, _ in tokens.sizes), default=rows)
+    return not one_head_each and all(_start(b, a) == a.shape[2] for a, b in pairwise(queries))
 
 
 def _are_all(queries: Sequence[Tensor], tokens: Tokens) -> bool:
@@ -78,19 +82,24 @@ def _start(part: Tensor, whole: Tensor) -> int | None:
     return int(away // step)
 
 
-def _whole_key(calls: Sequence[Call]) -> Call | None:
-    """The call whose keys and values are all those of the others, too."""
-    whole = max(calls, key=lambda x: x.key.shape[2])
-    for call in calls:
-        start, other = _start(call.key, whole.key), _start(call.value, whole.value)
-        if start is None or start != other or not 0 <= start <= whole.key.shape[2] - call.key.shape[2]:
+def _union(calls: Sequence[Call]) -> tuple[Tensor, Tensor, list[int]] | None:
+    """Keys and values of all calls, if theirs are runs of the same memory without gaps; and where each begins."""
+    first = calls[0]
+    found = [(_start(x.key, first.key), _start(x.value, first.value)) for x in calls]
+    starts = [key for key, value in found if key is not None and key == value]
+    if len(starts) < len(calls):
+        return None
+    begin = end = min(starts)
+    parts: list[tuple[Tensor, Tensor]] = []
+    for start, call in sorted(zip(starts, calls), key=lambda each: (each[0], -each[1].key.shape[2])):
+        stop = start + call.key.shape[2]
+        if start > end:
             return None
-    return whole
-
-
-def _are_packed(calls: Sequence[Call], tokens: Tokens) -> bool:
-    """Whether each call is self-attention of some of the tokens of one sequence."""
-    return all(x.query.shape[2] == x.key.shape[2] for x in calls) and _are_all([x.query for x in calls], tokens)
+        if stop > end:
+            parts.append((call.key[:, :, end - start :], call.value[:, :, end - start :]))
+            end = stop
+    key, value = (x[0] if len(x) == 1 else torch.cat(x, 2) for x in zip(*parts))
+    return key, value, [start - begin for start in starts]
 
 
 def _of_samples(calls: Sequence[Call]) -> Call:

@@ -163,9 +163,29 @@ class Prefixed(Attention):
         return self.proj(made.transpose(1, 2).flatten(2))
 
 
+class InWindows(Attention):
+    """Two tokens at a time, each over the tokens before and after them, too: a call for each window."""
+
+    def __init__(self, apart=True, **options):
+        super().__init__(**options)
+        self.apart = apart
+
+    def forward(self, x, mask=None):
+        q, k, v = self.heads_of(x)
+        windows = [slice(0, 3), slice(1, 5), slice(3, 6)]
+        if self.apart:
+            parts = zip(q.split(2, 2), windows)
+            made = [F.scaled_dot_product_attention(some, k[:, :, keys], v[:, :, keys]) for some, keys in parts]
+            return self.proj(torch.cat(made, 2).transpose(1, 2).flatten(2))
+        seen = torch.zeros(6, 6, dtype=torch.bool)
+        for i, keys in enumerate(windows):
+            seen[2 * i : 2 * i + 2, keys] = True
+        return self.proj(F.scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2).flatten(2))
+
+
 @pytest.mark.parametrize(
     ("make", "options"),
-    [(Packed, {}), (Packed, {"lengths": (1, 3, 2)}), (Prefixed, {}), (Prefixed, {"causal": True})],
+    [(InWindows, {}), (Packed, {}), (Packed, {"lengths": (1, 3, 2)}), (Prefixed, {}), (Prefixed, {"causal": True})],
 )
 def test_calls_over_some_of_the_keys_each_are_one_layer(make, options):
     """Each call had been a layer of its own: the loss grew with the number of images in a batch."""
@@ -209,6 +229,36 @@ def test_masks_of_calls_over_some_of_the_keys_are_kept_with_their_gradients():
     torch.testing.assert_close(made, scores.softmax(-1).float())
     made.square().sum().backward()
     assert block.added.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_heads_that_come_one_at_a_time_are_no_rows(shared):
+    """The next head's tokens are the next in memory, as of packed images; and heads may share their keys."""
+
+    class ByHead(Attention):
+        def forward(self, x, mask=None):
+            q, k, v = (z.contiguous() for z in self.heads_of(x))
+            of = {0: 0, 1: 0 if shared else 1}
+            made = [
+                F.scaled_dot_product_attention(q[:, i : i + 1], k[:, j : j + 1], v[:, j : j + 1]) for i, j in of.items()
+            ]
+            return self.proj(torch.cat(made, 1).transpose(1, 2).flatten(2))
+
+    shapes = {name: each.shape for name, each in recorded(Net(depth=1, make=ByHead, heads=2), inputs()).items()}
+    assert shapes == {"blocks.0": (2, 1, 6, 6), "blocks.0#2": (2, 1, 6, 6)}
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_samples_that_come_one_at_a_time_are_samples(heads):
+    """Of a single head, the next sample's tokens are the next in memory, as of packed images."""
+
+    class OneByOne(Attention):
+        def forward(self, x, mask=None):
+            parts = zip(*(z.contiguous().split(1) for z in self.heads_of(x)))
+            made = torch.cat([F.scaled_dot_product_attention(*sample) for sample in parts])
+            return self.proj(made.transpose(1, 2).flatten(2))
+
+    assert recorded(Net(make=OneByOne, heads=heads), inputs())["blocks.0"].shape == (2, heads, 6, 6)
 
 
 @pytest.mark.parametrize("longest", [6, 5])
