@@ -40,7 +40,7 @@ class DemoConfig:
     sampling_steps: int = option(50, "[10] steps of each image: of DDPM, or of the flow")
     guidance: float = option(2.0, "[5] classifier-free guidance scale; 1 for none")
     guidance_schedule: Literal["power-cosine", "constant"] = option("constant", "of digits: constant, or MDT's ramp")
-    seed: int = option(0, "of data, training and sampling")
+    seed: int = option(0, "of data, training and sampling", range=(0, 2**63 - 1))
     fresh: bool = option(False, "remove what an earlier demo left in `out` and start over")
 
     @classmethod

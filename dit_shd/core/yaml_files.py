@@ -71,7 +71,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         if name in seen:
             raise UserError(f"{path}: base: {' -> '.join([*seen, name])} leads back to itself")
         seen.append(name)
-        values = {**_read_yaml(path.with_name(name)), **values}
+        base = path.with_name(name)
+        if not base.is_file():
+            raise UserError(f"{path}: base: wanted a config file (YAML), found no {base}; {instead(base)}")
+        values = {**_read_yaml(base), **values}
     return values
 
 

@@ -216,3 +216,10 @@ def test_a_base_is_another_file_of_the_folder(tmp_path, base):
     (tmp_path / "x.yaml").write_text(f"base: {base}\n")
     with pytest.raises(UserError, match=r"base: (wanted the name|x.yaml -> x.yaml)|wanted a config file"):
         read_yaml(tmp_path / "x.yaml")
+
+
+def test_a_base_that_is_missing_is_said_to_be_a_base(tmp_path):
+    """It had been named as if it were what was given."""
+    (tmp_path / "x.yaml").write_text("base: y.yaml")
+    with pytest.raises(UserError, match=r"x\.yaml: base: wanted a config file \(YAML\), found no .*y\.yaml; "):
+        read_yaml(tmp_path / "x.yaml")

@@ -85,8 +85,8 @@ def _start(part: Tensor, whole: Tensor) -> int | None:
 def _union(calls: Sequence[Call]) -> tuple[Tensor, Tensor, list[int]] | None:
     """Keys and values of all calls, if theirs are runs of the same memory without gaps; and where each begins."""
     first = calls[0]
-    found = [(_start(x.key, first.key), _start(x.value, first.value)) for x in calls]
-    starts = [key for key, value in found if key is not None and key == value]
+    places = [(_start(x.key, first.key), _start(x.value, first.value)) for x in calls]
+    starts = [key for key, value in places if key is not None and key == value]
     if len(starts) < len(calls):
         return None
     begin = end = min(starts)
