@@ -36,7 +36,7 @@ def checked_temperature(name: str, temperature: float) -> float:
         temperature: As a config says.
 
     Raises:
-        UserError: It is not above 0.
+        UserError: It is not above 0, or infinite.
     """
     if not 0 < temperature < inf:
         raise UserError(f"losses.{name}.temperature: wanted a finite number above 0, found {temperature}")
