@@ -25,11 +25,12 @@ from dit_shd.diffusion.objectives import checked_gamma
 from dit_shd.diffusion.teacher_check import latents_fault
 from dit_shd.diffusion.text_models import check_fit, text_differs
 from dit_shd.diffusion.text_process import TextProcess, process_of
+from dit_shd.diffusion.text_rows import TextRows
 from dit_shd.diffusion.text_teacher_check import TextTeacherCheck
 from dit_shd.diffusion.validation_loss import ValidationLoss
 from dit_shd.tasks import Batch, Output, Task, TeacherFinding, Terms
 
-DENSITY, NO_EVALUATION = TimestepDensity(name="logit_normal"), ValidationLoss()
+DENSITY, NO_EVALUATION, APART = TimestepDensity(name="logit_normal"), ValidationLoss(), TextRows()
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,18 +51,13 @@ class TextBatch(Batch):
     """Which tokens are a prompt's, bool [b,m]."""
     text_pooled: Tensor | None = None
     """[b,p], of models that are given one vector of a prompt."""
-    text_rows: bool = True
-    """Whether a layer's rows may be those of the text alone, a token each."""
+    text_rows: TextRows = APART
+    """Which rows of a layer are a sample's own."""
 
     def row_weight(self, tokens: int) -> Tensor | None:
-        """Padding of prompts takes no part where text has rows of its own (joint attention of two streams).
-
-        With as many tokens of text as of an image the rows cannot be told apart, and all take part.
-        """
-        area = self.x_t.shape[-2] * self.x_t.shape[-1]
-        if not self.text_rows or tokens != self.text_mask.shape[1] or tokens in (area, area // 4):
-            return None
-        return self.text_mask.float()
+        """Padding of prompts takes no part; see TextRows."""
+        y, x = self.x_t.shape[-2:]
+        return self.text_rows.weight(self.text_mask, (y, x), tokens)
 
     @property
     def condition(self) -> TextCondition:
@@ -141,6 +137,7 @@ class TextToImage(Task[TextBatch]):
         self.record = dataset.record
         self.empty: TextCondition = dataset.empty  # type: ignore[attr-defined]
         self.process = self._process(student)
+        self.rows = self._adapter(student).text_rows(settings_of(student))
 
     def check_model(self, role: str, model: nn.Module) -> None:
         """Its class must have an adapter."""
@@ -184,7 +181,7 @@ class TextToImage(Task[TextBatch]):
             yield TeacherFinding(message, fault)
 
     def draw(self, draws: Draws) -> Sequence[TextBatch]:
-        indices, known = self.dataset.indices(draws), self.record
+        indices = self.dataset.indices(draws)
         sample = self.dataset.batch(indices, draws)
         x_0 = sample["latents"]
         t = self.process.times(draws.uniform("timestep"), x_0.shape)
@@ -202,8 +199,7 @@ class TextToImage(Task[TextBatch]):
             text=text.embeddings,
             text_mask=text.mask,
             text_pooled=text.pooled,
-            text_rows=known is None
-            or adapter_of(known.transformer_class, self.named_adapter or known.adapter).text_rows,
+            text_rows=self.rows,
         )
         return [batch]
 
@@ -252,7 +248,7 @@ class TextToImage(Task[TextBatch]):
             self.empty = TextCondition.of(text[:1, :1], None, None if vector is None else vector[:1])
         t = self.process.example_times(images, device)
         indices = torch.zeros(images, dtype=torch.long, device=device)
-        return [TextBatch("plain", 0, indices, x, x, x, t, text, mask, vector)]
+        return [TextBatch("plain", 0, indices, x, x, x, t, text, mask, vector, adapter.text_rows(config))]
 
     def check_evaluation(self, student: nn.Module, kept: Kept | None) -> None:
         """The held-out data must be there, and be of the text encoders and the autoencoder that the run's are of."""

@@ -18,14 +18,13 @@ from dit_shd.core.plugins import Plugin
 from dit_shd.core.rng import Draws
 from dit_shd.data.datasets import DATASETS
 from dit_shd.data.latent_origin import Kept
-from dit_shd.diffusion.adapters import adapter_of
 from dit_shd.diffusion.flow import TimestepDensity
 from dit_shd.diffusion.pipelines import Prompts
 from dit_shd.diffusion.validation_loss import ValidationLoss
 from dit_shd.models import loading
 from dit_shd.reports.dry_run import dry_run_text
 from dit_shd.tasks import TASKS
-from dit_shd.tasks.text_to_image import TextBatch, TextToImage
+from dit_shd.tasks.text_to_image import TextToImage
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.dry_run import dry_run
 from dit_shd.training.trainer import Trainer
@@ -182,17 +181,6 @@ def test_held_out_latents_are_of_the_autoencoder_of_those_that_are_learned(one, 
     trainer.task.evaluation = ValidationLoss(held_out, count=2)
     with pytest.raises(UserError, match=r"its latents are those of .*, and the run's of "):
         trainer.task.check_evaluation(trainer.student, Kept(None))
-
-
-def test_rows_of_one_stream_are_never_those_of_the_prompt():
-    """Where the stream had as many rows as the mask is wide, rows of the image had the weight of padding."""
-    x, text = torch.zeros(1, 4, 8, 8), torch.zeros(1, 5, 3)
-    mask = torch.tensor([[True, True, False, False, False]])
-    parts = {"indices": torch.zeros(1), "x_0": x, "noise": x, "x_t": x, "t": torch.zeros(1), "text": text}
-    for name, apart in (("SD3", True), ("Lumina2", False), ("ZImage", False)):
-        adapter = adapter_of(f"{name}Transformer2DModel", None)
-        batch = TextBatch("plain", 0, **parts, text_mask=mask, text_rows=adapter.text_rows)
-        assert (batch.row_weight(5) is not None) == adapter.text_rows == apart
 
 
 @pytest.mark.parametrize("by", ["scaling", "weights"])

@@ -19,6 +19,7 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.installation import require
 from dit_shd.core.plugins import PluginFolder
 from dit_shd.data.text_condition import TextCondition
+from dit_shd.diffusion.text_rows import TextRows
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -69,8 +70,8 @@ class Adapter(ABC):
     """The way to noise: rectified flow, or the schedule of the pipeline's scheduler."""
     guidance: ClassVar[float | None] = None
     """The guidance scale that a guidance-distilled model is given where none is named: its training script's."""
-    text_rows: ClassVar[bool] = True
-    """Whether layers that have rows of text have one for each of its tokens and none else: not in one stream."""
+    stream_multiple: ClassVar[int | None] = None
+    """Of one stream of text and image: what the rows of each are a multiple of; see TextRows."""
     most_tokens: ClassVar[int | None] = None
     """The largest max_sequence_length that the pipeline's call takes; None for any."""
     example_tokens: ClassVar[int] = 256
@@ -91,6 +92,10 @@ class Adapter(ABC):
     def multiple(self, settings: Mapping[str, Any]) -> int:
         """What height and width of latents are a multiple of."""
         return settings.get("patch_size") or 1
+
+    def text_rows(self, settings: Mapping[str, Any]) -> TextRows:
+        """Which rows are a sample's own in the layers of a transformer with this config."""
+        return TextRows(self.multiple(settings), self.stream_multiple)
 
     @abstractmethod
     def text_widths(self, settings: Mapping[str, Any]) -> tuple[int, int | None]:

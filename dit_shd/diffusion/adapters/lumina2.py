@@ -20,7 +20,7 @@ class Lumina2(Adapter):
     pipelines = ("Lumina2Pipeline",)
     most_tokens = 512
     attention = "joint, one stream"
-    text_rows = False
+    stream_multiple = 1
 
     def text_widths(self, settings: Mapping[str, Any]) -> tuple[int, int | None]:
         return settings["cap_feat_dim"], None

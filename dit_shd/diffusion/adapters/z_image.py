@@ -22,7 +22,7 @@ class ZImage(Adapter):
     pipelines = ("ZImagePipeline",)
     example_tokens = 128
     attention = "joint, one stream"
-    text_rows = False
+    stream_multiple = 32
 
     def multiple(self, settings: Mapping[str, Any]) -> int:
         return settings["all_patch_size"][0]

@@ -50,7 +50,8 @@ class SHD(LayerLoss):
             calibration batches before training); a list of groups; or {student layer: list of groups}.
         method: Of squeezing: pairwise (the paper's alpha), joint, per_query, constant or hard; see squeeze.
         temperature: T_a of both maps in the divergence; alpha is computed on the untempered maps.
-        block: Of maps over text and image in one sequence: `joint`, all of it; `image`, image queries over image keys.
+        block: Of maps over text and image in one sequence: `joint`, all of it; `image`, image queries over image keys,
+            where the layers' own modules tell them apart (not in the one stream of Lumina 2: all of it).
         measure: `kl`; `cross_entropy` (the same gradient, cheaper on the fused backend); `mse` (the paper's table 10).
         layers: `sections`, `proportional`, or a map {student layer: teacher layer}.
         backend: `auto`, `streamed`, `fused` or `triton`; see attention_kl and Squeezer.

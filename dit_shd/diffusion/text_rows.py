@@ -1,0 +1,48 @@
+"""Which rows of a layer are a sample's own, where the prompts of a batch are padded to one length."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TextRows:
+    """How the layers of a transformer hold text beside the tokens of an image."""
+
+    side: int = 1
+    """Height and width of a token's patch of the latents."""
+    stream_multiple: int | None = None
+    """Of one stream of text and image, padded to the longest of a batch: what the rows of each are a multiple of, by
+    rows that the model has learned; None where text has rows apart."""
+
+    def weight(self, mask: Tensor, size: tuple[int, int], rows: int) -> Tensor | None:
+        """The factor [b,n] of every row, 0 for padding; None: 1 each.
+
+        Rows apart are one for each token of text, and weigh 1. In one stream the number of rows is that of the longest
+        prompt in the batch, and a sample's own weigh so that their mean over n is the mean over them alone, whatever
+        the other prompts are. Where as many rows could be of the one or the other, all weigh 1.
+
+        Args:
+            mask: Which tokens are a prompt's, bool [b,m].
+            size: Height y and width x of the latents.
+            rows: Rows n of the layer.
+        """
+        image = (size[0] // self.side) * (size[1] // self.side)
+        if self.stream_multiple is None:
+            return None if rows != mask.shape[1] or rows == image else mask.float()
+        if mask.is_meta:  # of a batch that is only counted
+            return None
+        image = _up(image, self.stream_multiple)
+        text = mask.sum(1).div(self.stream_multiple).ceil().long() * self.stream_multiple
+        longest = int(text.max())
+        apart = mask.shape[1] if self.stream_multiple == 1 else longest
+        fitting = [count for count, n in ((text, apart), (text + image, longest + image)) if n == rows]
+        if rows == image or len(fitting) != 1:
+            return None
+        shown = torch.arange(rows, device=mask.device) < fitting[0][:, None]
+        return shown * (rows / fitting[0].clamp(min=1))[:, None].float()
+
+
+def _up(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple
