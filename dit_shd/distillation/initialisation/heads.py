@@ -70,8 +70,9 @@ def squeezed_values(value: Tensor, out: Tensor, width: int) -> tuple[Tensor, Ten
     u, s, _ = torch.linalg.svd(root @ out, full_matrices=False)
     u, s = u[:, :width], s[:width]
     balance = s.clamp(min=1e-6 * s.max() + torch.finfo(s.dtype).tiny).sqrt()
-    c_v = (inverse @ u * balance).t()
-    back = root @ u / balance
+    passed = s > torch.finfo(s.dtype).tiny  # what W passes nothing of is zero, and not as good as zero: see _fill_idle
+    c_v = (inverse @ u * balance * passed).t()
+    back = root @ u / balance * passed
     return _padded(c_v, width), pad(back, (0, width - back.shape[1]))
 
 

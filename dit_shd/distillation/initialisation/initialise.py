@@ -51,8 +51,8 @@ class Initialisation:
     weights: Literal["random", "teacher"] = option("random", "random weights, or the teacher's")
     layers: str | dict[str, str] | None = option(
         None,
-        "sections, proportional, kept:PLAN (of dit-shd depth) or {student layer: teacher layer}; empty: as the shd "
-        "loss has it",
+        "sections, proportional, kept:PLAN (of dit-shd depth) or {student layer: teacher layer}, beside which blocks go "
+        "by section; empty: as the shd loss has it",
     )
     heads: Literal["pick", "merge"] = option(
         "pick", "of a group of heads keep the one of largest weight, or merge them"
@@ -217,15 +217,13 @@ def _layers(student: nn.Module, teacher: nn.Module, options: Initialisation, shd
     if plan is not None:  # its blocks begin with the first of what they stand for
         plan.check(structure.blocks(student))
         rule = {f"{block}.attn": f"{source}.attn" for block, source in plan.weights.items()}
-    explicit = isinstance(rule, dict)
-    pairs = layer_map(names[0], names[1], rule) if explicit else {}
-    if not explicit or plan is not None or options.layers is None:  # what the loss or the plan leaves out, too
-        rule = "sections" if explicit or rule == "last" else rule
-        side, plain = (
-            [[layer for layer in layers if layer.startswith(structure.SIDE) == is_side] for layers in names]
-            for is_side in (True, False)
-        )
-        pairs = layer_map(plain[0], plain[1], rule) | layer_map(side[0], side[1]) | pairs
+    named = layer_map(names[0], names[1], rule) if isinstance(rule, dict) else {}
+    rule = "sections" if isinstance(rule, dict) or rule == "last" else rule  # of blocks that a map leaves out
+    side, plain = (
+        [[layer for layer in layers if layer.startswith(structure.SIDE) == is_side] for layers in names]
+        for is_side in (True, False)
+    )
+    pairs = layer_map(plain[0], plain[1], rule) | layer_map(side[0], side[1]) | named
     return {layer.removesuffix(".attn"): source.removesuffix(".attn") for layer, source in pairs.items()}
 
 
