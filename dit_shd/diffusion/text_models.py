@@ -26,16 +26,39 @@ def check_fit(
         UserError: Naming both sizes.
     """
     config = settings_of(model)
-    channels, multiple = adapter.channels(config), adapter.multiple(config)
+    channels = adapter.channels(config)
     if channels != latents[0]:
         raise UserError(f"{role}: takes latents of {channels} channels, the data's have {latents[0]}")
-    if any(side % multiple for side in latents[1:]):
-        raise UserError(f"{role}: takes latents whose sides are multiples of {multiple}, the data's are {latents[1:]}")
+    check_sides(role, model, adapter, latents[1:], "the data's")
     wanted = adapter.text_widths(config)
     if wanted[0] != text[0] or (wanted[1] is not None and wanted[1] != text[1]):
         raise UserError(
             f"{role}: takes embeddings of width {_words(wanted)}, the data's are {_words(text)}; encode the captions "
             "with the model's own pipeline"
+        )
+
+
+def check_sides(role: str, model: nn.Module, adapter: Adapter, sides: Sequence[int], whose: str) -> None:
+    """Refuse latents of a size that a model does not take.
+
+    Args:
+        role: The role of the model, for the message.
+        model: The transformer.
+        adapter: The adapter of its class.
+        sides: Height and width of the latents.
+        whose: Whose these are, for the message.
+
+    Raises:
+        UserError: Naming both sizes.
+    """
+    config = settings_of(model)
+    multiple, most = adapter.multiple(config), config.get("pos_embed_max_size")
+    size = " x ".join(map(str, sides))
+    if any(side % multiple for side in sides):
+        raise UserError(f"{role}: takes latents whose sides are multiples of {multiple}, {whose} are {size}")
+    if isinstance(most, int) and max(sides) > most * multiple:
+        raise UserError(
+            f"{role}: pos_embed_max_size={most} is of latents of at most {most * multiple} a side, {whose} are {size}"
         )
 
 

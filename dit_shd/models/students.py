@@ -35,11 +35,16 @@ def smaller(sizes: Mapping[str, Any], changes: Mapping[str, Any], where: str = "
     Raises:
         UserError: A key that the class does not have, or a size beyond the teacher's.
     """
+    stacks = [name for name in LAYERS if type(sizes.get(name)) is int]  # of several, as FLUX has, one may be empty
     for key, value in changes.items():
         if key not in sizes or key.startswith("_"):
             raise unknown(where, key, [name for name in sizes if not name.startswith("_")])
-        most = sizes[key]
-        if key in (*HEADS, *LAYERS, *WIDTH, *FOLLOW_WIDTH, *FOLLOW_HEADS) and type(most) is int and value > most:
+        most, least = sizes[key], 0 if key in stacks and len(stacks) > 1 else 1
+        if key not in (*HEADS, *LAYERS, *WIDTH, *FOLLOW_WIDTH, *FOLLOW_HEADS) or type(most) is not int:
+            continue
+        if type(value) is not int or value < least:
+            raise UserError(f"{where}.{key}: wanted a whole number of {least} or more, found {value}")
+        if value > most:
             raise UserError(f"{where}.{key}: wanted at most the teacher's {most}, found {value}")
     student = {**sizes, **changes}
     key = next((name for name in HEADS if name in sizes), None)

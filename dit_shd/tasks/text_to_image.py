@@ -23,7 +23,7 @@ from dit_shd.diffusion.flow import TimestepDensity, Weighting
 from dit_shd.diffusion.guidance import Guidance
 from dit_shd.diffusion.objectives import checked_gamma
 from dit_shd.diffusion.teacher_check import latents_fault
-from dit_shd.diffusion.text_models import check_fit, text_differs
+from dit_shd.diffusion.text_models import check_fit, check_sides, text_differs
 from dit_shd.diffusion.text_process import TextProcess, process_of
 from dit_shd.diffusion.text_rows import TextRows
 from dit_shd.diffusion.text_teacher_check import TextTeacherCheck
@@ -240,6 +240,10 @@ class TextToImage(Task[TextBatch]):
         side = self.side or config.get("sample_size")
         side = side if isinstance(side, int) else adapter.example_side
         rows, columns, tokens = self._sizes or (side, side, self.text_tokens or adapter.example_tokens)
+        name, fixed = type(model).__name__, adapter.example_tokens
+        check_sides(name, model, adapter, (rows, columns), "those of task.side" if self.side else "its")
+        if adapter.fixed_tokens and tokens != fixed:
+            raise UserError(f"task.text_tokens: a {name} takes {fixed}, found {tokens}; leave it out")
         x = torch.randn(images, adapter.channels(config), rows, columns, device=device, generator=draw)
         text = torch.randn(images, tokens, width, device=device, generator=draw)
         mask = torch.ones(images, tokens, dtype=torch.bool, device=device)

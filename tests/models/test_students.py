@@ -54,3 +54,23 @@ def test_wider_and_unknown_is_refused(changes, words):
 def test_heads_that_cannot_be_divided():
     with pytest.raises(UserError, match="num_kv_heads: 8 of 24 heads are no whole number of 7; name it"):
         smaller(LUMINA, {"num_attention_heads": 7})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_attention_heads": 0}, "num_attention_heads: wanted a whole number of 1 or more, found 0"),
+        ({"num_attention_heads": "two"}, "wanted a whole number of 1 or more, found two"),
+        ({"num_layers": 0}, "num_layers: wanted a whole number of 1 or more, found 0"),
+        ({"num_layers": True}, "wanted a whole number of 1 or more, found True"),
+    ],
+)
+def test_sizes_are_whole_numbers(changes, message):
+    """A size of 0 ended in a division by it, and 0 layers in a line about attention."""
+    with pytest.raises(UserError, match=message):
+        smaller({"num_layers": 4, "num_attention_heads": 4, "attention_head_dim": 8}, changes)
+
+
+def test_one_stack_of_several_may_be_empty():
+    sizes = {"num_layers": 4, "num_single_layers": 8, "num_attention_heads": 4}
+    assert smaller(sizes, {"num_layers": 0})["num_layers"] == 0

@@ -183,6 +183,20 @@ def test_held_out_latents_are_of_the_autoencoder_of_those_that_are_learned(one, 
         trainer.task.check_evaluation(trainer.student, Kept(None))
 
 
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        ("sd3", {"side": 7}, "takes latents whose sides are multiples of 2, those of task.side are 7 x 7"),
+        ("sd3", {"side": 64}, r"pos_embed_max_size=\d+ is of latents of at most \d+ a side, those of task.side are 64"),
+        ("hunyuan_dit", {"text_tokens": 5}, "task.text_tokens: a HunyuanDiT2DModel takes 333, found 5; leave it out"),
+    ],
+)
+def test_sizes_that_a_model_does_not_take_are_refused_where_there_are_no_data(kind, options, message):
+    """They were errors of shapes, from the inside of diffusers."""
+    with pytest.raises(UserError, match=message):
+        TextToImage(**options).example(KINDS[kind]().transformer, 1, torch.device("meta"))
+
+
 @pytest.mark.parametrize("by", ["scaling", "weights"])
 def test_a_teacher_of_other_latents_is_refused(one, tmp_path, by):
     """A scale of 0.8 of the pipeline's passes all that is measured of its noise."""

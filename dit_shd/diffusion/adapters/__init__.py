@@ -76,6 +76,8 @@ class Adapter(ABC):
     """The largest max_sequence_length that the pipeline's call takes; None for any."""
     example_tokens: ClassVar[int] = 256
     """Tokens of text in a batch that stands for any, for counting."""
+    fixed_tokens: ClassVar[bool] = False
+    """Whether the transformer takes that number of them alone."""
     example_side: ClassVar[int] = 128
     """Height and width of latents in such a batch, where the model's config names none."""
     cleaners: ClassVar[tuple[str, ...]] = ()

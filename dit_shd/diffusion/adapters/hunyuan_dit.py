@@ -30,6 +30,7 @@ class HunyuanDiT(Adapter):
     pipelines = ("HunyuanDiTPipeline",)
     process = "ddpm"
     example_tokens = sum(LENGTHS)
+    fixed_tokens = True
     attention = "self, and cross to text"
     text_layers = ("*.attn2",)
 

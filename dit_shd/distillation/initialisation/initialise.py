@@ -51,8 +51,8 @@ class Initialisation:
     weights: Literal["random", "teacher"] = option("random", "random weights, or the teacher's")
     layers: str | dict[str, str] | None = option(
         None,
-        "sections, proportional, kept:PLAN (of dit-shd depth) or {student layer: teacher layer}, beside which blocks go "
-        "by section; empty: as the shd loss has it",
+        "sections, proportional, kept:PLAN (of dit-shd depth) or {student layer: teacher layer}, other blocks by "
+        "section; empty: as the shd loss has it",
     )
     heads: Literal["pick", "merge"] = option(
         "pick", "of a group of heads keep the one of largest weight, or merge them"
