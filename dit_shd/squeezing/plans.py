@@ -1,6 +1,7 @@
 """Plans: partitions of the h teacher heads into g groups, one for each student head, as plain data."""
 
 from collections.abc import Sequence
+from operator import index
 
 from dit_shd.core.errors import UserError
 
@@ -26,13 +27,28 @@ def contiguous(heads: int, groups: int) -> Plan:
     return tuple(tuple(range(start, start + size)) for start, size in zip(starts, sizes))
 
 
+def groups_of(plan: object) -> Plan:
+    """A user's list of groups, or an array [g,k], as plain data.
+
+    Raises:
+        UserError: It is none.
+    """
+    try:
+        groups = [list(group) for group in plan]  # type: ignore[attr-defined]
+        if any(isinstance(head, bool) for group in groups for head in group):
+            raise TypeError
+        return tuple(tuple(index(head) for head in group) for group in groups)
+    except TypeError:
+        raise UserError(f"squeeze: plan: wanted a list of groups of head numbers, found {plan!r}") from None
+
+
 def check_plan(plan: Sequence[Sequence[int]], heads: int, groups: int) -> Plan:
     """A user's plan as a Plan.
 
     Raises:
         UserError: A teacher head is missing or in two groups, or the number of groups is not that of student heads.
     """
-    checked = tuple(tuple(int(i) for i in group) for group in plan)
+    checked = groups_of(plan)
     if len(checked) != groups or not all(checked) or sorted(sum(checked, ())) != list(range(heads)):
         raise UserError(
             f"squeeze: wanted a plan of {groups} groups that holds each of the heads 0..{heads - 1} once, "

@@ -14,7 +14,7 @@ from dit_shd.core.precision import wide_dtype
 from dit_shd.squeezing.backends.autotune import Backend, fastest, rounded
 from dit_shd.squeezing.cost import LayerCost, layer_cost
 from dit_shd.squeezing.matching import MapSimilarity, matched
-from dit_shd.squeezing.plans import Plan, check_plan, contiguous
+from dit_shd.squeezing.plans import Plan, check_plan, contiguous, groups_of
 from dit_shd.squeezing.projections import Projections
 from dit_shd.squeezing.squeeze import Backend as SqueezeBackend
 from dit_shd.squeezing.squeeze import Method, PlanLike, Squeeze, plan_of, squeeze
@@ -44,7 +44,8 @@ class Squeezer:
         backend: Backend = "streamed",
     ):
         self.backend: Backend = backend
-        self.plan, self.seed, self.chunk_mib = plan, seed, chunk_mib
+        self.plan = plan if isinstance(plan, (str, dict)) else groups_of(plan)
+        self.seed, self.chunk_mib = seed, chunk_mib
         self.method: Method = method
         self.plans: dict[str, Plan] = {}
         """Student layer -> its matched plan."""

@@ -111,7 +111,7 @@ class SHD(LayerLoss):
         self.measure: Measure = measure
         self.backend: Backend = backend
         self.block = block
-        self.calibration = calibration if plan == "matched" else 0
+        self.calibration = calibration if self.squeezer.plan == "matched" else 0
         self.graphs = CudaGraphs()
         """What layers are replayed by on a GPU, where all that a layer reads stays in its place."""
         self._names: dict[str, list[str]] = {}
