@@ -1,18 +1,19 @@
 """The command line: `dit-shd COMMAND [words] [key=value ...]`; the commands are the files of cli/commands.
 
 Errors a user can cause are one line and exit code 2. A signal ends a command with 128 and its number: 130 for Ctrl-C,
-143 for SIGTERM, 138 for SIGUSR1. Training first finishes its step and saves; a second Ctrl-C ends it at once.
+143 for SIGTERM, 138 for SIGUSR1, 129 for SIGHUP, 141 where the reader of a pipe has ended. Training first finishes its
+step and saves; a second Ctrl-C ends it at once.
 """
 
 import io
 import logging
-import os
+import signal
 import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 
 import dit_shd
-from dit_shd.cli import help
+from dit_shd.cli import help, streams
 from dit_shd.cli.arguments import Line, similar_commands, split, values_of
 from dit_shd.cli.commands import COMMANDS
 from dit_shd.cli.specification import Specification, command_names, specification
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    streams.open_missing()
     try:
         line = split(sys.argv[1:] if argv is None else argv)
         text = _answered(line)
@@ -68,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"dit-shd {command.name}: {error}", file=sys.stderr)
         return 2
     except (OSError, MemoryError, RecursionError, RuntimeError) as error:
+        if isinstance(error, BrokenPipeError) and streams.let_go():
+            return 128 + signal.SIGPIPE
         if is_out_of_memory(error):
             print(f"dit-shd {command.name}: {memory_line(error, command.name == 'train')}", file=sys.stderr)
             return 2
@@ -89,7 +93,7 @@ def _print(text: str) -> int:
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        streams.let_go()
     return 0
 
 

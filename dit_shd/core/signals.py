@@ -2,14 +2,18 @@
 
 import os
 import signal
+import stat
 import sys
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
-"""Ctrl-C, the end of a job, and what SLURM sends before it (--signal=USR1@90)."""
+ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
+"""The end of a job, what SLURM sends before it (--signal=USR1@90), and the end of the terminal or the connection."""
+SIGNALS = (signal.SIGINT, *ENDING)
+"""Ctrl-C, too."""
+HANGUP = getattr(signal, "SIGHUP", None)
 ECHO_SECONDS = 2.0
 """Under a launcher one Ctrl-C reaches a process twice, from the terminal and from the launcher, within this time."""
 
@@ -63,7 +67,7 @@ class StopRequest:
     @contextmanager
     def listening(self) -> Generator["StopRequest"]:
         """Handle SIGNALS in the block, and restore their handlers. A second Ctrl-C is a KeyboardInterrupt at once."""
-        before = {number: signal.signal(number, self._handle_signal) for number in SIGNALS}
+        before = {number: signal.signal(number, self._handle_signal) for number in SIGNALS if _is_heeded(number)}
         try:
             yield self
         finally:
@@ -71,13 +75,30 @@ class StopRequest:
                 signal.signal(number, handler)
 
     def _handle_signal(self, number: int, frame: FrameType | None) -> None:
+        _let_go_of_terminal(number)
         if not self.signal:
             self.request(number)
             again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
             if int(os.environ.get("RANK", "0")) == 0:  # not print: the signal may have interrupted a print
-                os.write(2, f"\n{signal.Signals(number).name}: finishing this step, then saving{again}\n".encode())
+                with suppress(OSError):
+                    os.write(2, f"\n{signal.Signals(number).name}: finishing this step, then saving{again}\n".encode())
         elif number == signal.SIGINT and time.monotonic() - self._requested_at > ECHO_SECONDS:
             raise KeyboardInterrupt
+
+
+def _is_heeded(number: int) -> bool:
+    """Whether a process is to end by a signal: not by the end of a terminal that it is to outlive (nohup)."""
+    return number != HANGUP or signal.getsignal(number) is not signal.SIG_IGN
+
+
+def _let_go_of_terminal(number: int) -> None:
+    """Where the terminal has gone, print to nowhere: what is printed there would be an error."""
+    if number != HANGUP:
+        return
+    for stream in (1, 2):
+        with suppress(OSError):
+            if stat.S_ISCHR(os.fstat(stream).st_mode):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
 
 
 def importing(frame: FrameType | None) -> bool:
@@ -94,7 +115,8 @@ def leave(number: int) -> None:
     with suppress(Exception):  # the signal may have interrupted a print
         sys.stdout.flush()
     if int(os.environ.get("RANK", "0")) == 0:
-        os.write(2, b"\ninterrupted\n")
+        with suppress(OSError):
+            os.write(2, b"\ninterrupted\n")
     os._exit(128 + number)
 
 
@@ -116,18 +138,23 @@ def interruptible() -> Generator[None]:
 
 @contextmanager
 def terminable(words: str = "the same command goes on from what is saved") -> Generator[None]:
-    """Make SIGTERM end the block by an exception, as Ctrl-C does, so that locks are released and a line is printed.
+    """Make signals end the block by an exception, as Ctrl-C does, so that locks are released and a line is printed.
+
+    These are SIGTERM, SIGUSR1, and SIGHUP but under nohup.
 
     Args:
         words: What becomes of the work, for that line.
     """
 
     def end(number: int, frame: FrameType | None) -> None:
+        _let_go_of_terminal(number)
         if importing(frame):
             leave(number)
-        raise Stopped(number, f"ended by SIGTERM; {words}")
+        raise Stopped(number, f"ended by {signal.Signals(number).name}; {words}")
 
-    with handling(signal.SIGTERM, end):
+    with ExitStack() as stack:
+        for number in filter(_is_heeded, ENDING):
+            stack.enter_context(handling(number, end))
         yield
 
 

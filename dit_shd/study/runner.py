@@ -2,14 +2,12 @@
 
 import os
 import shlex
-import signal
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from dit_shd.core.config import REQUIRED, check_ranges, option
@@ -17,7 +15,7 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.files import write_text
 from dit_shd.core.lock import Lock
 from dit_shd.core.places import expanded
-from dit_shd.core.signals import Stopped, handling
+from dit_shd.core.signals import Stopped
 from dit_shd.core.yaml_files import parse_yaml, read_yaml
 from dit_shd.evaluation.metrics import METRICS
 from dit_shd.evaluation.statistics_file import is_statistics
@@ -94,8 +92,7 @@ class Runner:
             self._refuse_programs()
             self.folder.mkdir(parents=True, exist_ok=True)
             try:
-                with handling(signal.SIGUSR1, _stop):  # what SLURM sends before a job ends
-                    self._run_cells(left, self._shared())
+                self._run_cells(left, self._shared())
             except BaseException:
                 self.commands.stop()
                 raise
@@ -257,10 +254,6 @@ def _age(place: Path) -> list[list[Any]]:
     stats = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
     stats += [("", place.stat())] if place.exists() else []
     return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise Stopped(number, STOPPED)
 
 
 def _lock_if_free(file: Path) -> Lock | None:

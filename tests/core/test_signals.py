@@ -40,7 +40,7 @@ def send(monkeypatch, *at):
     monkeypatch.setattr(Trainer, "accumulate", accumulate)
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"])
 def test_a_signal_finishes_the_step_saves_and_the_same_command_goes_on(config, tmp_path, monkeypatch, capfd, name):
     number = signal.Signals[name]
     before = signal.getsignal(number)
@@ -88,14 +88,62 @@ def test_a_script_of_your_own_can_ask(values):
     assert trainer.stop.due
 
 
-def test_sigterm_ends_other_commands_with_a_line(monkeypatch, capsys):
+WAITING = """
+import sys, time
+from dit_shd.__main__ import main
+from dit_shd.training.trainer import Trainer
+real, calls = Trainer.accumulate, []
+def accumulate(self, batches):
+    calls.append(1)
+    if len(calls) == 3:
+        print("at step 3", flush=True)
+        while not self.stop.signal:
+            time.sleep(0.01)
+    return real(self, batches)
+Trainer.accumulate = accumulate
+sys.exit(main(["train", sys.argv[1]]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "login_tty"), reason="wants a terminal of its own")
+def test_the_end_of_a_terminal_finishes_the_step_and_saves(config, tmp_path, root):
+    """Nothing can be printed there any more: bars and lines of progress would end the step with an error."""
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-c", WAITING, str(config)]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    process = subprocess.Popen(command, env=environment, preexec_fn=lambda: os.login_tty(theirs))
+    os.close(theirs)
+    said = b""
+    while b"at step 3" not in said:
+        said += os.read(ours, 4096)
+    os.close(ours)
+    assert process.wait(60) == 129
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000003"]
+    assert not (tmp_path / "run" / ".lock").exists()
+
+
+def test_under_nohup_the_end_of_a_terminal_ends_nothing(monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals.terminable(), StopRequest().listening() as asked:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not asked.signal
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGHUP"])
+def test_a_signal_ends_other_commands_with_a_line(monkeypatch, capfd, name):
+    """A demo's children had gone on without it."""
     from dit_shd.cli import digits_demo
 
-    monkeypatch.setattr(digits_demo, "demo", lambda config: os.kill(os.getpid(), signal.SIGTERM))
-    before = signal.getsignal(signal.SIGTERM)
-    assert main(["demo"]) == 143
-    assert "dit-shd demo: ended by SIGTERM; the same command goes on" in capsys.readouterr().err
-    assert signal.getsignal(signal.SIGTERM) is before
+    number = signal.Signals[name]
+    monkeypatch.setattr(digits_demo, "demo", lambda config: os.kill(os.getpid(), number))
+    before = signal.getsignal(number)
+    assert main(["demo"]) == 128 + number
+    assert f"dit-shd demo: ended by {name}; the same command goes on" in capfd.readouterr().err
+    assert signal.getsignal(number) is before
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
