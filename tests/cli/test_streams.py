@@ -18,7 +18,7 @@ def test_a_run_needs_no_standard_streams(values, tmp_path, root, closed):
     """As a service has none: it had ended before it began, without a word."""
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump({**values, "steps": 1}))
-    done = command(root, ["train", str(file)], preexec_fn=lambda: [os.close(stream) for stream in closed])  # noqa: PLW1509
+    done = command(root, ["train", str(file)], preexec_fn=lambda: [os.close(stream) for stream in closed])
     assert done.returncode == 0
     assert (tmp_path / "run" / "student").is_dir()
 
