@@ -8,6 +8,7 @@ import ast
 import sys
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import resolve_name
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -32,7 +33,8 @@ def imported_from(tree: ast.Module, name: str, module: str) -> str:
     """The module in which a name of `module` is defined; `module` itself where it is not imported."""
     for node in tree.body:
         if isinstance(node, ast.ImportFrom) and node.module and any(alias.name == name for alias in node.names):
-            return node.module
+            package = module if source_file(module).name == "__init__.py" else module.rpartition(".")[0]
+            return resolve_name("." * node.level + node.module, package)
     return module
 
 

@@ -161,6 +161,20 @@ def test_a_command_of_ones_own_runs_and_explains_its_keys(package, capsys):
     assert "to=nobody  [text] who is greeted" in capsys.readouterr().out
 
 
+def test_the_config_of_a_command_may_be_imported_from_a_file_beside_it(package, capsys):
+    """`from .greeting import Config` was read as the module `greeting` of nobody, in a traceback."""
+    head, body = PACKAGE["commands"].split("class Hello")
+    config = head[head.index("@dataclass") :]
+    (package / "my_package" / "greeting.py").write_text(head)
+    (package / "my_package" / "short.py").write_text(
+        head.replace(config, "from .greeting import Config\n\n\n") + "class Hello" + body
+    )
+    assert program.main(["my_package.short.Hello", "you", "--trust", "my_package"]) == 0
+    assert capsys.readouterr().out == "hello you\n"
+    assert program.main(["my_package.short.Hello", "--help", "--trust", "my_package"]) == 0
+    assert "to=nobody  [text] who is greeted" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
