@@ -103,7 +103,7 @@ def _all_stages(config: DemoConfig) -> Scores:
 
     headings, cells, _ = figures_table(scores.rows)
     print("\n" + headline(scores) + "\n\n" + plain_table(headings, cells) + "\n")
-    print(f"{config.images} images of each model in {config.sampling_steps} steps; {config.steps} training steps")
+    print(f"{config.images} images of each model in {config.sampling_steps} steps")
     print("time: " + ", ".join(f"{stage} {taken:.0f} s" for stage, taken in seconds(config.out).items()))
     print(f"the page: {page}, a picture of a row each: {picture}")
     print(f"next: dit-shd sample {shlex.quote(str(config.out / 'from_teacher'))} labels=3,3,7 out=threes/")
@@ -152,7 +152,7 @@ def finished(config: DemoConfig, scores: Scores) -> Demo:
         curves={SHORT[n]: RunFolder(config.out / n).metrics() for n in STUDENTS},
         commands=commands,
         seconds=seconds(config.out),
-        steps=config.steps,
+        steps={SHORT[n]: steps_of(config, n) for n in STUDENTS},
         batch_size=read_yaml(_config_of("shd"))["batch_size"],
         sampling_steps=config.sampling_steps,
         guidance=config.guidance,

@@ -79,7 +79,8 @@ class Demo:
     """Stage -> the command that does it alone."""
     seconds: Mapping[str, float]
     """Stage -> its duration."""
-    steps: int
+    steps: Mapping[str, int]
+    """Student, as in the figures -> its training steps."""
     batch_size: int
     sampling_steps: int
     guidance: float
@@ -137,13 +138,20 @@ def _summary(demo: Demo) -> str:
     assert big is not None and small is not None, "the demo measures every model"
     sizes = [f"{cost.parameters / 1e6:.2f} M parameters" for cost in (big, small)]
     return (
-        f"{len(students)} students of {small.heads} heads ({sizes[1]}) were trained for {demo.steps} steps by a "
+        f"{len(students)} students of {small.heads} heads ({sizes[1]}) were trained for {_steps(demo)} by a "
         f"teacher of {big.heads} heads ({sizes[0]}) on real handwritten digits, from the teacher's output and, where "
         f"it is named, also from its attention (Squeezing-Heads Distillation, SHD). {demo.count} images of each were "
         "scored. Those without and with SHD from random weights are a controlled comparison: short on purpose, they "
         "differ by the loss alone; one that begins with the teacher's weights shows what the same size can do. "
         f"One training seed: a point or two of {main_figure(demo.scores)} is within what another seed gives."
     )
+
+
+def _steps(demo: Demo) -> str:
+    """How long the students were trained."""
+    first = next(iter(demo.steps.values()))
+    longer = [f"{steps} in the same time ({name})" for name, steps in demo.steps.items() if steps != first]
+    return ", ".join([f"{first} steps", *longer])
 
 
 def _figures(scores: Scores) -> str:
@@ -255,7 +263,7 @@ def _png(pixels: np.ndarray) -> bytes:
 def _footer(demo: Demo, page: Path) -> str:
     about: dict[str, str | Link] = {
         "command": command(),
-        "training": f"{demo.steps} steps of {demo.batch_size} images for each student, seed {demo.seed}",
+        "training": f"{_steps(demo)}, of {demo.batch_size} images each, seed {demo.seed}",
         "sampling": f"{demo.count} images of each model, DDPM, {demo.sampling_steps} steps, guidance "
         f"{demo.guidance:g} ({demo.guidance_schedule}), balanced classes, seed {demo.seed}",
         "time": ", ".join(f"{stage} {taken:.0f} s" for stage, taken in demo.seconds.items()),
