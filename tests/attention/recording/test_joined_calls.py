@@ -1,0 +1,247 @@
+"""Layers whose attention is several calls: chunks of queries, packed images, windows, samples one at a time."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_attention import Attention, E, H, Net, inputs, recorded
+from torch import nn
+
+from dit_shd import SHD, capture
+from dit_shd.core.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+class InChunks(Attention):
+    """The same, some queries at a time, as one saves memory."""
+
+    def __init__(self, rows=4, copied=False, heads=H):
+        super().__init__(heads=heads)
+        self.rows, self.copied = rows, copied
+
+    def forward(self, x, mask=None):
+        q, k, v = self.heads_of(x)
+        parts = []
+        for first in range(0, q.shape[2], self.rows):
+            some = slice(first, first + self.rows)
+            query = q[:, :, some].clone() if self.copied else q[:, :, some]
+            parts.append(F.scaled_dot_product_attention(query, k, v, None if mask is None else mask[..., some, :]))
+        return self.proj(torch.cat(parts, 2).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("copied", [False, True])
+@pytest.mark.parametrize("rows", [2, 3, 4])
+@pytest.mark.parametrize("masked", [False, True])
+def test_queries_in_chunks_are_one_layer(rows, copied, masked):
+    """Each chunk had been a layer of its own, and the loss as many times too large as there were chunks."""
+    losses, gradients = [], []
+    given = {"mask": torch.ones(6, 6).tril().bool()} if masked else {}
+    for make, options in ((Attention, {}), (InChunks, {"rows": rows, "copied": copied})):
+        torch.manual_seed(0)
+        teacher, student = Net(make=make, **options), Net(make=make, heads=2, **options)
+        with capture(teacher) as t, capture(student) as s:
+            with torch.no_grad():
+                teacher(inputs(), **given)
+            student(inputs(), **given)
+        assert list(s) == ["blocks.0", "blocks.1"] and s["blocks.0"].shape == (2, 2, 6, 6)
+        losses.append(SHD()(t, s))
+        gradients.append(torch.autograd.grad(losses[-1], student.blocks[0].qkv.weight)[0])
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*gradients)
+
+
+def test_chunks_that_arrive_at_two_projections_are_not_given_the_first_ones():
+    """As text's and image's rows that ask the same keys one after the other: each has its W^O, or it is asked for."""
+
+    class TwoOuts(InChunks):
+        def __init__(self, **options):
+            super().__init__(**options)
+            self.other = nn.Linear(E, E)
+
+        def forward(self, x, mask=None):
+            q, k, v = self.heads_of(x)
+            first, last = (
+                F.scaled_dot_product_attention(part, k, v).transpose(1, 2).flatten(2) for part in q.split(3, 2)
+            )
+            return torch.cat([self.proj(first), self.other(last)], 1)
+
+    with pytest.raises(UserError, match="where the image stands among its 6 tokens is not known"):
+        recorded(Net(make=TwoOuts), inputs())
+    model = Net(depth=1, make=TwoOuts)
+    with torch.no_grad(), capture(model, image=slice(3, None)) as captures:
+        model(inputs())
+    for name, projection in (("blocks.0:text", model.blocks[0].proj), ("blocks.0", model.blocks[0].other)):
+        torch.testing.assert_close(captures[name].out.flatten(0, 1), projection.weight.T)
+
+
+def in_blocks(lengths):
+    return torch.block_diag(*(torch.ones(n, n) for n in lengths)).bool()
+
+
+class Packed(Attention):
+    """One sequence of several images, each of which attends to itself, by a call each (as Qwen2-VL's vision model)."""
+
+    def __init__(self, lengths=(3, 3), apart=True, **options):
+        super().__init__(**options)
+        self.lengths, self.apart = list(lengths), apart
+
+    def forward(self, x, mask=None):
+        heads = self.heads_of(x)
+        if self.apart:
+            images = zip(*(z.split(self.lengths, 2) for z in heads))
+            made = torch.cat([F.scaled_dot_product_attention(*image) for image in images], 2)
+        else:
+            made = F.scaled_dot_product_attention(*heads, attn_mask=in_blocks(self.lengths))
+        return self.proj(made.transpose(1, 2).flatten(2))
+
+
+class Prefixed(Attention):
+    """Some first tokens see each other alone, the others see all: a call over a part of the keys, one over all."""
+
+    def __init__(self, apart=True, causal=False, **options):
+        super().__init__(**options)
+        self.apart, self.causal = apart, causal
+
+    def forward(self, x, mask=None):
+        q, k, v = self.heads_of(x)
+        seen = torch.ones(6, 6, dtype=torch.bool)
+        seen[:2, 2:] = False
+        seen[:2, :2] = seen[:2, :2].tril() if self.causal else True
+        if self.apart:
+            some = slice(0, 2)
+            first = F.scaled_dot_product_attention(q[:, :, some], k[:, :, some], v[:, :, some], is_causal=self.causal)
+            made = torch.cat([first, F.scaled_dot_product_attention(q[:, :, 2:], k, v)], 2)
+        else:
+            made = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        return self.proj(made.transpose(1, 2).flatten(2))
+
+
+class InWindows(Attention):
+    """Two tokens at a time, each over the tokens before and after them, too: a call for each window."""
+
+    def __init__(self, apart=True, **options):
+        super().__init__(**options)
+        self.apart = apart
+
+    def forward(self, x, mask=None):
+        q, k, v = self.heads_of(x)
+        windows = [slice(0, 3), slice(1, 5), slice(3, 6)]
+        if self.apart:
+            parts = zip(q.split(2, 2), windows)
+            made = [F.scaled_dot_product_attention(some, k[:, :, keys], v[:, :, keys]) for some, keys in parts]
+            return self.proj(torch.cat(made, 2).transpose(1, 2).flatten(2))
+        seen = torch.zeros(6, 6, dtype=torch.bool)
+        for i, keys in enumerate(windows):
+            seen[2 * i : 2 * i + 2, keys] = True
+        return self.proj(F.scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [(InWindows, {}), (Packed, {}), (Packed, {"lengths": (1, 3, 2)}), (Prefixed, {}), (Prefixed, {"causal": True})],
+)
+def test_calls_over_some_of_the_keys_each_are_one_layer(make, options):
+    """Each call had been a layer of its own: the loss grew with the number of images in a batch."""
+    losses, gradients = [], []
+    for apart in (True, False):
+        torch.manual_seed(0)
+        teacher, student = (Net(make=make, heads=heads, apart=apart, **options) for heads in (H, 2))
+        for _ in range(2):
+            with capture(teacher) as t, capture(student) as s:
+                with torch.no_grad():
+                    teacher(inputs())
+                student(inputs())
+        assert list(s) == ["blocks.0", "blocks.1"] and s["blocks.0"].shape == (2, 2, 6, 6)
+        losses.append(SHD()(t, s, row_weight=torch.arange(12.0).view(2, 6)))
+        gradients.append(torch.autograd.grad(losses[-1], student.blocks[0].qkv.weight)[0])
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*gradients)
+
+
+def test_masks_of_calls_over_some_of_the_keys_are_kept_with_their_gradients():
+    class Biased(Packed):
+        def __init__(self, **options):
+            super().__init__(**options)
+            self.added = nn.Parameter(torch.randn(self.heads, 3, 3))
+
+        def forward(self, x, mask=None):
+            images = list(zip(*(z.split(3, 2) for z in self.heads_of(x))))
+            parts = [F.scaled_dot_product_attention(*images[0], attn_mask=self.added)]
+            parts.append(F.scaled_dot_product_attention(*images[1], attn_mask=torch.ones(3, 3).tril().bool()))
+            return self.proj(torch.cat(parts, 2).transpose(1, 2).flatten(2))
+
+    model = Net(depth=1, make=Biased)
+    with capture(model) as captures:
+        model(inputs())
+    block, made = model.blocks[0], captures["blocks.0"].map()
+    q, k, _ = (z.double() for z in block.heads_of(inputs()))
+    scores = q @ k.transpose(2, 3) * q.shape[-1] ** -0.5
+    seen = in_blocks([3, 3])
+    seen[3:, 3:] = seen[3:, 3:].tril()
+    scores = (scores + F.pad(block.added, (0, 3, 0, 3)).double()).masked_fill(~seen, -torch.inf)
+    torch.testing.assert_close(made, scores.softmax(-1).float())
+    made.square().sum().backward()
+    assert block.added.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_heads_that_come_one_at_a_time_are_no_rows(shared):
+    """The next head's tokens are the next in memory, as of packed images; and heads may share their keys."""
+
+    class ByHead(Attention):
+        def forward(self, x, mask=None):
+            q, k, v = (z.contiguous() for z in self.heads_of(x))
+            of = {0: 0, 1: 0 if shared else 1}
+            made = [
+                F.scaled_dot_product_attention(q[:, i : i + 1], k[:, j : j + 1], v[:, j : j + 1]) for i, j in of.items()
+            ]
+            return self.proj(torch.cat(made, 1).transpose(1, 2).flatten(2))
+
+    shapes = {name: each.shape for name, each in recorded(Net(depth=1, make=ByHead, heads=2), inputs()).items()}
+    assert shapes == {"blocks.0": (2, 1, 6, 6), "blocks.0#2": (2, 1, 6, 6)}
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_samples_that_come_one_at_a_time_are_samples(heads):
+    """Of a single head, the next sample's tokens are the next in memory, as of packed images."""
+
+    class OneByOne(Attention):
+        def forward(self, x, mask=None):
+            parts = zip(*(z.contiguous().split(1) for z in self.heads_of(x)))
+            made = torch.cat([F.scaled_dot_product_attention(*sample) for sample in parts])
+            return self.proj(made.transpose(1, 2).flatten(2))
+
+    assert recorded(Net(make=OneByOne, heads=heads), inputs())["blocks.0"].shape == (2, heads, 6, 6)
+
+
+@pytest.mark.parametrize("longest", [6, 5])
+def test_samples_that_come_one_at_a_time_are_one_layer_whatever_their_lengths(longest):
+    """As Mochi's do, which leaves out each prompt's padding: the loss is a mean over samples, no sum."""
+
+    class OneByOne(Attention):
+        def forward(self, x, mask=None):
+            made = torch.zeros(2, self.heads, 6, E // self.heads)
+            for i, n in enumerate((longest, 5)):
+                made[i : i + 1, :, :n] = F.scaled_dot_product_attention(*self.heads_of(x[i : i + 1, :n]))
+            return self.proj(made.transpose(1, 2).flatten(2))
+
+    torch.manual_seed(0)
+    teacher, student = Net(depth=1, make=OneByOne), Net(depth=1, heads=2, make=OneByOne)
+    with capture(teacher) as t, capture(student) as s:
+        with torch.no_grad():
+            teacher(inputs())
+        student(inputs())
+    assert len(s) == (2 if longest == 6 else 1)
+    alone = Net(depth=1), Net(depth=1, heads=2)
+    for model, whole in zip(alone, (teacher, student)):
+        model.load_state_dict(whole.state_dict())
+    expected = []
+    for i, n in enumerate((longest, 5)):
+        with capture(alone[0]) as one, capture(alone[1]) as other:
+            for model in alone:
+                model(inputs()[i : i + 1, :n])
+        expected.append(SHD(method="constant")(one, other))
+    torch.testing.assert_close(SHD(method="constant")(t, s), torch.stack(expected).mean())
