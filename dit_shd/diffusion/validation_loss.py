@@ -86,6 +86,36 @@ class ValidationLoss:
         return {LOSS: float(torch.cat([torch.as_tensor(loss) for loss in losses]).mean())}
 
 
+def check_held_out(run: Dataset, held_out: Dataset) -> None:
+    """Refuse held-out data that are of another autoencoder, other text encoders or other sizes than a run's.
+
+    Args:
+        run: The data that are learned.
+        held_out: Those that a loss is measured on.
+
+    Raises:
+        UserError: Naming what differs.
+    """
+    if tuple(held_out.shape) != tuple(run.shape):
+        wanted, size = (" x ".join(map(str, data.shape)) for data in (run, held_out))
+        raise UserError(f"task.evaluation.data: wanted latents of the run's size, {wanted}, found {size}")
+    records = [record for record in (run.record, held_out.record) if record is not None]
+    if len({record.text_sha256 for record in records}) > 1:
+        raise UserError("task.evaluation.data: has embeddings of other text encoders than the run's data")
+    tokens = {record.text_tokens for record in records}
+    if len(tokens) > 1:
+        raise UserError(
+            f"task.evaluation.data: has other text_tokens than the run's data ({', '.join(map(str, tokens))})"
+        )
+    learned, judged = run.origin, held_out.origin
+    if learned is None or judged is None:
+        return
+    if (learned.encoder_sha256, learned.vae_scaling) != (judged.encoder_sha256, judged.vae_scaling):
+        raise UserError(
+            f"task.evaluation.data: its latents are those of {judged.words}, and the run's of {learned.words}"
+        )
+
+
 def _of_one_shape(dataset: Dataset, samples: np.ndarray) -> Iterator[list[int]]:
     """Positions among some samples, in groups of at most AT_ONCE whose latents have one shape."""
     for first in range(0, len(samples), AT_ONCE):

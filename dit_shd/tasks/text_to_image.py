@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
@@ -27,7 +28,7 @@ from dit_shd.diffusion.text_models import check_fit, check_sides, text_differs
 from dit_shd.diffusion.text_process import TextProcess, process_of
 from dit_shd.diffusion.text_rows import TextRows
 from dit_shd.diffusion.text_teacher_check import TextTeacherCheck
-from dit_shd.diffusion.validation_loss import ValidationLoss
+from dit_shd.diffusion.validation_loss import ValidationLoss, check_held_out
 from dit_shd.tasks import Batch, Output, Task, TeacherFinding, Terms
 
 DENSITY, NO_EVALUATION, APART = TimestepDensity(name="logit_normal"), ValidationLoss(), TextRows()
@@ -56,8 +57,15 @@ class TextBatch(Batch):
 
     def row_weight(self, tokens: int) -> Tensor | None:
         """Padding of prompts takes no part; see TextRows."""
-        y, x = self.x_t.shape[-2:]
-        return self.text_rows.weight(self.text_mask, (y, x), tokens)
+        if tokens not in self._row_weights:
+            y, x = self.x_t.shape[-2:]
+            self._row_weights[tokens] = self.text_rows.weight(self.text_mask, (y, x), tokens)
+        return self._row_weights[tokens]
+
+    @cached_property
+    def _row_weights(self) -> dict[int, Tensor | None]:
+        """By the number of rows: each of them may wait for a GPU."""
+        return {}
 
     @property
     def condition(self) -> TextCondition:
@@ -260,25 +268,10 @@ class TextToImage(Task[TextBatch]):
         if held_out is None:
             return
         self.check_data(held_out)
-        if tuple(held_out.shape) != tuple(self.dataset.shape):
-            run, other = (" x ".join(map(str, data.shape)) for data in (self.dataset, held_out))
-            raise UserError(f"task.evaluation.data: wanted latents of the run's size, {run}, found {other}")
-        records = {record.text_sha256 for record in (self.record, held_out.record) if record is not None}
-        if len(records) > 1:
-            raise UserError("task.evaluation.data: has embeddings of other text encoders than the run's data")
-        tokens = {record.text_tokens for record in (self.record, held_out.record) if record is not None}
-        if len(tokens) > 1:
-            raise UserError(
-                f"task.evaluation.data: has other text_tokens than the run's data ({', '.join(map(str, tokens))})"
-            )
+        check_held_out(self.dataset, held_out)
         learned, judged = self.dataset.origin, held_out.origin
-        if learned is None or judged is None:
-            return
-        self._judged_by_learned = bool(learned.places) and learned.places == judged.places
-        if (learned.encoder_sha256, learned.vae_scaling) != (judged.encoder_sha256, judged.vae_scaling):
-            raise UserError(
-                f"task.evaluation.data: its latents are those of {judged.words}, and the run's of {learned.words}"
-            )
+        if learned is not None and judged is not None:
+            self._judged_by_learned = bool(learned.places) and learned.places == judged.places
 
     def evaluate(self, student: nn.Module, run: Path, step: int) -> dict[str, float] | None:
         if self.evaluation.data is None or not joined().is_main_process:
