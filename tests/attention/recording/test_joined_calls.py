@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers import MochiTransformer3DModel
 from small_attention import Attention, E, H, Net, inputs, recorded
 from torch import nn
 
@@ -245,3 +246,32 @@ def test_samples_that_come_one_at_a_time_are_one_layer_whatever_their_lengths(lo
                 model(inputs()[i : i + 1, :n])
         expected.append(SHD(method="constant")(one, other))
     torch.testing.assert_close(SHD(method="constant")(t, s), torch.stack(expected).mean())
+
+
+def test_the_loss_of_mochi_is_a_mean_over_samples():
+    """Its layers leave out each prompt's padding, so that samples of unlike prompts are calls of their own."""
+
+    def model(heads, seed):
+        torch.manual_seed(seed)
+        built = MochiTransformer3DModel(
+            patch_size=2, num_attention_heads=heads, attention_head_dim=8, num_layers=2, pooled_projection_dim=16,
+            in_channels=4, text_embed_dim=16, time_embed_dim=4, activation_fn="swiglu", max_sequence_length=8,
+        ).eval()  # fmt: skip
+        for p in built.parameters():
+            nn.init.normal_(p, std=0.2)
+        return built
+
+    teacher, student = model(4, 0), model(2, 1)
+    x, text, t = torch.randn(2, 4, 2, 4, 4), torch.randn(2, 8, 16), torch.tensor([3, 500])
+    mask = torch.arange(8) < torch.tensor([[3], [6]])
+
+    def loss(*samples):
+        chosen = list(samples)
+        given = {"encoder_hidden_states": text[chosen], "timestep": t[chosen], "encoder_attention_mask": mask[chosen]}
+        with capture(teacher) as taught, capture(student) as learned:
+            with torch.no_grad():
+                teacher(x[chosen], **given)
+            student(x[chosen], **given)
+        return SHD()(taught, learned)
+
+    torch.testing.assert_close(loss(0, 1), (loss(0) + loss(1)) / 2)
