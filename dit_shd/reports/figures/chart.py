@@ -251,6 +251,14 @@ class Chart:
         axis, (first, last) = (self.x, self.y)[which], self._ends[which]
         return f"{axis.low:.8g} {axis.high:.8g} {first:g} {last:g} {int(axis.log)}"
 
+    def _ticks_across(self) -> list[float]:
+        """Those of the axis below; of names no more than have room beside each other."""
+        ticks, names, (left, right) = self.x.ticks(), self.x.names, self._ends[0]
+        if not names:
+            return ticks
+        room, widest = (right - left) / len(names), LETTER * (max(map(len, names)) + 1)
+        return [float(i) for i in range(0, len(names), max(-(-len(names) // len(ticks)), math.ceil(widest / room)))]
+
     def _frame(self) -> str:
         (left, right), (bottom, top) = self._ends
         letters = int((self.size[0] - left - 24) / LETTER)
@@ -262,7 +270,7 @@ class Chart:
                 parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
             text = html.escape(self.y.text(tick))
             parts.append(f'<text x="{left - 5}" y="{y + 4:.1f}" text-anchor="end">{text}</text>')
-        for tick in self.x.ticks():
+        for tick in self._ticks_across():
             x, _ = self.place(tick, self.y.low)
             text = html.escape(self.x.text(tick))
             parts.append(f'<text x="{x:.1f}" y="{bottom + 14}" text-anchor="middle">{text}</text>')

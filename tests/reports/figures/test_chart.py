@@ -99,3 +99,12 @@ def test_a_file_of_charts_stands_alone():
 )
 def test_numbers_of_ticks_are_short(value, text):
     assert short(value) == text
+
+
+@pytest.mark.parametrize(
+    ("names", "shown"), [(["0|1", "2|3"], 2), ([f"{i} long name of merged heads" for i in range(10)], 2)]
+)
+def test_names_below_a_chart_have_room_beside_each_other(names, shown):
+    """Those of merges of many heads had been printed over each other."""
+    svg = Chart("alpha", Axis.of("merge", names), Axis("share", 0, 1)).svg()
+    assert sum(f">{name}<" in svg for name in names) == shown
