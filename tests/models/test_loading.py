@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from packaging.version import Version
+from runs import run
 from safetensors.torch import save_file
 from small_families import build, diffusers_dit, same, to
 
@@ -310,3 +311,12 @@ def test_bfloat16_leaves_in_float32_what_diffusers_keeps_so(tmp_path):
     assert {tensor.dtype for tensor in actual.values()} >= {torch.float32, torch.bfloat16}
     for name, tensor in actual.items():
         assert torch.equal(tensor, expected[name]), name
+
+
+def test_a_checkpoint_of_a_run_is_no_file_of_a_public_code(values):
+    """It was one, of the public width's number of heads, and of whatever else the run's config says otherwise."""
+    config, _ = run(values, steps=1)
+    file = next((config.run / "checkpoints").glob("step_*/ema_*.safetensors"))
+    with pytest.raises(UserError, match=r"a checkpoint of \S+/run is what that run goes on from.* \S+/run/student"):
+        loading.load(file)
+    assert main(["convert", str(file), str(config.run.parent / "converted")]) == 2
