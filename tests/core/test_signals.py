@@ -19,6 +19,14 @@ from dit_shd.training.config import TrainConfig
 from dit_shd.training.trainer import Trainer
 
 
+@pytest.fixture(autouse=True)
+def _not_under_nohup():
+    """Whoever runs the tests may have had them outlive a terminal."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.fixture
 def config(values, tmp_path):
     file = tmp_path / "config.yaml"
