@@ -4,7 +4,8 @@ import hashlib
 from pathlib import Path
 
 import torch
-from torch import nn
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
 
 
 def sha256(file: Path) -> str:
@@ -18,6 +19,32 @@ def sha256_of_tensors(model: nn.Module, prefixes: tuple[str, ...] = ("",)) -> st
     total = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         if name.startswith(prefixes):
-            total.update(name.encode())
-            total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            _add(total, name, tensor)
     return total.hexdigest()
+
+
+def sha256_of_weights(folder: Path) -> str | None:
+    """What sha256_of_tensors is of the model in a folder, without loading it.
+
+    None where that cannot be told: weights of another kind or precision than safetensors of float32, several variants.
+    """
+    files = [*folder.glob("*.safetensors")]
+    try:
+        places = {name: file for file in files for name in safe_open(file, "pt").keys()}  # noqa: SIM118
+        count = sum(len(safe_open(file, "pt").keys()) for file in files)
+        if not files or count > len(places):
+            return None
+        total = hashlib.sha256()
+        for name in sorted(places):
+            tensor = safe_open(places[name], "pt").get_tensor(name)
+            if tensor.dtype != torch.float32:
+                return None
+            _add(total, name, tensor)
+        return total.hexdigest()
+    except (OSError, SafetensorError):
+        return None
+
+
+def _add(total: "hashlib._Hash", name: str, tensor: Tensor) -> None:
+    total.update(name.encode())
+    total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dit_shd.core.hashing import sha256_of_weights
 from dit_shd.core.pretrained import model_folder
 from dit_shd.core.resumable import differences
 from dit_shd.core.yaml_files import words_of
@@ -44,7 +45,7 @@ def teacher_row(record: Mapping[str, Any], folder: Path) -> dict[str, Any] | Non
         return None
     reasons = []
     for file, other in _records_of(teacher, (folder, Path(teacher), Path())):
-        reason = _why_not(record, other)
+        reason = _why_not(record, other) or _has_changed(teacher, other)
         if reason is None:
             figures = {name: value for name, value in other["figures"].items() if name in record["figures"]}
             return {"run": teacher, "results": str(file), "figures": figures}
@@ -94,6 +95,13 @@ def _model(place: str) -> str:
     """What two names of one model have in common."""
     folder = model_folder(Path(place))
     return place if folder is None else str(folder.resolve())
+
+
+def _has_changed(teacher: str, other: Mapping[str, Any]) -> str | None:
+    """Whether a record is of other weights than those in the teacher's folder; None where that cannot be told."""
+    folder, then = model_folder(Path(teacher)), other["samples"]["sidecar"].get("model_sha256")
+    now = None if folder is None or then is None else sha256_of_weights(folder)
+    return f"other weights than {teacher} has now" if now not in (None, then) else None
 
 
 def _why_not(record: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:

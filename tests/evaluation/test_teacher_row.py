@@ -4,7 +4,9 @@ import copy
 import json
 
 import pytest
+from small_families import build
 
+from dit_shd.core.hashing import sha256_of_tensors, sha256_of_weights
 from dit_shd.evaluation.results import table
 from dit_shd.evaluation.teacher_row import shared_row, teacher_row
 
@@ -78,6 +80,24 @@ def test_others_are_refused_with_the_reason(tmp_path, changes, reason):
     assert [*row] == ["run", "why_not"]
     assert reason in row["why_not"]
     assert f"teacher: hub:a/teacher has no row here: {row['why_not']}" in table({**STUDENT, "teacher": row})
+
+
+def test_a_teacher_that_went_on_is_another(tmp_path):
+    """A run's folder keeps its name; the figures were those of the weights that it had."""
+    model = build("dit")
+    model.save_pretrained(tmp_path / "teacher")
+    assert sha256_of_weights(tmp_path / "teacher") == sha256_of_tensors(model)
+    place = str(tmp_path / "teacher")
+    student = copy.deepcopy(STUDENT)
+    student["samples"]["sidecar"]["teacher"] = place
+    sampled = {"samples__sidecar__run": place, "samples__sidecar__model_sha256": sha256_of_tensors(model)}
+    (tmp_path / "teacher.json").write_text(json.dumps(of_teacher(**sampled)))
+    assert teacher_row(student, tmp_path)["figures"] == {"FD(x)": 1.0}
+    next(model.parameters()).data.add_(1)
+    model.save_pretrained(place)
+    assert f"is of other weights than {place} has now" in teacher_row(student, tmp_path)["why_not"]
+    model.half().save_pretrained(place)  # whose hash is not that of the model that was loaded
+    assert teacher_row(student, tmp_path)["figures"] == {"FD(x)": 1.0}
 
 
 def test_what_is_not_the_teachers_does_not_count(tmp_path):
