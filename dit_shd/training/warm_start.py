@@ -20,6 +20,7 @@ from dit_shd.evaluation.accuracy import misnamed
 from dit_shd.models import loading
 from dit_shd.models.prediction import PREDICTION, prediction_of
 from dit_shd.models.provenance import Provenance, provenance
+from dit_shd.models.settings import differing_settings, in_words
 from dit_shd.models.shape import differing_heads
 from dit_shd.tasks import Task
 
@@ -41,11 +42,14 @@ class WarmStart:
     new: tuple[str, ...]
     """Tensors of the student that the other model lacks, or has in another shape; they begin at random."""
     origin: Provenance
+    settings: str = ""
+    """What the student's config says otherwise of how weights are used, in words."""
 
     def line(self) -> str:
         """What was taken, in one line."""
         left = f"; at random: {', '.join(self.new[:4])}{', ...' if len(self.new) > 4 else ''}" if self.new else ""
-        return f"from {self.source}: {self.taken:,} of {self.total:,} parameters taken{left}"
+        other = f"; they mean something else under other settings ({self.settings})" if self.settings else ""
+        return f"from {self.source}: {self.taken:,} of {self.total:,} parameters taken{left}{other}"
 
     def write(self, run: Path) -> None:
         """Keep it in a run folder."""
@@ -89,7 +93,8 @@ def take_weights(student: nn.Module, source: str, task: Task[Any] | None = None)
         task.check_start(source, other_model)
         _check_classes(student, other_model, source, task.dataset.class_names)
     student.load_state_dict({**weights, **fits})
-    return WarmStart(source, taken, total, new, provenance(source))
+    settings = in_words(differing_settings(student, other_model))
+    return WarmStart(source, taken, total, new, provenance(source), settings)
 
 
 def _check_heads(student: nn.Module, other: nn.Module, source: str) -> None:

@@ -35,6 +35,7 @@ from dit_shd.distillation.layer_map import LayerMap, layer_map
 from dit_shd.distillation.losses import Loss
 from dit_shd.distillation.losses.shd import SHD
 from dit_shd.models.prediction import prediction_of
+from dit_shd.models.settings import differing_settings, in_words
 from dit_shd.models.shape import shape_of
 from dit_shd.squeezing.plans import contiguous
 from dit_shd.tasks import Batch, Task
@@ -130,6 +131,13 @@ def check(options: Initialisation, losses: Iterable[Loss], student: nn.Module, t
     if teacher is None:
         raise UserError("initialisation.weights: teacher was asked for, but the run has none; give teacher=...")
     shd = shd_of(losses)
+    differing = differing_settings(student, teacher)
+    if differing:
+        _log.warning(
+            "initialisation: the student begins with its teacher's weights, which mean something else under other "
+            "settings (%s)",
+            in_words(differing),
+        )
     if not structure.known(student.state_dict()):
         _selection(student, teacher, options, shd)
         return

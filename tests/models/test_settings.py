@@ -1,0 +1,50 @@
+"""Settings that give the same weights another meaning, in configs of two models."""
+
+import logging
+
+import pytest
+from diffusers import PixArtTransformer2DModel
+
+from dit_shd.distillation.initialisation.initialise import Initialisation, check
+from dit_shd.models.families.transformers import CausalLM
+from dit_shd.models.settings import differing_settings, in_words
+
+SIZES = {
+    "model_type": "llama", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 8,
+    "vocab_size": 9, "max_position_embeddings": 32,
+}  # fmt: skip
+
+
+def llama(**changes):
+    return CausalLM(config={**SIZES, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "keys"),
+    [
+        ({}, []),
+        ({"num_hidden_layers": 1, "hidden_size": 8, "max_position_embeddings": 64, "initializer_range": 0.5}, []),
+        ({"hidden_act": "relu"}, ["hidden_act"]),
+        ({"rms_norm_eps": 0.1}, ["rms_norm_eps"]),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, ["rope_parameters"]),
+        ({"tie_word_embeddings": True}, ["tie_word_embeddings"]),
+    ],
+)
+def test_settings_that_weights_depend_on_are_told_and_sizes_are_not(changes, keys, caplog):
+    """A student of other rotary positions began with its teacher's weights, which were another model there."""
+    student, teacher = llama(**changes), llama()
+    assert [*differing_settings(student, teacher)] == keys
+    with caplog.at_level(logging.WARNING, "dit_shd"):
+        check(Initialisation(weights="teacher"), [], llama(**{**changes, "hidden_size": 16}), teacher)
+    assert [key for key in keys if key in caplog.text] == keys
+    assert bool(caplog.text) == bool(keys)
+
+
+def test_embeddings_may_be_untied():
+    assert not differing_settings(llama(), llama(tie_word_embeddings=True))
+
+
+def test_of_diffusers_too():
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 4, "sample_size": 8, "num_layers": 1}
+    one, other = (PixArtTransformer2DModel(**sizes, norm_eps=eps) for eps in (1e-6, 1e-3))
+    assert in_words(differing_settings(one, other)) == "norm_eps: 1e-06 here, 0.001 there"
