@@ -16,7 +16,7 @@ from dit_shd.models import loading
 from dit_shd.models.prediction import NOISE, prediction_of
 
 LINEAR = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
-"""The betas of class-conditional models' noise, in diffusers' terms."""
+"""The betas of class-conditional models' noise over 1,000 steps, in diffusers' terms; its defaults for any number."""
 STEPS = "num_train_timesteps"
 
 
@@ -64,13 +64,15 @@ def check_scheduler(place: str, model: nn.Module) -> None:
         raise UserError(
             f"{place}: its scheduler says prediction_type: {target}; wanted epsilon, of class-conditional models"
         )
-    for key, value in {**LINEAR, "trained_betas": None, "rescale_betas_zero_snr": False}.items():
-        given = scheduler.get(key, value)
+    defaults: dict[str, Any] = {**LINEAR, "trained_betas": None, "rescale_betas_zero_snr": False}
+    scale = 1000 / scheduler.get(STEPS, 1000)
+    for key, default in defaults.items():
+        given, value = scheduler.get(key, default), scale * default if isinstance(default, float) else default
         alike = math.isclose(given, value) if isinstance(given, float) and isinstance(value, float) else given == value
         if not alike:
             raise UserError(
                 f"{place}: its scheduler says {key}: {given}; class-conditional models have "
-                f"{value if value is not None else 'betas by their schedule'} here"
+                f"{'betas by their schedule' if value is None else value} here"
             )
 
 

@@ -154,6 +154,16 @@ def relation_kl(student: Tensor, teacher: Tensor, weight: Tensor | None, chunk_m
     return map_kl(s, t, weight, chunk_mib)
 
 
+def by_query_head(x: Tensor, heads: int) -> Tensor:
+    """Keys or values [b,g,n,d] of grouped heads as [b,h,n,d], one for each query head, as they also may arrive.
+
+    Args:
+        x: Of g heads, a divisor of h, or of h.
+        heads: Query heads h.
+    """
+    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], 1)
+
+
 def map_kl(student: Capture, teacher: Capture, weight: Tensor | None, chunk_mib: float = CHUNK_MIB) -> Tensor:
     """KL of the maps of as many heads on both sides, head by head, mean over heads and query rows [b]."""
     same = squeeze(teacher, student.heads, method="constant", check=False)

@@ -20,6 +20,7 @@ from dit_shd.data.augmenter import Augmenter
 from dit_shd.data.datasets import DATASETS, Dataset
 from dit_shd.data.glance import alike, glance
 from dit_shd.data.latent_origin import Kept
+from dit_shd.diffusion.adapters import computed_in
 from dit_shd.evaluation.accuracy import Accuracy, measure_accuracy, misnamed, wilson
 from dit_shd.models.offload import moved
 from dit_shd.models.stochastic_depth import branches, set_draws
@@ -220,7 +221,8 @@ class Classification(Task[ImageBatch]):
     def predict(self, model: nn.Module, batch: ImageBatch) -> Output:
         set_draws(model, batch.depth)
         wanted: ImageInput = model.input  # type: ignore[assignment]
-        return Output(model(renormalised(batch.pixels, self.input, wanted)).float())
+        pixels = renormalised(batch.pixels, self.input, wanted)
+        return Output(model(pixels.to(computed_in(model))).float())  # a teacher may be held in bfloat16
 
     def losses(self, output: Output, batch: ImageBatch) -> Terms:
         return {"cross_entropy": -(batch.targets * F.log_softmax(output.prediction, dim=1)).sum(1)}

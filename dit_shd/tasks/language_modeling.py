@@ -141,7 +141,7 @@ class LanguageModeling(Task[TokenBatch]):
                 "to learn; wanted a larger length, or shorter prompts"
             )
         self._check_tokens(role, model)
-        check_attention(role, model, self.separate)
+        check_attention(role, model, self.separate and data.pack)
 
     def check_start(self, source: str, model: nn.Module) -> None:
         """Its embeddings must be of the data's tokens."""

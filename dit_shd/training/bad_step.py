@@ -1,7 +1,8 @@
 """The file of a bad step: its batch, of all processes and passes, and the diagnosis."""
 
 import json
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ def write(file: Path, batches: Passes, diagnosis: Diagnosis) -> None:
         for batch in batches
         for field, value in tensors_of(batch).items()
     }
-    metadata = {"batch": json.dumps({"step": batches[0].step, **asdict(diagnosis)})}
+    settings = {batch.pass_name: _settings(batch) for batch in batches}
+    metadata = {"batch": json.dumps({"step": batches[0].step, "settings": settings, **asdict(diagnosis)})}
     try:
         file.parent.mkdir(exist_ok=True)
     except OSError as error:
@@ -54,12 +56,25 @@ def read_batches(file: Path, batch_type: type[Batch]) -> list[Batch]:
     try:
         passes: dict[Any, dict[str, Any]] = {}
         with safe_open(file, "pt") as opened:
-            step = json.loads((opened.metadata() or {})["batch"])["step"]
+            known = json.loads((opened.metadata() or {})["batch"])
             for key in opened.keys():  # noqa: SIM118
                 name, _, field = key.partition("/")
-                values = passes.setdefault(name, {"pass_name": name, "step": step, "data": {}})
+                values = passes.setdefault(name, {"pass_name": name, "step": known["step"], "data": {}})
                 field, _, inner = field.partition("/")
                 (values["data"] if inner else values)[inner or field] = opened.get_tensor(key)
-        return [batch_type(**tensors) for tensors in passes.values()]
+        for name, values in passes.items():
+            values |= _restored(batch_type, known.get("settings", {}).get(name, {}))
+        return [batch_type(**values) for values in passes.values()]
     except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
         raise UserError(f"{file}: wanted a batch kept by a training run ({error})") from error
+
+
+def _settings(batch: Batch) -> dict[str, dict[str, Any]]:
+    """The fields of a batch that are settings, small dataclasses of plain data."""
+    values = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    return {name: asdict(value) for name, value in values.items() if is_dataclass(value)}  # type: ignore[arg-type]
+
+
+def _restored(batch_type: type[Batch], settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Such fields again, of the types that their defaults have."""
+    return {f.name: type(f.default)(**settings[f.name]) for f in fields(batch_type) if f.name in settings}

@@ -31,7 +31,7 @@ def says(pipeline: Path, **scheduler) -> None:
 
 
 def test_a_pipelines_scheduler_says_the_steps_of_the_schedule(pipeline):
-    says(pipeline, _class_name="DDIMScheduler", num_train_timesteps=100, beta_start=0.0001, beta_end=0.02)
+    says(pipeline, _class_name="DDIMScheduler", num_train_timesteps=100, beta_start=0.001, beta_end=0.2)
     for place in (pipeline, pipeline / "transformer"):
         assert of_run(make(SampleConfig, {"run": str(place)})).diffusion_steps == 100
     folder = shutil.copytree(pipeline / "transformer", pipeline.parent / "run" / "student").parent
@@ -46,6 +46,8 @@ def test_a_pipelines_scheduler_says_the_steps_of_the_schedule(pipeline):
         ({"prediction_type": "v_prediction"}, "says prediction_type: v_prediction; wanted epsilon"),
         ({"beta_schedule": "squaredcos_cap_v2"}, "says beta_schedule: squaredcos_cap_v2; class-conditional models ha"),
         ({"beta_end": 0.012}, "says beta_end: 0.012; class-conditional models have 0.02 here"),
+        ({"num_train_timesteps": 250}, "says beta_start: 0.0001; class-conditional models have 0.0004 here"),
+        ({"num_train_timesteps": 250, "beta_start": 4e-4}, "says beta_end: 0.02; class-conditional models have 0.08 "),
         ({"trained_betas": [0.1, 0.2]}, "says trained_betas: .*have betas by their schedule"),
         ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "is a FlowMatchEulerDiscreteScheduler, .*predicts noise"),
     ],
@@ -65,7 +67,7 @@ def test_a_damaged_config_of_a_scheduler_is_no_missing_one(pipeline):
 
 
 def test_a_teacher_of_a_pipeline_is_taught_by_its_own_schedule(pipeline, values):
-    says(pipeline, _class_name="DDPMScheduler", num_train_timesteps=500)
+    says(pipeline, _class_name="DDPMScheduler", num_train_timesteps=500, beta_start=0.0002, beta_end=0.04)
     with pytest.raises(UserError, match=r"^task\.timesteps: wanted the 500 that the scheduler of .*, found 1000"):
         run({**values, "teacher": str(pipeline)}, steps=1)
     config, _ = run({**values, "teacher": str(pipeline), "task": {"name": "diffusion", "timesteps": 500}}, steps=1)

@@ -75,7 +75,7 @@ class Text(Dataset):
             raise UserError(f"data.length: wanted 2 tokens or more, found {length}")
         if not 0 <= held_out < 1:
             raise UserError(f"data.held_out: wanted a share from 0 and below 1, found {held_out}")
-        self.length, self._pack, self._held_out, self._by = length, pack, held_out, by
+        self.length, self.pack, self._held_out, self._by = length, pack, held_out, by
         self._documents = read_documents(str(path), document, Columns(column, prompt), hub_split, hub_file)
         self._counts = None if counts is None else _checked(counts, len(self._documents))
         self.tokenizer: Tokenizer = open_tokenizer(
@@ -100,7 +100,7 @@ class Text(Dataset):
         rows = [np.concatenate([known.begin, p, t, [known.end]]).astype(np.int32) for p, t in zip(prompts, texts)]
         begin = len(known.begin)  # one begin token is predicted by nothing; of several (GLM) the others are no text
         masked = [begin + len(p) if len(p) or begin > 1 else 0 for p in prompts]
-        self._sequences = Sequences.of(rows, masked, self.length, self._pack)
+        self._sequences = Sequences.of(rows, masked, self.length, self.pack)
         self.text_bytes = sum(len(d.text.encode()) for d in documents)
         """Of the texts, prompts apart."""
         self.split: Split = split

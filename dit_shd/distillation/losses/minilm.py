@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dit_shd.attention.tiles import CHUNK_MIB
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.losses import Layer, LayerLoss, Needs, Term, Weight, alternatives
-from dit_shd.distillation.relations import captures, checked_chunk, map_kl, relation_kl, row_weight
+from dit_shd.distillation.relations import by_query_head, captures, checked_chunk, map_kl, relation_kl, row_weight
 from dit_shd.tasks import Batch
 
 
@@ -38,12 +38,12 @@ class MiniLM(LayerLoss):
     def pair(self, student: Layer, teacher: Layer, batch: Batch | None) -> Term:
         """Both divergences of one pair of layers [b]."""
         s, t = captures("minilm", student, teacher)
-        if (s.heads, s.value.shape[1]) != (t.heads, t.value.shape[1]):
+        if s.heads != t.heads:
             raise UserError(
-                f"losses.minilm: wanted as many heads (and value heads), found {s.heads} ({s.value.shape[1]}) in "
-                f"{student.name} and {t.heads} ({t.value.shape[1]}) in {teacher.name} of the teacher; any number: "
-                f"{alternatives(MiniLM, Needs.EQUAL_HEADS)}"
+                f"losses.minilm: wanted as many heads, found {s.heads} in {student.name} and {t.heads} in "
+                f"{teacher.name} of the teacher; any number: {alternatives(MiniLM, Needs.EQUAL_HEADS)}"
             )
         maps = map_kl(s, t, row_weight(batch, s.shape[2]), self.chunk_mib)
-        values = relation_kl(s.value, t.value, row_weight(batch, s.shape[3]), self.chunk_mib)
+        learned, taught = (by_query_head(x.value, x.heads) for x in (s, t))
+        values = relation_kl(learned, taught, row_weight(batch, s.shape[3]), self.chunk_mib)
         return Term(maps + values, {"maps": maps.detach().mean(), "values": values.detach().mean()})

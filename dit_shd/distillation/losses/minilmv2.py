@@ -8,7 +8,7 @@ from torch import Tensor
 from dit_shd.attention.tiles import CHUNK_MIB
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.losses import Layer, LayerLoss, Term, Weight
-from dit_shd.distillation.relations import captures, checked_chunk, relation_kl, row_weight
+from dit_shd.distillation.relations import by_query_head, captures, checked_chunk, relation_kl, row_weight
 from dit_shd.tasks import Batch
 
 
@@ -48,7 +48,7 @@ class MiniLMv2(LayerLoss):
         heads = self.relation_heads or s.heads
         terms: dict[str, Tensor] = {}
         for name in ("query", "key", "value"):
-            both = getattr(s, name), getattr(t, name)
+            both = tuple(by_query_head(getattr(x, name), x.heads) for x in (s, t))
             widths = [x.shape[1] * x.shape[3] for x in both]
             if any(width % heads for width in widths):
                 raise UserError(

@@ -30,7 +30,7 @@ class PrecisionRecall(Metric):
     """
 
     needs_reference_images = True
-    not_resampled = ("recall",)
+    not_resampled = ("recall", "coverage")
 
     def __init__(self, k: int = 3, density_k: int = 5, block: int = 1024) -> None:
         for name, value in (("k", k), ("density_k", density_k), ("block", block)):

@@ -198,13 +198,18 @@ def _options(values: dict[str, Any]) -> dict[str, Any]:
         "model": str(values["architecture"]),
         "num_classes": values.get("num_classes", pretrained.get("num_classes", 1000)),
         "in_chans": arguments.pop("in_chans", size[0]),
-        "img_size": arguments.pop("img_size", fixed),
+        "img_size": _side(arguments.pop("img_size", fixed)),
         **{name: list(pretrained[name]) for name in ("mean", "std") if pretrained.get(name)},
         "crop_pct": pretrained.get("crop_pct"),
         "preprocessing": {key: value for key, value in given.items() if value} or None,
         "class_names": list(names) if isinstance(names, (list, tuple)) else None,
         "options": arguments or None,
     }
+
+
+def _side(size: object) -> object:
+    """One number of a square's two, which timm itself writes."""
+    return size[0] if isinstance(size, (list, tuple)) and len({*size}) == 1 else size
 
 
 def _renamed(file: Path, options: dict[str, Any], first: str) -> dict[str, Tensor]:

@@ -55,9 +55,10 @@ def test_what_is_saved_is_read_by_timm_and_by_us(name, tmp_path, x):
     assert named_blocks(ours).keys() == {"network.blocks.0", "network.blocks.1"}
 
 
-def test_what_timm_saves_is_read(tmp_path, x):
+@pytest.mark.parametrize("size", [28, (28, 28)])
+def test_what_timm_saves_is_read(tmp_path, x, size):
     torch.manual_seed(0)
-    arguments = dict(num_classes=10, in_chans=1, img_size=28, **TINY)
+    arguments = dict(num_classes=10, in_chans=1, img_size=size, **TINY)
     theirs = timm.create_model("deit3_small_patch16_224", **arguments).eval()
     timm.models.save_for_hf(theirs, tmp_path, model_args=arguments, safe_serialization=True)
     config = json.loads((tmp_path / "config.json").read_text())
@@ -65,7 +66,7 @@ def test_what_timm_saves_is_read(tmp_path, x):
     (tmp_path / "config.json").write_text(json.dumps(config))
     model = loading.load(tmp_path).eval()
     assert torch.equal(model(x), theirs(x))
-    assert model.input.mean == (0.5,) and model.config.num_classes == 10
+    assert model.input.mean == (0.5,) and model.config.num_classes == 10 and model.config.img_size == 28
 
 
 def test_tensors_under_other_names_are_renamed_by_timm(tmp_path, x):
