@@ -169,7 +169,7 @@ def test_the_verdict_is_recorded_and_printed(files, capsys):
 
 def test_intervals_come_with_resamples(files, capsys):
     record = run(files, resamples=10)
-    assert record["intervals"].keys() == {name for name in FIGURES if not name.endswith("std")} - {"recall"}
+    assert record["intervals"].keys() == {name for name in FIGURES if not name.endswith("std")} - {"recall", "coverage"}
     assert record["resamples"] == 10
     low, high = (record["intervals"]["FD(digits)"][end] for end in ("low", "high"))
     assert low < record["figures"]["FD(digits)"] < high

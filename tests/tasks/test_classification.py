@@ -306,6 +306,15 @@ def test_a_run_is_evaluated_and_what_it_exports_is_loaded_by_timm(values, tmp_pa
     assert "- image-classification" in card and "diffusion" not in card
 
 
+def test_a_teacher_may_be_held_in_bfloat16(values, tmp_path):
+    """It was given images in float32, which its first map does not take."""
+    plain, low = (
+        run({**values, "steps": 1, "losses": [{"name": "kd"}], "teacher_precision": how, "run": str(tmp_path / how)})[1]
+        for how in ("no", "bf16")
+    )
+    assert low[0]["plain/kd"] == pytest.approx(plain[0]["plain/kd"], rel=0.05)
+
+
 def test_all_the_losses_of_table_4_train_together(values):
     losses = [{"name": "nkd"}, {"name": "vitkd"}, {"name": "kd", "temperature": 2.0}, {"name": "shd"}]
     student = {**STUDENT, "options": {**TINY, "depth": 3}}

@@ -155,6 +155,14 @@ def test_packed_documents_are_as_if_each_were_alone(tmp_path, name):
     assert float(found.mean().detach()) == pytest.approx(sum(nats) / len(nats), rel=1e-5)
 
 
+def test_documents_with_a_sequence_each_need_no_model_that_keeps_packs_apart(tmp_path):
+    """What the line about packs says was refused with the same line."""
+    model = causal_lm(OPT)
+    with pytest.raises(UserError, match=r"data\.pack=false gives each a sequence of its own"):
+        task(lines(tmp_path)).check("student", model)
+    task(lines(tmp_path), pack=False).check("student", model)
+
+
 def test_padding_and_prompts_do_not_count(tmp_path):
     model = causal_lm(LLAMA)
     made = task(instructions(tmp_path), pack=False, column="a", prompt="{q}: ", split="all", length=30)
