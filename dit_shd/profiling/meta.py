@@ -60,7 +60,7 @@ class ModelSpec:
     def skeleton(self) -> ModelMixin:
         """The model without memory."""
         with META:
-            return self.build()
+            return _countable(self.build())
 
     def build(self) -> ModelMixin:
         """The model with random weights."""
@@ -73,7 +73,18 @@ class ModelSpec:
 def build(plugin: Plugin, where: str) -> ModelMixin:
     """The model of a family without memory."""
     with META:
-        return FAMILIES.build(plugin, where)
+        return _countable(FAMILIES.build(plugin, where))
+
+
+def _countable(model: ModelMixin) -> ModelMixin:
+    """A model without memory whose experts, if it has some, are products of a kind that can be counted there.
+
+    transformers' grouped products look at their numbers; batches of products are as many operations.
+    """
+    network: Any = getattr(model, "network", None)
+    if getattr(network, "_can_set_experts_implementation", bool)():
+        network.set_experts_implementation("batched_mm")
+    return model
 
 
 @contextmanager

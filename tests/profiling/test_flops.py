@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from language import LLAMA, causal_lm, lines
 from runs import run
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -14,6 +15,7 @@ from dit_shd.cli import program
 from dit_shd.core.config import make
 from dit_shd.core.plugins import Plugin
 from dit_shd.core.yaml_files import read_yaml
+from dit_shd.data.datasets import DATASETS
 from dit_shd.models.blocks import blocks
 from dit_shd.models.families.dit import DiT
 from dit_shd.models.families.mdt import MDTv2
@@ -29,6 +31,7 @@ from dit_shd.squeezing.divergence import attention_kl
 from dit_shd.squeezing.plans import contiguous
 from dit_shd.squeezing.squeeze import squeeze
 from dit_shd.tasks.diffusion import Diffusion, NoisyBatch
+from dit_shd.tasks.language_modeling import LanguageModeling
 from dit_shd.training import optim
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.dry_run import step_shape
@@ -314,3 +317,14 @@ def test_blocks_that_are_computed_again_are_counted_at_any_precision(root, confi
     assert share * plain.forward < again.recomputed <= plain.forward and plain.recomputed == 0
     held = [step_memory(step, student, None).parts["activations"] for step in steps]
     assert held[1] < held[0] / 2
+
+
+def test_experts_are_counted_as_those_that_a_token_is_given(tmp_path):
+    """A mixture of two experts a token is a network of twice the width, and its router; counting it was a traceback."""
+    task = LanguageModeling()
+    task.use(DATASETS.build(Plugin("text", {"path": lines(tmp_path), "length": 16, "document": "line"})), None)
+    one = causal_lm({**LLAMA, "intermediate_size": 48})
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2}
+    mixture = causal_lm({**LLAMA, "model_type": "mixtral", **experts})
+    router = LLAMA["num_hidden_layers"] * 16 * 2 * LLAMA["hidden_size"] * experts["num_local_experts"]
+    assert forward_operations(mixture, task) == forward_operations(one, task) + router
