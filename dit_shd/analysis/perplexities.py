@@ -1,6 +1,7 @@
 """The perplexity of language models that are there on held-out text: students of runs, or any of transformers."""
 
 import json
+import logging
 import re
 import statistics
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ from dit_shd.models import loading
 from dit_shd.tasks.language_modeling import LanguageModeling, TextEvaluation
 
 CONFIG = "config.yaml"
+_log = logging.getLogger("dit_shd")
 SEED = re.compile(r"[/_-]?seed_?\d+$")
 """The end of the name of a run; runs of one name before it differ in their seed."""
 Figures = dict[str, float]
@@ -108,7 +110,11 @@ def over_seeds(figures: Mapping[str, Figures]) -> dict[str, tuple[int, Figures, 
 
 def _with_tokenizer(data: Plugin, place: str) -> Plugin:
     """Data that name no tokenizer, by that of a model if it has one."""
-    if data.name != "text" or {"tokenizer", "vocabulary"} & data.options.keys() or not has_tokenizer(place):
+    if data.name != "text" or {"tokenizer", "vocabulary"} & data.options.keys():
+        return data
+    if not has_tokenizer(place):
+        if _run_config(place)[0] is None:
+            _log.warning("data: %s has no tokenizer.json, so the text is read as bytes; data.tokenizer=FOLDER", place)
         return data
     return replace(data, options={**data.options, "tokenizer": place})
 

@@ -73,6 +73,17 @@ def test_a_models_own_tokenizer_is_taken_and_another_refused(tmp_path, capsys):
     assert "has a tokenizer of its own (token" in capsys.readouterr().err
 
 
+def test_a_model_without_a_tokenizer_is_read_as_bytes_which_is_said(tmp_path, caplog):
+    """A folder of the hub whose tokenizer is of sentencepiece alone had a figure over bytes, without a word."""
+    causal_lm(GPT2).save_pretrained(tmp_path / "model")
+    text = f"data={{name: text, path: {lines(tmp_path)}, document: line, length: 16, split: all}}"
+    assert main(["perplexity", str(tmp_path / "model"), text]) == 0
+    assert "model has no tokenizer.json, so the text is read as bytes" in caplog.text
+    caplog.clear()
+    assert main(["perplexity", str(tmp_path / "model"), text.replace("split", "tokenizer: bytes, split")]) == 0
+    assert "bytes" not in caplog.text
+
+
 def test_documents_are_kept_apart_as_the_run_had_them(tmp_path):
     run = run_of(tmp_path / "run", GPT2, 0, path=lines(tmp_path))
     together = run_of(tmp_path / "together", GPT2, 0, path=lines(tmp_path))

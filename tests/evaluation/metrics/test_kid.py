@@ -107,6 +107,8 @@ def test_balanced_sets_are_no_independent_draws_which_is_said():
         any("too low" in note for note in KID().notes(features(labels), features(None))) for labels in (equal, None)
     ]
     assert said == [True, False]
+    rest = np.arange(103) % 10  # as balanced as 103 can be
+    assert extract_features(Rows(), ArrayImages(pictures(103, 3), "x", rest)).balanced
     one_class, uneven = np.zeros(100, np.int64), np.minimum(equal, 5)
     assert not features(one_class).balanced and not features(uneven).balanced
     assert not any("too low" in note for note in KID(subset_size=20).notes(features(equal), features(equal)))
