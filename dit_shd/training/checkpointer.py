@@ -76,9 +76,12 @@ class Checkpointer:
 
     @property
     def _start(self) -> list[Provenance]:
-        """What is behind the weights that the run began with, if they were another run's."""
-        origin = read_origin(self.folder.path)
-        return [] if origin is None else [origin]
+        """What is behind the weights that the run began with, if they were another run's, or pre-trained."""
+        origin, options = read_origin(self.folder.path), self.config.student.options
+        if origin is not None:
+            return [origin]
+        source = options.get("source") if options.get("pretrained", True) else None
+        return [] if source is None else [provenance(str(source))]
 
     def after(self, step: Step) -> None:
         config, number = self.config, step.number

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from language import GPT2, causal_lm, lines
 from runs import run
 from safetensors import safe_open
 from small_families import build, to
@@ -160,3 +161,22 @@ def test_a_licence_that_a_card_names_itself(tmp_path, name, noncommercial, forbi
 def test_a_card_may_list_licences_in_any_case(tmp_path, written, license, forbids):
     found = provenance.provenance(licensed(tmp_path / "model", written))
     assert (found.license, found.forbids_derivatives) == (license, forbids)
+
+
+def test_weights_that_a_student_begins_with_are_behind_it(tmp_path):
+    """A pretrained language model: its licence was lost, and with it that nothing may be made of it."""
+    causal_lm(GPT2).save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "README.md").write_text("---\nlicense: cc-by-nd-4.0\n---\n")
+    values = {
+        "task": "language_modeling",
+        "data": {"name": "text", "path": lines(tmp_path), "document": "line", "length": 16},
+        "steps": 1,
+        "batch_size": 2,
+        "ema": 0.5,
+    }
+    for pretrained in (True, False):
+        student = {"name": "transformers", "source": str(tmp_path / "model"), "pretrained": pretrained}
+        config, _ = run({**values, "student": student, "run": str(tmp_path / str(pretrained))})
+        origin = provenance.provenance(config.run)
+        assert origin.forbids_derivatives == pretrained
+        assert origin.license == ("cc-by-nd-4.0" if pretrained else None)
