@@ -38,6 +38,26 @@ def pairs(student: nn.Module, teacher: nn.Module, how: str | dict[str, str] | Ke
     return layer_map(list(named_blocks(teacher)), list(named_blocks(student)), rule)
 
 
+def with_inner(student: nn.Module, teacher: nn.Module, layers: Mapping[str, str]) -> dict[str, str]:
+    """Pairs of blocks, and of the blocks inside of them where those are other numbers (the stages of Swin, ConvNeXt).
+
+    Args:
+        student: Perhaps without weights.
+        teacher: Perhaps without weights, too.
+        layers: Student block -> teacher block.
+    """
+    found = dict(layers)
+    for block, source in layers.items():
+        inner, sources = (_inside(model, name) for model, name in ((student, block), (teacher, source)))
+        if inner and sources and len(inner) != len(sources):
+            found |= with_inner(student, teacher, layer_map(sources, inner, "sections"))
+    return found
+
+
+def _inside(model: nn.Module, block: str) -> list[str]:
+    return list(named_blocks(model.get_submodule(block), f"{block}."))
+
+
 def pairs_of_layers(student: nn.Module, teacher: nn.Module, layers: Mapping[str, str]) -> dict[str, str]:
     """Student block -> teacher block, of a map of layers inside of blocks: those whose tensors can come from there.
 
@@ -121,7 +141,7 @@ def copy(student: nn.Module, teacher: nn.Module, layers: Mapping[str, str]) -> N
 
 def source_of(name: str, layers: Mapping[str, str]) -> str:
     """The name of the teacher's tensor that a student's tensor is a copy of."""
-    block = next((block for block in layers if name.startswith(f"{block}.")), None)
+    block = max((block for block in layers if name.startswith(f"{block}.")), key=len, default=None)
     return name if block is None else layers[block] + name.removeprefix(block)
 
 

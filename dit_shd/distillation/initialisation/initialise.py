@@ -177,6 +177,7 @@ def _selection(student: nn.Module, teacher: nn.Module, options: Initialisation, 
         layers |= depth.pairs(student, teacher, named)
     elif options.layers is None and isinstance(shd.layers, dict):
         layers |= depth.pairs_of_layers(student, teacher, shd.layers)
+    layers = depth.with_inner(student, teacher, layers)
     selection = Selection(student, teacher, layers, shd.squeezer, options.channels == "importance")
     selection.check_groups()
     if selection.has_fewer_heads and options.heads == "merge":

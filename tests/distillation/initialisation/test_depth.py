@@ -9,6 +9,7 @@ from dit_shd.distillation.initialisation import depth
 from dit_shd.distillation.initialisation.initialise import Initialisation, check, initialise, planned
 from dit_shd.distillation.kept import KeptPlan
 from dit_shd.distillation.losses.shd import SHD
+from dit_shd.models.families.timm import TimmModel
 from dit_shd.models.families.transformers import CausalLM
 from dit_shd.models.students import smaller
 
@@ -127,3 +128,23 @@ def test_weights_of_the_same_shapes_and_other_heads_are_refused():
     models = [CausalLM(config={**GPT_NEOX, "num_attention_heads": n}) for n in (2, 4)]
     with pytest.raises(UserError, match=r"head_size of .* is 8 in the student and 4 in the teacher"):
         check(OPTIONS, [], *models)
+
+
+def test_blocks_inside_of_stages_are_evenly_spaced():
+    """Of Swin's third stage they had been the teacher's first."""
+
+    def swin(depth, seed):
+        torch.manual_seed(seed)
+        sizes = {"embed_dim": 8, "depths": (1, 1, depth, 1), "num_heads": (1, 2, 4, 8), "window_size": 7}
+        return TimmModel(model="swin_tiny_patch4_window7_224", img_size=56, num_classes=10, options=sizes)
+
+    teacher, student = swin(6, 0), swin(2, 1)
+    plan = initialise(None, student, teacher, [], OPTIONS)
+    stage = "network.layers.2"
+    inner = {name: source for name, source in plan.layers.items() if name.startswith(f"{stage}.")}
+    assert inner == {f"{stage}.blocks.0": f"{stage}.blocks.2", f"{stage}.blocks.1": f"{stage}.blocks.5"}
+    taken, given = student.state_dict(), teacher.state_dict()
+    for name, source in {**inner, "network.layers.1": "network.layers.1"}.items():
+        for key in taken:
+            if key.startswith(f"{name}."):
+                assert torch.equal(taken[key], given[source + key.removeprefix(name)])
