@@ -1,8 +1,8 @@
 """Causal language models of transformers: their config, a check of their attention, and their dropout."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,9 @@ from dit_shd.core.rng import kept_generators
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
+
+ROPE_BEFORE = ("rope_theta", "rope_scaling")
+"""Keys of rotary positions before transformers 5."""
 
 
 def text_config(model: nn.Module) -> "PreTrainedConfig | None":
@@ -76,3 +79,15 @@ def check_attention(role: str, model: nn.Module, separate: bool) -> None:
             f"{role}: in {name} packed documents attend to each other; task.separate=false lets them, or "
             "data.pack=false gives each a sequence of its own"
         )
+
+
+def overridden(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A config of transformers with changes, of which rotary positions replace those in the words of earlier releases.
+
+    Args:
+        values: As a folder has it, perhaps with the keys rope_theta and rope_scaling, which transformers 5 puts into
+            rope_parameters, over whatever is there.
+        changes: Keys of a user's.
+    """
+    earlier = ROPE_BEFORE if "rope_parameters" in changes else ()
+    return {**{key: value for key, value in values.items() if key not in earlier}, **changes}

@@ -46,12 +46,12 @@ def with_inner(student: nn.Module, teacher: nn.Module, layers: Mapping[str, str]
         teacher: Perhaps without weights, too.
         layers: Student block -> teacher block.
     """
-    found = dict(layers)
+    deeper = dict(layers)
     for block, source in layers.items():
         inner, sources = (_inside(model, name) for model, name in ((student, block), (teacher, source)))
         if inner and sources and len(inner) != len(sources):
-            found |= with_inner(student, teacher, layer_map(sources, inner, "sections"))
-    return found
+            deeper |= with_inner(student, teacher, layer_map(sources, inner, "sections"))
+    return deeper
 
 
 def _inside(model: nn.Module, block: str) -> list[str]:

@@ -20,6 +20,7 @@ from dit_shd.core.places import Asset, HubName, Place, find
 from dit_shd.core.pretrained import LIBRARY_WEIGHTS, model_folder, of_hub, read_config
 from dit_shd.models.blocks import blocks
 from dit_shd.models.families import LibraryModel
+from dit_shd.models.language_model import overridden
 from dit_shd.models.shape import differing_heads
 
 if TYPE_CHECKING:
@@ -93,13 +94,11 @@ class CausalLM(LibraryModel, ConfigMixin):
         if source is None:
             return cls(config=_unpadded({}, config), vocab_size=vocab_size)
         folder = folder_of(source)
-        values = {**read_config(folder), **(config or {})}
+        values = overridden(read_config(folder), config or {})
         if pretrained:
             size = values.get("vocab_size")
             if vocab_size is not None and isinstance(size, int) and size < vocab_size:
-                raise UserError(
-                    f"student: {source} knows {size} tokens, the data have {vocab_size}; tokenizer={source}"
-                )
+                raise UserError(f"student: {source} knows {size} tokens, the data {vocab_size}; tokenizer={source}")
             if config:
                 _check_change(source, read_config(folder), values)
             return cls.of_folder(folder, values)

@@ -139,7 +139,7 @@ def test_configs_of_no_model(options, message):
 
 def test_a_vocabulary_that_is_too_small_is_refused(tmp_path):
     causal_lm(GPT2).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"knows 257 tokens, the data have 300"):
+    with pytest.raises(UserError, match=r"knows 257 tokens, the data 300"):
         build(source=str(tmp_path), vocab_size=300)
 
 
@@ -177,3 +177,20 @@ def test_rotary_frequencies_stay_exact_in_bfloat16(tmp_path):
     assert frequencies
     for name, buffer in whole.named_buffers():
         assert name not in frequencies or torch.equal(frequencies[name], buffer)
+
+
+@pytest.mark.skipif(Version(transformers.__version__) < Version("5"), reason="it has no rope_parameters")
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_rotary_positions_replace_those_of_a_folder_in_the_words_of_transformers_4(tmp_path, pretrained):
+    """Most folders of the hub: their rope_theta was taken over the rope_parameters that were asked for."""
+    causal_lm(LLAMA).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    values = json.loads(file.read_text())
+    values.pop("rope_parameters")
+    file.write_text(json.dumps({**values, "rope_theta": 500000.0, "rope_scaling": None}))
+    rope = {"rope_type": "default", "rope_theta": 7.0}
+    thetas = [
+        CausalLM.from_options(str(tmp_path), pretrained, config).network.config.rope_parameters["rope_theta"]
+        for config in (None, {"rope_parameters": rope})
+    ]
+    assert thetas == [500000.0, 7.0]
