@@ -112,6 +112,8 @@ def test_a_folder_of_png_holds_the_images_of_the_npz(teacher, straight, tmp_path
     assert {f.name for f in tmp_path.iterdir()} == {"pictures", "pictures.json", "pictures.png"}
     with pytest.raises(UserError, match="is there already"):
         sample_to_file(wanted)
+    with pytest.raises(UserError, match=r"pictures\.json: is of \S+pictures, and would be of \S+pictures\.npz, too"):
+        sample_to_file(config(teacher, tmp_path, out=f"{folder}.npz", force=True))  # whose settings would be lost
     with pytest.raises(UserError, match=r"vae=null keeps latents; wanted FILE.npz"):
         sample_to_file(config(teacher, tmp_path, out="x/", vae=None))
 
