@@ -221,8 +221,8 @@ class Classification(Task[ImageBatch]):
     def predict(self, model: nn.Module, batch: ImageBatch) -> Output:
         set_draws(model, batch.depth)
         wanted: ImageInput = model.input  # type: ignore[assignment]
-        pixels = renormalised(batch.pixels, self.input, wanted)
-        return Output(model(pixels.to(computed_in(model))).float())  # a teacher may be held in bfloat16
+        dtype = computed_in(model)  # a teacher may be held in bfloat16
+        return Output(model(renormalised(batch.pixels, self.input, wanted).to(dtype)).float())
 
     def losses(self, output: Output, batch: ImageBatch) -> Terms:
         return {"cross_entropy": -(batch.targets * F.log_softmax(output.prediction, dim=1)).sum(1)}
