@@ -28,15 +28,14 @@ def sha256_of_weights(folder: Path) -> str | None:
 
     None where that cannot be told: weights of another kind or precision than safetensors of float32, several variants.
     """
-    files = [*folder.glob("*.safetensors")]
     try:
-        places = {name: file for file in files for name in safe_open(file, "pt").keys()}  # noqa: SIM118
-        count = sum(len(safe_open(file, "pt").keys()) for file in files)
-        if not files or count > len(places):
+        files = [safe_open(file, "pt") for file in folder.glob("*.safetensors")]
+        places = {name: file for file in files for name in file.keys()}  # noqa: SIM118
+        if not files or sum(len(file.keys()) for file in files) > len(places):
             return None
         total = hashlib.sha256()
         for name in sorted(places):
-            tensor = safe_open(places[name], "pt").get_tensor(name)
+            tensor = places[name].get_tensor(name)
             if tensor.dtype != torch.float32:
                 return None
             _add(total, name, tensor)

@@ -195,9 +195,9 @@ def settings(config: SampleConfig) -> dict[str, Any]:
 def _refuse_existing(folder: Path, out: Path, force: bool) -> None:
     if (folder / MERGED).exists():  # being published: some of the files are there already
         return
-    twin, settings = out.with_suffix("") if out.suffix == ".npz" else Path(f"{out}.npz"), _places(out)[".json"]
-    if twin.exists() and settings.exists() and not out.exists():
-        raise UserError(f"{settings}: is of {twin}, and would be of {out}, too; choose another out=FILE")
+    twin, beside = out.with_suffix("") if out.suffix == ".npz" else Path(f"{out}.npz"), _places(out)[".json"]
+    if twin.exists() and beside.exists() and not out.exists():
+        raise UserError(f"{beside}: is of {twin}, and would be of {out}, too; choose another out=FILE")
     for file in _places(out).values():
         if file == out and out.suffix != ".npz" and file.is_dir() and not any(file.iterdir()):
             continue  # an empty folder is as good as none

@@ -65,7 +65,10 @@ def check_scheduler(place: str, model: nn.Module) -> None:
             f"{place}: its scheduler says prediction_type: {target}; wanted epsilon, of class-conditional models"
         )
     defaults: dict[str, Any] = {**LINEAR, "trained_betas": None, "rescale_betas_zero_snr": False}
-    scale = 1000 / scheduler.get(STEPS, 1000)
+    steps = scheduler.get(STEPS, 1000)
+    if type(steps) is not int or steps < 1:
+        raise UserError(f"{place}: its scheduler says {STEPS}: {steps}; wanted a whole number of 1 or more")
+    scale = 1000 / steps
     for key, default in defaults.items():
         given, value = scheduler.get(key, default), scale * default if isinstance(default, float) else default
         alike = math.isclose(given, value) if isinstance(given, float) and isinstance(value, float) else given == value

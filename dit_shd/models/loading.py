@@ -208,8 +208,9 @@ def read_file(
     Raises:
         UserError: It is no such file, or something in it does not fit.
     """
-    run = path.absolute().parents[2] if len(path.absolute().parents) > 2 else None
-    if run is not None and path.absolute().parent.parent == run / "checkpoints" and (run / "config.yaml").is_file():
+    checkpoints = path.absolute().parent.parent
+    run = checkpoints.parent
+    if checkpoints.name == "checkpoints" and (run / "config.yaml").is_file():
         students = " or ".join(str(place) for place in sorted(run.glob("student*"))) or str(run)
         raise UserError(
             f"{path}: a checkpoint of {run} is what that run goes on from, and does not say what model it is of; what "

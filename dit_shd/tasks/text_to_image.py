@@ -249,7 +249,8 @@ class TextToImage(Task[TextBatch]):
         side = side if isinstance(side, int) else adapter.example_side
         rows, columns, tokens = self._sizes or (side, side, self.text_tokens or adapter.example_tokens)
         name, fixed = type(model).__name__, adapter.example_tokens
-        check_sides(name, model, adapter, (rows, columns), "those of task.side" if self.side else "its")
+        whose = "the data's" if self._sizes else "those of task.side" if self.side else "those of its sample_size"
+        check_sides(name, model, adapter, (rows, columns), whose)
         if adapter.fixed_tokens and tokens != fixed:
             raise UserError(f"task.text_tokens: a {name} takes {fixed}, found {tokens}; leave it out")
         x = torch.randn(images, adapter.channels(config), rows, columns, device=device, generator=draw)

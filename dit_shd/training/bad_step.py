@@ -65,7 +65,7 @@ def read_batches(file: Path, batch_type: type[Batch]) -> list[Batch]:
         for name, values in passes.items():
             values |= _restored(batch_type, known.get("settings", {}).get(name, {}))
         return [batch_type(**values) for values in passes.values()]
-    except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
+    except (OSError, SafetensorError, LookupError, AttributeError, TypeError, ValueError) as error:
         raise UserError(f"{file}: wanted a batch kept by a training run ({error})") from error
 
 

@@ -121,11 +121,14 @@ def test_the_end_of_a_terminal_finishes_the_step_and_saves(config, tmp_path, roo
     environment = {**os.environ, "PYTHONPATH": str(root)}
     process = subprocess.Popen(command, env=environment, preexec_fn=lambda: os.login_tty(theirs))
     os.close(theirs)
-    said = b""
-    while b"at step 3" not in said:
-        said += os.read(ours, 4096)
-    os.close(ours)
-    assert process.wait(60) == 129
+    try:
+        said = b""
+        while b"at step 3" not in said:
+            said += os.read(ours, 4096)
+        os.close(ours)
+        assert process.wait(60) == 129
+    finally:
+        process.kill()
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000003"]
     assert not (tmp_path / "run" / ".lock").exists()
 

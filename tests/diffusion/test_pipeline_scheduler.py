@@ -48,6 +48,7 @@ def test_a_pipelines_scheduler_says_the_steps_of_the_schedule(pipeline):
         ({"beta_end": 0.012}, "says beta_end: 0.012; class-conditional models have 0.02 here"),
         ({"num_train_timesteps": 250}, "says beta_start: 0.0001; class-conditional models have 0.0004 here"),
         ({"num_train_timesteps": 250, "beta_start": 4e-4}, "says beta_end: 0.02; class-conditional models have 0.08 "),
+        ({"num_train_timesteps": "many"}, "says num_train_timesteps: many; wanted a whole number of 1 or more"),
         ({"trained_betas": [0.1, 0.2]}, "says trained_betas: .*have betas by their schedule"),
         ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "is a FlowMatchEulerDiscreteScheduler, .*predicts noise"),
     ],
