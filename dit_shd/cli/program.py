@@ -13,11 +13,11 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 
 import dit_shd
-from dit_shd.cli import help, streams
+from dit_shd.cli import help
 from dit_shd.cli.arguments import Line, similar_commands, split, values_of
 from dit_shd.cli.commands import COMMANDS
 from dit_shd.cli.specification import Specification, command_names, specification
-from dit_shd.core import plugins, status
+from dit_shd.core import plugins, status, streams
 from dit_shd.core.config import make
 from dit_shd.core.distributed import leave_group
 from dit_shd.core.errors import UserError

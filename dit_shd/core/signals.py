@@ -9,6 +9,8 @@ from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 
+from dit_shd.core.streams import discard
+
 ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
 """The end of a job, what SLURM sends before it (--signal=USR1@90), and the end of the terminal or the connection."""
 SIGNALS = (signal.SIGINT, *ENDING)
@@ -98,7 +100,7 @@ def _let_go_of_terminal(number: int) -> None:
     for stream in (1, 2):
         with suppress(OSError):
             if stat.S_ISCHR(os.fstat(stream).st_mode):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+                discard(stream)
 
 
 def importing(frame: FrameType | None) -> bool:

@@ -4,6 +4,10 @@ timm's DropPath draws from torch's global generator, so its result depends on ho
 and micro batches. Here every sample has its own draws, one for each branch.
 """
 
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor, nn
 
 
@@ -17,14 +21,25 @@ class StochasticDepth(nn.Module):
     def __init__(self, rate: float):
         super().__init__()
         self.rate = rate
+        self.calls = 1
+        """Calls of a forward, each of a branch of its own: some of timm's blocks have one module for all of theirs."""
         self.draws: Tensor | None = None
-        """Uniform numbers [b] of the current batch, by set_draws; recomputed blocks use them once more."""
+        """Uniform numbers [b, calls] of the current batch, by set_draws; recomputed blocks use them once more."""
+        self.call = 0
+        """Which of them is next. A block that is recomputed makes all of its calls again."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """The branch x [b,...]: divided by the probability to keep it where it is kept, 0 where it is dropped."""
+        """The branch x [b,...]: divided by the probability to keep it where it is kept, 0 where it is dropped.
+
+        Of [b n,...], n windows or patches of each sample, all of a sample's are kept or dropped.
+        """
         if not self.training or self.rate == 0:
             return x
-        draws = x.new_empty(len(x)).uniform_() if self.draws is None else self.draws
+        if self.draws is None:
+            draws = x.new_empty(len(x)).uniform_()
+        else:
+            draws = self.draws[:, self.call].repeat_interleave(len(x) // len(self.draws))
+            self.call = (self.call + 1) % self.calls
         mask = (draws >= self.rate).to(x.dtype) / (1 - self.rate)
         return x * mask.view(-1, *[1] * (x.ndim - 1))
 
@@ -33,9 +48,14 @@ class StochasticDepth(nn.Module):
         return f"rate={self.rate:.3f}"
 
 
-def branches(model: nn.Module) -> list[StochasticDepth]:
+def _modules(model: nn.Module) -> list[StochasticDepth]:
     """The StochasticDepth modules of a model, in the order of its modules."""
     return [module for module in model.modules() if isinstance(module, StochasticDepth)]
+
+
+def branches(model: nn.Module) -> int:
+    """The branches of a model that may be dropped."""
+    return sum(module.calls for module in _modules(model))
 
 
 def set_draws(model: nn.Module, draws: Tensor) -> None:
@@ -47,8 +67,9 @@ def set_draws(model: nn.Module, draws: Tensor) -> None:
     """
     if not model.training:
         return
-    for index, branch in enumerate(branches(model)):
-        branch.draws = draws[:, index]
+    modules = _modules(model)
+    for module, columns in zip(modules, draws.split([module.calls for module in modules], dim=1)):
+        module.draws, module.call = columns, 0
 
 
 def replace_drop_paths(model: nn.Module, wanted: bool = True) -> None:
@@ -64,3 +85,24 @@ def replace_drop_paths(model: nn.Module, wanted: bool = True) -> None:
         for name, child in module.named_children():
             if isinstance(child, DropPath):
                 setattr(module, name, StochasticDepth(float(child.drop_prob or 0)) if wanted else nn.Identity())
+
+
+def count_calls(model: nn.Module, shape: Sequence[int]) -> None:
+    """Find how often each StochasticDepth is called, by a forward of one image in evaluation.
+
+    Args:
+        model: In training mode, on any device.
+        shape: Of an image [c,y,x].
+    """
+    modules, counts = _modules(model), Counter[nn.Module]()
+    hooks = [module.register_forward_hook(lambda module, _, __: counts.update([module])) for module in modules]
+    parameter = next(model.parameters())
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, *shape, dtype=parameter.dtype, device=parameter.device))
+    finally:
+        model.train()
+        for hook in hooks:
+            hook.remove()
+    for module in modules:
+        module.calls = max(1, counts[module])

@@ -123,7 +123,7 @@ class Classification(Task[ImageBatch]):
 
     def use(self, dataset: Dataset, student: nn.Module) -> None:
         super().use(dataset, student)
-        self.input, self.branches = image_input("student", student), len(branches(student))
+        self.input, self.branches = image_input("student", student), branches(student)
         self._augmenter = None
 
     def check_model(self, role: str, model: nn.Module) -> None:
@@ -240,7 +240,7 @@ class Classification(Task[ImageBatch]):
         pixels = torch.randn(images, *self.input.shape, device=device, generator=draw)
         labels = torch.zeros(images, dtype=torch.long, device=device)
         targets = torch.full((images, classes), 1 / classes, device=device)
-        depth = torch.ones(images, len(branches(model)), device=device)
+        depth = torch.ones(images, branches(model), device=device)
         return [ImageBatch("plain", 0, labels, pixels, targets, labels, depth)]
 
     def check_evaluation(self, student: nn.Module, kept: Kept | None) -> None:

@@ -116,10 +116,12 @@ def _beginning(
     """What the student begins with, in words; nothing where that needs a teacher that does not exist yet, or data."""
     name, teacher = next(iter(teachers.items()), ("", None))
     initialisation.check(config.initialisation, losses, student, teacher)
+    remark = initialisation.remark(config.initialisation, student, teacher)
+    lines = [] if remark is None else [remark]
     if teacher is None or name in missing:
-        return []
+        return lines
     plan = initialisation.planned(config.initialisation, losses, student, teacher)
-    return [] if plan is None else list(plan.lines())
+    return lines if plan is None else [*lines, *plan.lines()]
 
 
 def _real(config: TrainConfig, name: str, loaded: nn.Module, missing: Mapping[str, Plugin]) -> nn.Module:

@@ -183,14 +183,17 @@ def join(config: TrainConfig, distiller: Distiller) -> tuple["Accelerator", Batc
 
 def warn(parts: Parts) -> None:
     """Log what is allowed and hardly meant."""
-    config, newest, jump = parts.config, RunFolder(parts.config.run).newest, None
-    if newest is not None:
+    config, newest, jump, begins = parts.config, RunFolder(parts.config.run).newest, None, None
+    if newest is None:
+        remark = initialisation.remark(config.initialisation, parts.student, parts.teacher)
+        begins = f"initialisation: {remark}" if remark else None
+    else:
         planned = read_yaml(config.run / "config.yaml").get("steps", config.steps)
         planned = planned if isinstance(planned, int) else config.steps  # what is no number is refused further on
         jump = optim.jump(config.optimizer, step_of(newest), planned, config.steps)
     slow = too_slow(config.ema_rates, config.steps, config.ema_warmup)
     student, still = parts.student, checks.untrained(config, parts.losses, parts.student)
-    lines = slow, jump, batch_norms.remark(student), validation.incomparable(config), still
+    lines = slow, jump, batch_norms.remark(student), begins, validation.incomparable(config), still
     for line in (*filter(None, lines), *optim.remarks(config.optimizer, config.steps), *parts.task.remarks(student)):
         _log.warning("%s", line)
 

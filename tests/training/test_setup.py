@@ -137,6 +137,17 @@ def test_what_nothing_would_train_is_told(values, tmp_path, caplog):
     assert "no loss reads what the student predicts: its last layer stays as it begins" in caplog.text
 
 
+def test_other_settings_than_the_teachers_are_told_once(values, caplog, monkeypatch):
+    """When the run begins: one that goes on takes no weights of its teacher."""
+    monkeypatch.setattr("dit_shd.distillation.initialisation.initialise.in_words", lambda _: "activation")
+    monkeypatch.setattr("dit_shd.distillation.initialisation.initialise.differing_settings", lambda *_: {"act": (1, 2)})
+    begun = {"weights": "teacher", "calibration": 0}
+    run(values, initialisation=begun, steps=1)
+    assert caplog.text.count("its teacher's weights mean something else (activation)") == 1
+    run(values, initialisation=begun, steps=2)
+    assert caplog.text.count("mean something else") == 1
+
+
 def test_a_student_whose_blocks_are_not_recomputed_is_refused_before_there_is_a_folder(values, monkeypatch):
     monkeypatch.setattr(MDTv2, "_supports_gradient_checkpointing", False)
     with pytest.raises(UserError, match=r"^gradient_checkpointing: diffusers recomputes no blocks of MDTv2; wanted gr"):

@@ -14,7 +14,6 @@ axes.py       tensors that share channels         selection.py   what is kept, a
 depth.py      layers; a plan of kept blocks       refit.py       refitting each map to what the student gives it
 """
 
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +41,6 @@ from dit_shd.tasks import Batch, Task
 
 AT_ONCE = 32
 """Calibration images in one forward of the teacher, at most."""
-_log = logging.getLogger("dit_shd")
 
 
 @dataclass(frozen=True)
@@ -131,18 +129,20 @@ def check(options: Initialisation, losses: Iterable[Loss], student: nn.Module, t
     if teacher is None:
         raise UserError("initialisation.weights: teacher was asked for, but the run has none; give teacher=...")
     shd = shd_of(losses)
-    differing = differing_settings(student, teacher)
-    if differing:
-        _log.warning(
-            "initialisation: the student begins with its teacher's weights, which mean something else under other "
-            "settings (%s)",
-            in_words(differing),
-        )
     if not structure.known(student.state_dict()):
         _selection(student, teacher, options, shd)
         return
     _comparable(student, teacher)
     _narrow_enough(student, teacher, _layers(student, teacher, options, shd))
+
+
+def remark(options: Initialisation, student: nn.Module, teacher: nn.Module | None) -> str | None:
+    """A line where the weights that the student begins with are used otherwise by it than by its teacher."""
+    if options.weights == "random" or teacher is None:
+        return None
+    differing = differing_settings(student, teacher)
+    words = "under the student's settings its teacher's weights mean something else"
+    return f"{words} ({in_words(differing)})" if differing else None
 
 
 def planned(

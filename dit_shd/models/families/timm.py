@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from dit_shd.core.errors import UserError, one_line
 from dit_shd.data.augmentation import ImageInput
 from dit_shd.models.families import LibraryModel
-from dit_shd.models.stochastic_depth import replace_drop_paths
+from dit_shd.models.stochastic_depth import count_calls, replace_drop_paths
 
 WEIGHTS = "model.safetensors"
 PREPROCESSING = ("input_size", "interpolation", "crop_mode")
@@ -75,6 +75,8 @@ class TimmModel(LibraryModel, ConfigMixin):
         self.network = _network(model, {**(options or {}), **arguments, "img_size": img_size})
         replace_drop_paths(self.network, drop_path_rate > 0)  # timm has rates of its own for some, as Swin's
         self.input = self._input(in_chans, img_size, mean, std, crop_pct, preprocessing or {})
+        if drop_path_rate:
+            count_calls(self.network, self.input.shape)
 
     def _input(
         self,

@@ -17,7 +17,7 @@ from dit_shd.data.augmentation import EvaluationTransform
 from dit_shd.models import loading
 from dit_shd.models.blocks import named_blocks
 from dit_shd.models.families import FAMILIES
-from dit_shd.models.stochastic_depth import branches
+from dit_shd.models.stochastic_depth import StochasticDepth
 from dit_shd.profiling import meta
 
 TINY = dict(patch_size=7, embed_dim=24, depth=2, num_heads=3)
@@ -169,7 +169,7 @@ def test_stochastic_depth_is_what_the_config_says(rate, rates):
     """timm's Swin has a rate of 0.1 where none is given."""
     sizes = dict(embed_dim=16, depths=[1, 2], num_heads=[2, 2])
     model = build("swin_tiny_patch4_window7_224", img_size=56, options=sizes, drop_path_rate=rate)
-    assert [round(branch.rate, 6) for branch in branches(model)] == rates
+    assert [round(m.rate, 6) for m in model.modules() if isinstance(m, StochasticDepth)] == rates
     assert not any(isinstance(module, DropPath) for module in model.modules())
 
 
