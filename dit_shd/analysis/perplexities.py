@@ -189,5 +189,7 @@ def _measured(place: str, data: Text, config: PerplexityConfig) -> Figures:
     task.check_data(data)
     task.use(data, model)
     task.check(place, model)
+    for remark in task.remarks(model) if place == config.models[0] else ():  # they are of the text
+        _log.warning("%s", remark)
     nn.Module.to(model, current_device())
     return task.perplexity(model.eval(), data)

@@ -23,9 +23,15 @@ def shared_logits(name: str, student: Forward, teacher: Forward) -> tuple[Tensor
     if s.shape != t.shape or s.ndim not in (2, 3):
         raise UserError(
             f"losses.{name}: wanted logits [b,k] or [b,n,k] of the same classes, found {list(s.shape)} of the student "
-            f"and {list(t.shape)} of the teacher"
+            f"and {list(t.shape)} of the teacher{_remedy(s, t)}"
         )
     return s, t
+
+
+def _remedy(student: Tensor, teacher: Tensor) -> str:
+    """For language models whose embeddings are padded to unlike numbers of tokens."""
+    more = student.ndim == 3 and student.shape[:2] == teacher.shape[:2] and student.shape[2] < teacher.shape[2]
+    return f"; give the student as many tokens (student.config.vocab_size={teacher.shape[2]})" if more else ""
 
 
 def checked_temperature(name: str, temperature: float) -> float:

@@ -46,6 +46,13 @@ def test_models_are_measured_on_what_their_runs_held_out(tmp_path, capsys):
     assert f"{mean:.4f} ± " in line and not any(line.startswith("other (") for line in table)
 
 
+def test_what_is_cut_of_long_documents_is_told_once(tmp_path, caplog):
+    path = lines(tmp_path)
+    runs = [run_of(tmp_path / name, GPT2, 0, path=path, pack=False, length=6) for name in ("one", "other")]
+    perplexities(PerplexityConfig(runs))
+    assert caplog.text.count("tokens are beyond data.length=6 of their documents and not seen") == 1
+
+
 @pytest.mark.parametrize("split", ["all", "validation", "test"])
 def test_a_run_that_learned_all_of_its_text_held_out_nothing(tmp_path, split, capsys):
     run = run_of(tmp_path / "run", GPT2, 0, path=lines(tmp_path), split=split)

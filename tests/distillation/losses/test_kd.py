@@ -89,6 +89,8 @@ def test_a_class_that_both_leave_out_takes_no_part():
 def test_what_is_no_logits_of_the_same_classes_is_refused():
     with pytest.raises(UserError, match=r"losses\.kd: wanted logits .* found \[3, 7\] of the student and \[3, 6\]"):
         value(logits(3, 7), logits(3, 6))
+    with pytest.raises(UserError, match=r"student\.config\.vocab_size=264"):
+        value(logits(1, 3, 257), logits(1, 3, 264))
     with pytest.raises(UserError, match=r"found \[2, 1, 4, 4\]"):
         value(logits(2, 1, 4, 4), logits(2, 1, 4, 4))
     with pytest.raises(UserError, match=r"losses\.kd\.temperature: wanted a finite number above 0, found 0"):
