@@ -9,12 +9,15 @@ from torch import Tensor, nn
 
 from dit_shd.core.errors import UserError, error_line
 from dit_shd.core.rng import kept_generators
+from dit_shd.models.blocks import named_blocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 ROPE_BEFORE = ("rope_theta", "rope_scaling")
 """Keys of rotary positions before transformers 5."""
+LAYERS = "num_hidden_layers"
+"""The key of the number of layers, of types whose configs list something of each."""
 
 
 def text_config(model: nn.Module) -> "PreTrainedConfig | None":
@@ -86,8 +89,24 @@ def overridden(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[st
 
     Args:
         values: As a folder has it, perhaps with the keys rope_theta and rope_scaling, which transformers 5 puts into
-            rope_parameters, over whatever is there.
+            rope_parameters, over whatever is there, and with lists of one entry a layer (layer_types), which another
+            number of layers does not have: it has the order of the type of model.
         changes: Keys of a user's.
     """
     earlier = ROPE_BEFORE if "rope_parameters" in changes else ()
-    return {**{key: value for key, value in values.items() if key not in earlier}, **changes}
+    kept = {key: value for key, value in values.items() if key not in earlier}
+    if changes.get(LAYERS, values.get(LAYERS)) != values.get(LAYERS):
+        kept = {key: value for key, value in kept.items() if not _is_of_layers(key, value, values[LAYERS])}
+    return {**kept, **changes}
+
+
+def _is_of_layers(key: str, value: object, layers: object) -> bool:
+    """Whether a key lists something of each layer."""
+    return "layer" in key and isinstance(value, list) and len(value) == layers
+
+
+def kinds_of_attention(model: nn.Module) -> dict[str, str]:
+    """Block -> full_attention, sliding_attention or another word of transformers; nothing where the config has none."""
+    kinds = getattr(text_config(model), "layer_types", None) or ()
+    blocks = named_blocks(model)
+    return dict(zip(blocks, kinds)) if len(blocks) == len(kinds) else {}

@@ -116,8 +116,7 @@ def _beginning(
     """What the student begins with, in words; nothing where that needs a teacher that does not exist yet, or data."""
     name, teacher = next(iter(teachers.items()), ("", None))
     initialisation.check(config.initialisation, losses, student, teacher)
-    remark = initialisation.remark(config.initialisation, student, teacher)
-    lines = [] if remark is None else [remark]
+    lines = list(initialisation.remarks(config.initialisation, losses, student, teacher))
     if teacher is None or name in missing:
         return lines
     plan = initialisation.planned(config.initialisation, losses, student, teacher)

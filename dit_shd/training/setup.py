@@ -183,18 +183,23 @@ def join(config: TrainConfig, distiller: Distiller) -> tuple["Accelerator", Batc
 
 def warn(parts: Parts) -> None:
     """Log what is allowed and hardly meant."""
-    config, newest, jump, begins = parts.config, RunFolder(parts.config.run).newest, None, None
+    config, newest, jump, begins = parts.config, RunFolder(parts.config.run).newest, None, []
     if newest is None:
-        remark = initialisation.remark(config.initialisation, parts.student, parts.teacher)
-        begins = f"initialisation: {remark}" if remark else None
+        taught = parts.losses_of_teacher, parts.student, parts.teacher
+        begins = [f"initialisation: {line}" for line in initialisation.remarks(config.initialisation, *taught)]
     else:
         planned = read_yaml(config.run / "config.yaml").get("steps", config.steps)
         planned = planned if isinstance(planned, int) else config.steps  # what is no number is refused further on
         jump = optim.jump(config.optimizer, step_of(newest), planned, config.steps)
     slow = too_slow(config.ema_rates, config.steps, config.ema_warmup)
     student, still = parts.student, checks.untrained(config, parts.losses, parts.student)
-    lines = slow, jump, batch_norms.remark(student), begins, validation.incomparable(config), still
-    for line in (*filter(None, lines), *optim.remarks(config.optimizer, config.steps), *parts.task.remarks(student)):
+    lines = slow, jump, batch_norms.remark(student), validation.incomparable(config), still
+    for line in (
+        *filter(None, lines),
+        *begins,
+        *optim.remarks(config.optimizer, config.steps),
+        *parts.task.remarks(student),
+    ):
         _log.warning("%s", line)
 
 

@@ -33,6 +33,7 @@ from dit_shd.distillation.kept import KEPT, KeptPlan
 from dit_shd.distillation.layer_map import LayerMap, layer_map
 from dit_shd.distillation.losses import Loss
 from dit_shd.distillation.losses.shd import SHD
+from dit_shd.models.language_model import kinds_of_attention
 from dit_shd.models.prediction import prediction_of
 from dit_shd.models.settings import differing_settings, in_words
 from dit_shd.models.shape import shape_of
@@ -136,13 +137,33 @@ def check(options: Initialisation, losses: Iterable[Loss], student: nn.Module, t
     _narrow_enough(student, teacher, _layers(student, teacher, options, shd))
 
 
-def remark(options: Initialisation, student: nn.Module, teacher: nn.Module | None) -> str | None:
-    """A line where the weights that the student begins with are used otherwise by it than by its teacher."""
+def remarks(
+    options: Initialisation, losses: Iterable[Loss], student: nn.Module, teacher: nn.Module | None
+) -> Iterator[str]:
+    """A line for each way in which the student uses the weights that it begins with otherwise than its teacher.
+
+    Args:
+        options: Of the initialisation.
+        losses: Of the run, for the layer map of SHD.
+        student: Of the run, perhaps without weights.
+        teacher: Of the run, if any, which check has found to fit.
+    """
     if options.weights == "random" or teacher is None:
-        return None
+        return
     differing = differing_settings(student, teacher)
-    words = "under the student's settings its teacher's weights mean something else"
-    return f"{words} ({in_words(differing)})" if differing else None
+    if differing:
+        yield f"under the student's settings its teacher's weights mean something else ({in_words(differing)})"
+    here, there = kinds_of_attention(student), kinds_of_attention(teacher)
+    if here and there:
+        layers = _selection(student, teacher, options, shd_of(losses)).layers
+        sources = {block: there[layers[block]] for block in here}
+        others = [block for block in here if here[block] != sources[block]]
+        if others:
+            yield (
+                f"{len(others)} of the student's layers attend otherwise than those whose weights they take (first "
+                f"{others[0]}: {here[others[0]]} here, {sources[others[0]]} of {layers[others[0]]}); "
+                f"student.config.layer_types=[{','.join(sources.values())}] attends as they do"
+            )
 
 
 def planned(
