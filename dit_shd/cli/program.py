@@ -19,7 +19,7 @@ from dit_shd.cli.commands import COMMANDS
 from dit_shd.cli.specification import Specification, command_names, specification
 from dit_shd.core import plugins, status, streams
 from dit_shd.core.config import make
-from dit_shd.core.distributed import leave_group
+from dit_shd.core.distributed import check_alone, leave_group
 from dit_shd.core.errors import UserError
 from dit_shd.core.memory import is_out_of_memory, memory_line
 from dit_shd.core.places import check_values
@@ -138,6 +138,8 @@ def _run(line: Line, spec: Specification) -> None:
         check_values(values, spec.places)
     with status.shown(f"dit-shd {spec.name}: loading ..."), _no_warnings_of_imports():
         command = COMMANDS.find(spec.name)()
+    if not command.divides:
+        check_alone(f"dit-shd {spec.name}")
     where = "config" if "" in spec.words else spec.name  # a file of values is the config
     command.run(make(command.config, values, where))
 

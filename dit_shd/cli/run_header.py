@@ -14,6 +14,7 @@ from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.layer_map import layer_map
 from dit_shd.distillation.losses import LayerLoss, Loss
 from dit_shd.distillation.losses.shd import SHD
+from dit_shd.distillation.schedule import at_step
 from dit_shd.distillation.teachers import chosen, role
 from dit_shd.models.shape import shape_of
 from dit_shd.profiling.captures import captures_of
@@ -153,7 +154,8 @@ def _losses(trainer: Trainer, distiller: Distiller) -> str:
     """The base terms and those of distillation with their weights, pass by pass where they differ."""
     first = trainer.first_step
     by_pass = {name: list(_terms(distiller.losses_of(name), first)) for name in trainer.task.passes}
-    terms = [f"{name}: {' + '.join(['base', *parts])}" for name, parts in by_pass.items()]
+    base = _base(distiller.base_weight, first)
+    terms = [f"{name}: {' + '.join([base, *parts])}" for name, parts in by_pass.items()]
     return "; ".join(terms) if len(terms) > 1 else terms[0].partition(": ")[2]
 
 
@@ -161,6 +163,14 @@ def _terms(losses: Mapping[str, Loss], step: int) -> Iterator[str]:
     for name, loss in losses.items():
         changes = f" (by step: {loss.weight})" if len(loss.weight) > 1 else ""
         yield f"{loss.weight_at(step):g} x {name}{changes}"
+
+
+def _base(weight: dict[int, float], step: int) -> str:
+    """The task's own terms with their factor, if that is not 1."""
+    if weight == {0: 1.0}:
+        return "base"
+    changes = f" (by step: {weight})" if len(weight) > 1 else ""
+    return f"{at_step(weight, step):g} x base{changes}"
 
 
 def _steps(trainer: Trainer) -> str:

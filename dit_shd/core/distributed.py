@@ -90,6 +90,18 @@ def run_on_main(act: Callable[[], T]) -> T:
     return outcome[0]
 
 
+def check_alone(what: str) -> None:
+    """Refuse a launcher's processes where each of them would do all of the work.
+
+    Raises:
+        UserError: There are several.
+    """
+    if "LOCAL_RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            f"the launcher started {os.environ['WORLD_SIZE']} processes, and {what} works in one; start it by itself"
+        )
+
+
 def launched(processes: int) -> None:
     """Check that accelerate works with as many processes as the launcher started; else each would do all the work.
 

@@ -118,7 +118,23 @@ def _default(node: ast.expr | None, tree: ast.Module) -> str:
     try:
         return shown(value_of(node, constants(tree)))
     except Exception:  # whatever the expression needs is known at run time only
-        return ast.unparse(node)
+        made = _made(node.id, tree) if isinstance(node, ast.Name) else None
+        return ast.unparse(node) if made is None else made
+
+
+def _made(name: str, tree: ast.Module) -> str | None:
+    """The keys of a config that a module constructs under a name; None where it does not."""
+    for node in tree.body:
+        if not isinstance(node, ast.Assign):
+            continue
+        targets, values = [[x] for x in node.targets], [[node.value]] * len(node.targets)
+        for target, value in zip(targets, values):
+            names = target[0].elts if isinstance(target[0], ast.Tuple) else target
+            calls = value[0].elts if isinstance(value[0], ast.Tuple) else value
+            for one, call in zip(names, calls):
+                if isinstance(one, ast.Name) and one.id == name and isinstance(call, ast.Call) and not call.args:
+                    return shown({str(k.arg): value_of(k.value, constants(tree)) for k in call.keywords})
+    return None
 
 
 def _documented(docstring: str) -> dict[str, str]:

@@ -25,7 +25,7 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.files import atomic_file, atomic_folder
 from dit_shd.core.json_files import read_object
 from dit_shd.core.lock import locked
-from dit_shd.core.resumable import SETTINGS, Progress, check_same, claim, share_of_missing
+from dit_shd.core.resumable import SETTINGS, Progress, check_same, claim, read_settings, share_of_missing
 from dit_shd.data.image_sets import CRC
 from dit_shd.data.image_shards import (
     Shards,
@@ -223,6 +223,9 @@ def _claim(folder: Path, record: dict[str, Any], out: Path, force: bool) -> bool
     _refuse_existing(folder, out, force)  # again, under the lock
     if folder.is_dir() and [file.name for file in folder.iterdir()] == [SETTINGS]:  # by which nothing was drawn
         (folder / SETTINGS).unlink()
+    there = read_settings(folder) or {}
+    if there.get("model_sha256") == record["model_sha256"]:  # by whatever path or name
+        record = record | {key: there[key] for key in ("run", "pipeline") if key in there}
     check_same(folder, record, "sample", beside=(MERGED,))
     if (folder / MERGED).exists():
         _publish(folder, out)

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 OURS = ("prompt", "generator", "output_type", "return_dict", "num_images_per_prompt")
 """Arguments of a pipeline's call that are not a user's to choose here."""
 MOST_COUNT = 10**8
+TABLES = (".csv", ".tsv", ".jsonl", ".parquet", ".xlsx")
 _log = logging.getLogger("dit_shd")
 
 
@@ -102,6 +103,11 @@ def read_prompts(file: Path) -> list[str]:
         raise UserError(
             f"prompts: wanted a text file with a prompt a line, or a folder of latents with captions; "
             f"found no file {file}"
+        )
+    if file.suffix.lower() in TABLES:
+        raise UserError(
+            f"prompts: wanted a text file with a prompt a line, found the table {file}; write its column of prompts "
+            "to a file of their own"
         )
     try:
         text = file.read_text(encoding="utf-8-sig")

@@ -111,8 +111,10 @@ class SampleEvaluation:
             )
         if self.reference is None:
             return
-        _, channels, height, width = decode(torch.zeros(1, shape.channels, 1, 1)).shape  # of one latent
-        self._evaluator((self.count, shape.side * height, shape.side * width, channels))
+        _, channels, side, _ = decode(
+            torch.zeros(1, shape.channels, 2, 2)
+        ).shape  # norms of a single value are an error
+        self._evaluator((self.count, shape.side * side // 2, shape.side * side // 2, channels))
 
     def _evaluator(self, size: tuple[int, ...]) -> tuple[Reference, FeatureNetwork, Chosen]:
         """What samples of this size [n,y,x,c] are compared with, in which features and by which metrics.

@@ -45,6 +45,11 @@ class LayerLoss(Loss):
             raise UserError(
                 f"{type(self).__name__}: reads: wanted one of attention, attention output and hidden, found {kinds}"
             )
+        if not isinstance(layers, (str, Mapping)):
+            raise UserError(
+                f"{type(self).__name__}: layers: wanted sections, proportional, last or {{student layer: teacher "
+                f"layer}}, found {layers!r} (capture(model, layers=[...]) is where layers are chosen)"
+            )
         if isinstance(layers, dict) and not layers:
             raise UserError(
                 f"{type(self).__name__}: layers: the map is empty; wanted sections, proportional, last or "

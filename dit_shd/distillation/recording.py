@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dit_shd.attention.capture import Capture, layer_of
 from dit_shd.attention.recording import discovery
 from dit_shd.attention.recording.attach import capture
+from dit_shd.attention.recording.captures import Recording
 from dit_shd.attention.recording.sharded import KeptWeights
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.losses import LayerLoss, Loss
@@ -157,6 +158,12 @@ def forward(
         captures = stack.enter_context(capture(model, layers)) if Reads.ATTENTION in read else {}
         record(stack, task, model, batch, read - {Reads.ATTENTION}, keep)
         output = task.predict(model, batch)
+        if layers is None and isinstance(captures, Recording) and captures.skipped:
+            raise UserError(
+                f"{type(discovery.unwrapped(model)).__name__}: {captures.skipped[0]} did not run in this forward, so "
+                "that layers cannot be paired by their depth; train it without dropping layers (layerdrop: 0), or name the "
+                "pairs (layers: {student layer: teacher layer})"
+            )
         return Forward(
             output.prediction,
             output.extra,

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from scipy.special import gammaincc
 
+from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
 from dit_shd.data.image_sets import ImageSet
 from dit_shd.evaluation.features import FeatureNetwork
@@ -155,3 +156,18 @@ def _reasons_of_reference(reference: Reference) -> list[str]:
 
 def _changed(plugin: Plugin) -> bool:
     return METRICS.filled(plugin) != METRICS.filled(Plugin(plugin.name))
+
+
+def check_prompts(sets: Sequence[ImageSet]) -> None:
+    """Refuse files of samples of which some have prompts and others have none.
+
+    Raises:
+        UserError: Naming one without.
+    """
+    without = [each.name for each in sets if each.prompts is None]
+    if 0 < len(without) < len(sets):
+        known = next(each.name for each in sets if each.prompts is not None)
+        raise UserError(
+            f"{without[0]}: wanted the prompts of its pictures, as {known} has them, found none; evaluate those with "
+            "prompts apart from those without"
+        )

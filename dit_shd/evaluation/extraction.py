@@ -46,7 +46,7 @@ def extract_features(
         title=network.title,
         network=network.identity,
         is_fid=network.is_fid,
-        balanced=_are_balanced(images.labels),
+        balanced=images.prompts is None and _are_balanced(images.labels),
     )
 
 
@@ -71,7 +71,7 @@ def find_device(name: str) -> torch.device:
 
 def _are_balanced(labels: np.ndarray | None) -> bool:
     counts = np.unique(labels, return_counts=True)[1] if labels is not None else np.zeros(0)
-    return len(counts) > 1 and bool(counts.max() - counts.min() <= 1)
+    return len(counts) > 1 and bool(1 < counts.max() <= counts.min() + 1)
 
 
 class _Rows:

@@ -5,6 +5,8 @@ Where they stand is a student's linear maps; a merged student is of its plain cl
 
 import json
 import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -33,7 +35,9 @@ class Lora:
     )
     alpha: float | None = option(None, "adapters are scaled by alpha / rank; empty: by 1", range=(1e-6, 1e6))
     targets: list[str] = option(
-        [], "linear maps by their names or the ends of them (to_q, to_out.0); empty: every one of the blocks"
+        [],
+        "linear maps by their names or the ends of them (to_q, to_out.0); empty: every one of the blocks (no stacked "
+        "weights of experts)",
     )
 
 
@@ -50,7 +54,7 @@ def add_lora(model: nn.Module, lora: Lora, seed: int = 0) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
     scale: Any = lora.rank if lora.alpha is None else lora.alpha
-    config = LoraConfig(r=lora.rank, lora_alpha=scale, target_modules=_adapted(model, lora))
+    config = LoraConfig(r=lora.rank, lora_alpha=scale, target_modules=adapted(model, lora))
     model.requires_grad_(False)
     device = next(model.parameters()).device
     with kept_generators(device), device, warnings.catch_warnings():
@@ -86,7 +90,38 @@ def check_lora(model: nn.Module, lora: Lora) -> None:
             )
 
 
-def _adapted(model: nn.Module, lora: Lora) -> list[str]:
+def remark(model: nn.Module, lora: Lora) -> str | None:
+    """A line where most of the blocks' weights are in no linear map, as those of stacked experts; else None."""
+    if not lora.rank:
+        return None
+    blocks = named_blocks(model).values()
+    whole = sum(p.numel() for block in blocks for p in block.parameters())
+    reached = sum(model.get_submodule(name).weight.numel() for name in linear_maps(model))  # type: ignore[union-attr]
+    if whole <= 2 * reached:
+        return None
+    return (
+        f"lora: {1 - reached / whole:.0%} of the blocks' weights are in no linear map (stacked experts?) and stay as "
+        "they are, without adapters"
+    )
+
+
+@contextmanager
+def idle_maps(model: nn.Module, lora: Lora) -> Generator[list[str]]:
+    """Adapted linear maps that did not run in the block, known at its end: who reads their weights passes adapters by."""
+    idle = dict.fromkeys(adapted(model, lora) if lora.rank else ())
+    hooks = [
+        model.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: idle.pop(name, None)) for name in idle
+    ]
+    names = list[str]()
+    try:
+        yield names
+        names += idle
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def adapted(model: nn.Module, lora: Lora) -> list[str]:
     """The linear maps that are given adapters, by their whole names: the ends that a user names may fit others, too."""
     names = linear_maps(model)
     return [name for name in names if not lora.targets or any(_ends_in(name, target) for target in lora.targets)]

@@ -237,13 +237,14 @@ def shapes(family: str, state: Mapping[str, Tensor], block: str) -> tuple[dict[s
     Raises:
         UserError: It is no state dict of this family.
     """
+    hidden = size(family, state, f"{block}.mlp.fc1.weight", 0)
     width, channels, patch = (size(family, state, "x_embedder.proj.weight", i, 4) for i in range(3))
     config = dict(
         sample_size=math.isqrt(size(family, state, "pos_embed", 1, 3)) * patch,
         patch_size=patch,
         in_channels=channels,
         num_classes=size(family, state, "y_embedder.embedding_table.weight", 0) - 1,
-        mlp_ratio=size(family, state, f"{block}.mlp.fc1.weight", 0) / width,
+        mlp_ratio=ratio if int(width * (ratio := hidden / width)) == hidden else math.nextafter(ratio, math.inf),
         learn_sigma=size(family, state, "final_layer.linear.weight", 0) == 2 * channels * patch**2,
     )
     return config, width

@@ -138,10 +138,10 @@ def _counted(
     model = spec.skeleton()
     if recompute:
         meta.recompute_blocks(model, "no")
-    with torch.set_grad_enabled(backward), meta.emulate_gpu("no"), FlopCounterMode(display=False) as counter:
+    grad, gpu, norms = torch.set_grad_enabled(backward), meta.emulate_gpu("no"), evaluated_norms(model)
+    with grad, gpu, norms, FlopCounterMode(display=False) as counter:  # blocks are recomputed in the backward
         try:
-            with evaluated_norms(model):
-                output = task.predict(model, example(task, pass_name, model, meta.META))
+            output = task.predict(model, example(task, pass_name, model, meta.META))
         except NotImplementedError as error:
             raise UserError(f"{spec.cls.__name__}: its forward reads values, so that it cannot be counted") from error
         forward = counter.get_total_flops()

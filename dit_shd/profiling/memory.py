@@ -119,9 +119,9 @@ def _pass(step: StepShape, distiller: Distiller, teachers: Teachers, skeletons: 
     extra = sum(loss_costs(losses, task, name, student, teachers, step.images).values(), LayerCost())
     if step.recompute:
         meta.recompute_blocks(student, step.precision)
-    with meta.emulate_gpu(step.precision), meta.MemoryTracker(student, *skeletons.values()) as tracker:
-        with evaluated_norms(student):
-            output = task.predict(student, batch)
+    gpu, norms = meta.emulate_gpu(step.precision), evaluated_norms(student)
+    with gpu, norms, meta.MemoryTracker(student, *skeletons.values()) as tracker:
+        output = task.predict(student, batch)
         with torch.no_grad():
             for teacher in read_teachers(losses, skeletons):
                 task.predict(skeletons[teacher], batch)

@@ -127,7 +127,8 @@ def summary_lines(run: RunSummary) -> list[tuple[str, str]]:
         lines.append((f"teacher {name}".strip(), str(place)))
     lines.append(("student", _student(run)))
     losses = [f"{loss.get('weight', 1)} x {loss['name']}" for loss in settings.get("losses") or []]
-    lines.append(("losses", " + ".join(["base", *losses])))
+    weight = settings.get("base_weight", 1)
+    lines.append(("losses", " + ".join(["base" if weight == 1 else f"{weight} x base", *losses])))
     optimizer = settings.get("optimizer") or {}
     lines.append(
         (

@@ -8,6 +8,7 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 
+from dit_shd.attention.recording.weight_samples import diagonals
 from dit_shd.attention.tiles import index_tensor
 from dit_shd.squeezing.products import Groups
 
@@ -89,11 +90,7 @@ def _memory(out: Tensor, gone: Callable[[Any], None]) -> Callable[[], object]:
 
 def _sample(out: Tensor) -> Tensor | None:
     """Numbers of every row of a W^O [h,d,e]; None where there are none to compare, as on meta."""
-    return None if out.is_meta or type(out) not in (Tensor, nn.Parameter) else _diagonal(out).clone()
-
-
-def _diagonal(out: Tensor) -> Tensor:
-    return out.detach().flatten(0, 1).diagonal()
+    return None if out.is_meta or type(out) not in (Tensor, nn.Parameter) else diagonals(out.flatten(0, 1)).clone()
 
 
 def _same(sample: Tensor | None, out: Tensor) -> bool:
@@ -101,8 +98,8 @@ def _same(sample: Tensor | None, out: Tensor) -> bool:
     if sample is None:
         return True
     if sample.device.type != "cuda":
-        return torch.equal(_diagonal(out), sample)
-    torch._assert_async(((_diagonal(out) == sample) | sample.isnan()).all(), CHANGED)
+        return torch.equal(diagonals(out.flatten(0, 1)), sample)
+    torch._assert_async(((diagonals(out.flatten(0, 1)) == sample) | sample.isnan()).all(), CHANGED)
     return True
 
 

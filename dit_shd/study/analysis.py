@@ -20,6 +20,7 @@ Verdict = Literal[
     "cannot be told",
     "one seed so far",
     "not all seeds yet",
+    "seeds failed",
     "not run yet",
     "wants higher_is_better",
 ]
@@ -65,6 +66,9 @@ class Comparison:
     complete: bool = True
     """Whether all cells of both variants have ended: who judges while they come in, and stops where it suits, finds
     differences by chance more often than the level says."""
+
+    failed: bool = False
+    """Whether a seed of one of the two failed: those that are left are chosen by it, as where training diverged."""
 
     def reversed(self) -> "Comparison":
         """The same test, of the other variant against this one."""
@@ -157,9 +161,10 @@ def compare(study: Study, variants: Sequence[Variant], figure: str) -> list[Comp
     p_values = [difference.p for *_, difference in pairs]
     levels = zip(pairs, holm(p_values), holm_confidence(p_values))
     ended = {v.name: {row.seed for row in (*v.done, *v.failed)} >= set(study.seeds) for v in variants}
+    failed = {v.name: bool(v.failed) for v in variants}
     return [
-        Comparison(*pair, p, interval(pair[2], confidence), ended[pair[0]] and ended[pair[1]])
-        for pair, p, confidence in levels
+        Comparison(one, other, d, p, interval(d, level), ended[one] and ended[other], failed[one] or failed[other])
+        for (one, other, d), p, level in levels
     ]
 
 
@@ -168,12 +173,14 @@ def verdict_of(comparison: Comparison, higher_is_better: bool | None, relevant: 
 
     seen: better, and unlikely by chance (p below 0.05 after Holm's correction). not seen: the whole interval lies below
     the smallest gain that would matter. Else it cannot be told from so few seeds. Nothing is said before all seeds of
-    the study have ended.
+    the study have ended, nor where some of the two failed.
     """
     if comparison.difference.n < 2:
         return "one seed so far" if comparison.difference.n else "not run yet"
     if not comparison.complete:
         return "not all seeds yet"
+    if comparison.failed:
+        return "seeds failed"
     if higher_is_better is None:
         return "wants higher_is_better"
     sign = 1 if higher_is_better else -1

@@ -70,14 +70,14 @@ def study_text(evidence: Evidence, root: Path) -> str:
     study, analysis, progress = evidence.progress.study, evidence.analysis, evidence.progress
     place = evidence.file.relative_to(root)
     programs = " programs=true" if any(evaluator.program for evaluator in study.evaluators.values()) else ""
+    relevant = f"{number(study.relevant)} {analysis.figure}" if study.relevant else "none was said"
     commits = sorted({row.versions.get("commit", "") for row in analysis.rows} - {""})
     parts = [
         f"## {study.title}",
         study.question,
         f"```sh\ndit-shd study {place}{programs}\n```",
         f"{state(progress, analysis)} Made with commit {', '.join(commits)}. The smallest difference that was said "
-        f"beforehand to matter: {number(study.relevant)} {analysis.figure}. Rows: [results.jsonl]"
-        f"(../{place.parent}/{RESULTS}).",
+        f"beforehand to matter: {relevant}. Rows: [results.jsonl](../{place.parent}/{RESULTS}).",
         markdown(variants_table(analysis)),
         markdown(comparisons_table(analysis)),
         "\n".join(f"- {note}" for note in notes(progress, analysis)),

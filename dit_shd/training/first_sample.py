@@ -8,6 +8,7 @@ from dit_shd.distillation import calibration
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.teachers import Teachers
 from dit_shd.models import batch_norms
+from dit_shd.models.lora import adapted, idle_maps
 from dit_shd.models.offload import moved
 from dit_shd.training import diagnosis
 from dit_shd.training.batches import Batches
@@ -15,7 +16,7 @@ from dit_shd.training.config import TrainConfig
 from dit_shd.training.fsdp import divides_teachers
 
 
-def first_sample(config: TrainConfig, distiller: Distiller, teachers: Teachers) -> None:
+def first_sample(config: TrainConfig, distiller: Distiller, teachers: Teachers) -> list[str]:
     """Run student and teachers on a sample, before anything is written; losses get their projectors from its sizes.
 
     On this process's GPU, where kernels and losses are the run's; models to be divided by FSDP2 stay on the CPU.
@@ -25,18 +26,21 @@ def first_sample(config: TrainConfig, distiller: Distiller, teachers: Teachers) 
         distiller: Student and losses.
         teachers: By name.
 
+    Returns:
+        Lines about what hardly is meant.
+
     Raises:
-        UserError: Their layers cannot be paired, or they give numbers that are not finite.
+        UserError: Their layers cannot be paired, they give numbers that are not finite, or no adapter would learn.
     """
-    if not distiller.losses and not teachers:
-        return
+    if not distiller.losses and not teachers and not config.lora.rank:
+        return []
     count = min(config.batch_size, batch_norms.least_batch(distiller.student))
     sample = Batches(distiller.task, config.seed, config.batch_size, 1, fields=distiller.fields).draw(0, range(count))
     device = torch.device("cpu") if divides_teachers(config) else own_device()
     sample = [batch.to(device) for batch in sample]
     for model in (distiller, *teachers.values()):
         moved(model, device)
-    with batch_norms.kept_statistics(distiller.student):
+    with batch_norms.kept_statistics(distiller.student), idle_maps(distiller.student, config.lora) as idle:
         distiller.build(sample, teachers, config.seed)
         distiller.to(device)  # what was built
         calibration.calibrate(distiller, teachers, [sample])
@@ -44,3 +48,9 @@ def first_sample(config: TrainConfig, distiller: Distiller, teachers: Teachers) 
     if bad is not None:
         models = "teacher and student give" if teachers else "the student gives"
         raise UserError(f"the first sample: {models} NaN or infinity, first in {bad}")
+    if not idle:
+        return []
+    words = f"{len(idle)} linear maps, first {idle[0]}, did not run by themselves, so that their adapters learn nothing"
+    if len(idle) == len(adapted(distiller.student, config.lora)):
+        raise UserError(f"lora: {words}; name others, lora.targets")
+    return [f"lora: {words}"]

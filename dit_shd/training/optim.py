@@ -37,10 +37,11 @@ class OptimizerConfig:
 
 POSITIONS = re.compile(
     r"(pos_embed|position_embeddings?(\.weight)?|relative_(position|attention)_bias(_table|\.weight)|rel_pos_[hwt]|"
-    r"wpe\.weight|embed_positions\.weight|attention_biases|"
-    r"(height|width)_rel|pos_emb|position_embedding_table)$"
+    r"wpe\.weight|embed_positions\.weight|positions_embed\.weight|attention_biases|"
+    r"(height|width)_rel|pos_emb(_[thw])?|pos_frequencies|position_embedding_table|"
+    r"scale_shift_table|A_log|_bias|latent_queries)$"
 )
-"""Names of position embeddings that have the shape of a matrix."""
+"""Names of what has the shape of a matrix and is none: position embeddings, tokens, biases of modulation and gates."""
 
 
 def build(config: OptimizerConfig, named: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:

@@ -94,6 +94,8 @@ def _bar(trainer: Trainer, shown: bool) -> Any:  # noqa: ANN401 - a bar of the t
 def merged(values: Mapping[str, object], changes: Mapping[str, object]) -> dict[str, Any]:
     """Values with changes in their place; of a mapping that names no plug-in and is not WHOLE, key by key."""
     result = dict(values)
+    if "from_run" in changes:  # of Python, where from is no keyword
+        result.pop("from", None)
     for key, value in changes.items():
         before = result.get(key)
         if isinstance(before, str) and key not in WHOLE:  # `task: flow_matching` is short for {name: flow_matching}

@@ -21,22 +21,22 @@ from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.initialisation import initialise as initialisation
 from dit_shd.distillation.losses import LOSSES
 from dit_shd.distillation.teachers import Teachers, role
-from dit_shd.models import batch_norms, blocks
+from dit_shd.models import blocks
 from dit_shd.models.families import FAMILIES
 from dit_shd.models.loading import check_finite
 from dit_shd.models.lora import add_lora
 from dit_shd.models.offload import moved
 from dit_shd.tasks import TASKS
-from dit_shd.training import calibration_file, checks, fsdp, inputs, optim, validation
+from dit_shd.training import calibration_file, checks, fsdp, inputs, optim
 from dit_shd.training.accelerator import make_accelerator
 from dit_shd.training.batches import CALIBRATION_IMAGES, Batches
-from dit_shd.training.checkpoint import step_of
 from dit_shd.training.compilation import compile_blocks
 from dit_shd.training.config import TrainConfig, completed, may_change, resolved, sized
-from dit_shd.training.ema import EMA, too_slow
+from dit_shd.training.ema import EMA
 from dit_shd.training.first_sample import first_sample
 from dit_shd.training.micro_batch import with_micro_batch
 from dit_shd.training.parts import Parts, load_teachers
+from dit_shd.training.remarks import warn
 from dit_shd.training.run import Run
 from dit_shd.training.run_folder import RunFolder, is_begun
 from dit_shd.training.services import Services
@@ -70,10 +70,10 @@ def build(config: TrainConfig) -> Run:
     config, task, teachers = parts.config, parts.task, parts.teachers
     whole = config.sharding != "no" or config.teacher_offload != "no"
     distiller = Distiller(task, parts.student, parts.losses, not whole, config.base_weight)
-    first_sample(config, distiller, teachers)
+    remarks = first_sample(config, distiller, teachers)
     accelerator, batches = join(config, distiller)
     if accelerator.is_main_process:
-        warn(parts)
+        warn(parts, remarks)
     check_teachers(config, task, teachers, accelerator)
     folder, tracker = open_folder(parts, accelerator)
     try:
@@ -179,28 +179,6 @@ def join(config: TrainConfig, distiller: Distiller) -> tuple["Accelerator", Batc
     share = accelerator.num_processes, accelerator.process_index
     at_once = config.micro_batch_size if isinstance(config.micro_batch_size, int) else CALIBRATION_IMAGES
     return accelerator, Batches(distiller.task, config.seed, config.batch_size, size, *share, distiller.fields, at_once)
-
-
-def warn(parts: Parts) -> None:
-    """Log what is allowed and hardly meant."""
-    config, newest, jump, begins = parts.config, RunFolder(parts.config.run).newest, None, []
-    if newest is None:
-        taught = parts.losses_of_teacher, parts.student, parts.teacher
-        begins = [f"initialisation: {line}" for line in initialisation.remarks(config.initialisation, *taught)]
-    else:
-        planned = read_yaml(config.run / "config.yaml").get("steps", config.steps)
-        planned = planned if isinstance(planned, int) else config.steps  # what is no number is refused further on
-        jump = optim.jump(config.optimizer, step_of(newest), planned, config.steps)
-    slow = too_slow(config.ema_rates, config.steps, config.ema_warmup)
-    student, still = parts.student, checks.untrained(config, parts.losses, parts.student)
-    lines = slow, jump, batch_norms.remark(student), validation.incomparable(config), still
-    for line in (
-        *filter(None, lines),
-        *begins,
-        *optim.remarks(config.optimizer, config.steps),
-        *parts.task.remarks(student),
-    ):
-        _log.warning("%s", line)
 
 
 def open_folder(parts: Parts, accelerator: "Accelerator") -> tuple[RunFolder, Tracker]:

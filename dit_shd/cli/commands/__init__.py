@@ -31,6 +31,9 @@ class Command(ABC, Generic[Config]):
     synonyms: ClassVar[dict[str, str]] = {}
     """Words of other programs -> the key that says the same here, or what to do; in lower case with underscores."""
 
+    divides: ClassVar[bool] = False
+    """Whether the processes of a launcher share the work; else they would each do all of it."""
+
     @abstractmethod
     def run(self, config: Config) -> None:
         """Run the command."""

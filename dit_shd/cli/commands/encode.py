@@ -20,6 +20,7 @@ class Encode(Command[EncodeConfig]):
     """Encode images into latent shards."""
 
     config = EncodeConfig
+    divides = True
     places: ClassVar = {
         "images": ("images", "images"),
         "vae": ("autoencoder", "vae"),

@@ -18,6 +18,7 @@ class Sample(Command[SampleConfig]):
     """Sample images of a trained model."""
 
     config = SampleConfig
+    divides = True
     words: ClassVar = {"run": "RUN"}
     words_help = "run or model folder"
     places: ClassVar = {"run": ("model", "RUN")}

@@ -24,9 +24,10 @@ class Train(Command[TrainConfig]):
     """Train a model."""
 
     config = TrainConfig
+    divides = True
     words: ClassVar = {"": "CONFIG"}
     words_help = "a YAML file, the name of an experiment (dit-shd configs lists them), or a run folder to go on with"
-    places: ClassVar = {"teacher": ("model", "teacher"), "from": ("model", "from")}
+    places: ClassVar = {"teacher": ("model", "teacher")}
     plugins: ClassVar = {
         "task": "dit_shd.tasks",
         "data": "dit_shd.data.datasets",

@@ -282,10 +282,15 @@ class SHD(LayerLoss):
             total += self.squeezer.cost(layer, t, s, images, self.rows, self.temperature)
         return total
 
-    def calibrate(self, teacher: Captures, student: Captures, batch: Batch | None = None) -> None:
+    def calibrate(
+        self, teacher: Captures, student: Captures, batch: Batch | None = None, *, row_weight: Tensor | None = None
+    ) -> None:
         teacher, student = self.checked(teacher, student)
         for layer, s, t in self._pairs(teacher, student):
-            self.squeezer.add(layer, t, s.heads, None if batch is None else batch.row_weight(t.shape[2]))
+            if row_weight is not None:
+                check_row_weight(row_weight, t, values=True)
+            weight = row_weight if batch is None else batch.row_weight(t.shape[2])
+            self.squeezer.add(layer, t, s.heads, weight)
 
     def calibrated(self) -> dict[str, Any]:
         return {"plans": {layer: [list(group) for group in plan] for layer, plan in self.squeezer.match().items()}}

@@ -56,7 +56,7 @@ class OpenCLIP(FeatureNetwork):
         local = {"local_files_only": True, "trust_remote_code": False} if text.get("hf_tokenizer_name") else {}
         try:
             model, prepare = library.create_model_from_pretrained(f"local-dir:{folder}", return_transform=True)
-            self._tokenize: Callable[[list[str]], Tensor] = library.get_tokenizer(f"local-dir:{folder}", **local)
+            self._tokenize: Callable[..., Tensor] = library.get_tokenizer(f"local-dir:{folder}", **local)
         except Exception as error:  # of the library, for files that are no such model
             raise UserError(
                 f"features.weights: {folder} holds no model of open_clip ({error_line(error, 160)}); {ADVICE}"
@@ -70,6 +70,11 @@ class OpenCLIP(FeatureNetwork):
 
         pixels = torch.stack([self._prepare(Image.fromarray(image)) for image in images.cpu().numpy()])
         return Features(self._model.encode_image(pixels.to(self.device), normalize=False).float())
+
+    def longer(self, prompts: Sequence[str]) -> int:
+        places = self._tokenize([""]).shape[1]
+        *tokens, nothing = self._tokenize([*prompts, ""], context_length=2 * places)
+        return sum(bool((row[places:] != nothing[-1]).any()) for row in tokens)
 
     def _embed(self, prompts: Sequence[str]) -> Tensor:
         tokens = self._tokenize(list(prompts)).to(self.device)
