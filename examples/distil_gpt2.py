@@ -1,6 +1,6 @@
 """SHD in TRL's distillation trainers: a GPT-2 with 4 heads teaches one with 2 on its own texts, in two ways.
 
-    pip install "dit_shd[language]"
+    pip install ".[language]"
     python examples/distil_gpt2.py [--steps 12]
 
 gkd: GKDTrainer (arXiv 2306.13649), half of the texts the student's own. minillm: the reverse KL of MiniLLM (arXiv

@@ -7,7 +7,7 @@ its training never saw. Data have names too where folders, tables or latents.jso
 import difflib
 import inspect
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 from torch import nn
@@ -119,7 +119,9 @@ def _mismatch(
 def numbers(names: Sequence[str], model: nn.Module) -> list[int]:
     """The classes of a model by their names, in upper or lower case.
 
-    A model of 1,000 classes without names has ImageNet's: WordNet ids, and each synonym of its descriptions.
+    Of a name of several words between commas each names the class, too (tench, Tinca tinca), but for those that are
+    names themselves. A model of 1,000 classes without names has ImageNet's: WordNet ids, and each synonym of its
+    descriptions.
 
     Args:
         names: What is looked for.
@@ -130,7 +132,8 @@ def numbers(names: Sequence[str], model: nn.Module) -> list[int]:
     """
     shape = shape_of(model)
     classes: dict[str, set[int]] = {}
-    known: list[Sequence[str]] = [[name] if name else [] for name in shape.class_names or ()]
+    wholes = {name.lower() for name in shape.class_names or () if name}
+    known: list[Sequence[str]] = [[name, *_parts(name, wholes)] if name else [] for name in shape.class_names or ()]
     if not any(known) and shape.classes == 1000:
         known = [[wordnet, *text.split(", ")] for wordnet, text in zip(_imagenet(), _imagenet_words())]
     for number, words in enumerate(known):
@@ -153,6 +156,11 @@ def numbers(names: Sequence[str], model: nn.Module) -> list[int]:
             several = ", ".join(map(str, sorted(classes[name.lower()])))
             raise UserError(f"labels: several classes are named '{one_line(name)}': {several}; give a number")
     return [next(iter(classes[name.lower()])) for name in names]
+
+
+def _parts(name: str, wholes: Collection[str]) -> list[str]:
+    parts = [part.strip() for part in name.split(",")] if "," in name else []
+    return [part for part in parts if part and part.lower() not in wholes]
 
 
 def places(labels: Iterable[int], model: nn.Module) -> list[str]:

@@ -110,6 +110,9 @@ def sample(
     if files is not None:
         raise UserError(f"{files}: is for dit-shd sample, which writes files; sample(...).save(FILE) writes an npz")
     if isinstance(labels, (list, tuple)) and labels and all(isinstance(x, str) and not x.isdecimal() for x in labels):
+        comma = next((str(name) for name in labels if "," in name), None)
+        if comma is not None:
+            raise UserError(f"labels: '{comma}' has a comma; give one of its parts, or the number of the class")
         labels = ",".join(map(str, labels))
     labels = labels if isinstance(labels, str) else class_numbers(labels)
     count = None if count is None else cast(int, count.item() if isinstance(count, np.generic) else count, "count")

@@ -161,8 +161,8 @@ def forward(
         if layers is None and isinstance(captures, Recording) and captures.skipped:
             raise UserError(
                 f"{type(discovery.unwrapped(model)).__name__}: {captures.skipped[0]} did not run in this forward, so "
-                "that layers cannot be paired by their depth; train it without dropping layers (layerdrop: 0), or name the "
-                "pairs (layers: {student layer: teacher layer})"
+                "that layers cannot be paired by their depth; train it without dropping layers (layerdrop: 0), or name "
+                "the pairs (layers: {student layer: teacher layer})"
             )
         return Forward(
             output.prediction,

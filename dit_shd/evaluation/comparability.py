@@ -158,12 +158,18 @@ def _changed(plugin: Plugin) -> bool:
     return METRICS.filled(plugin) != METRICS.filled(Plugin(plugin.name))
 
 
-def check_prompts(sets: Sequence[ImageSet]) -> None:
-    """Refuse files of samples of which some have prompts and others have none.
+def check_alike(sets: Sequence[ImageSet]) -> None:
+    """Refuse files of samples of unlike shapes, and those of which some have prompts and others have none.
 
     Raises:
-        UserError: Naming one without.
+        UserError: Naming one of the others.
     """
+    for samples in sets:
+        if samples.shape != sets[0].shape:
+            raise UserError(
+                f"{samples.name}: wanted as many images of one size in every file of samples, found "
+                f"{list(samples.shape)}, and {list(sets[0].shape)} in {sets[0].name}"
+            )
     without = [each.name for each in sets if each.prompts is None]
     if 0 < len(without) < len(sets):
         known = next(each.name for each in sets if each.prompts is not None)

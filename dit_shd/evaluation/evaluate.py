@@ -25,7 +25,7 @@ from dit_shd.data.image_sets import ImageSet
 from dit_shd.data.open_images import open_images
 from dit_shd.evaluation import results
 from dit_shd.evaluation.bootstrap import SEED, intervals
-from dit_shd.evaluation.comparability import check_prompts, reasons_against, sampled_differently
+from dit_shd.evaluation.comparability import check_alike, reasons_against, sampled_differently
 from dit_shd.evaluation.extraction import extract_features, find_device
 from dit_shd.evaluation.feature_set import FeatureSet
 from dit_shd.evaluation.features import FeatureNetwork, build_network
@@ -146,16 +146,11 @@ def evaluate(
     sets = [open_images(text, "samples") for text in config.files()]
     reference = open_reference(config.reference, "reference", sets[0].shape[1:] if config.crop else None)
     network = build_network(config.features)
+    check_alike(sets)
     for samples in sets:
-        if samples.shape != sets[0].shape:
-            raise UserError(
-                f"{samples.name}: wanted as many images of one size in every file of samples, found "
-                f"{list(samples.shape)}, and {list(sets[0].shape)} in {sets[0].name}"
-            )
         network.check(samples.shape[1:], "samples")
         reference.check(samples, network)
     chosen, left_out = select_metrics(config.metrics, sets[0], reference, network)
-    check_prompts(sets)
     job = _Job(config, reference, network.to(find_device(config.device)), chosen, left_out, say, write_page, sampling)
     return job.run(sets[0], job.head(sets[0]), plain=True)[0] if len(sets) == 1 else _several(job, sets)
 

@@ -107,7 +107,7 @@ def remark(model: nn.Module, lora: Lora) -> str | None:
 
 @contextmanager
 def idle_maps(model: nn.Module, lora: Lora) -> Generator[list[str]]:
-    """Adapted linear maps that did not run in the block, known at its end: who reads their weights passes adapters by."""
+    """Adapted linear maps that did not run in the block, known at its end; who reads weights passes adapters by."""
     idle = dict.fromkeys(adapted(model, lora) if lora.rank else ())
     hooks = [
         model.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: idle.pop(name, None)) for name in idle

@@ -153,3 +153,11 @@ def test_what_libraries_log_while_they_are_imported_is_kept_back(monkeypatch, ca
     assert "digits_shd" in capsys.readouterr().out and "optional package" not in caplog.text
     logging.getLogger("some.library").warning("later it counts")
     assert "later it counts" in caplog.text
+
+
+def test_what_works_in_one_process_is_refused_under_a_launcher(monkeypatch, capsys):
+    """Each process had done all of it, and written the same files."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert main(["losses"]) == 2
+    assert "the launcher started 2 processes, and dit-shd losses works in one" in capsys.readouterr().err

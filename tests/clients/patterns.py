@@ -185,6 +185,17 @@ class Gating(Layer):
         return self.proj(y * torch.sigmoid(self.gate(y)))
 
 
+class AfterGLU(Layer):
+    """The projection's result is half a gate of the other half."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = nn.Linear(E, 2 * E)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.glu(self.wide(elsewhere(*split(self.qkv(x)))))
+
+
 class Twice(Gating):
     """Two products of the result, neither of them alone W^O."""
 
@@ -367,6 +378,7 @@ CLIENTS = [
         reason="goes through sigmoid, so that is a gate",
         projections=False,
     ),
+    Client("GLU after W^O", stack(AfterGLU), X, 2, reason="goes through glu, so that is a gate", projections=False),
     Client("two products of the result", stack(Twice), X, 2, reason="arrives at several products", projections=False),
     Client("weights in one storage", Flat, X, 2),
     Client("x @ weight.T", projected(lambda: Matmul(E, E)), X, 2),

@@ -28,3 +28,9 @@ def test_the_keys_of_a_plugin_are_those_of_its_class(folder):
         assert needed == {n for n, p in named.items() if p.default is p.empty}, name
         assert source.kind == folder.kind
         assert source.text
+
+
+def test_defaults_that_a_module_constructs_are_shown_as_keys():
+    """Their names in Python had been shown, which no config can hold."""
+    defaults = {key.name: key.default for key in plugin_source("dit_shd.tasks", "text_to_image").keys}
+    assert defaults["timestep_density"] == "{name: logit_normal}" and defaults["evaluation"] == "{}"

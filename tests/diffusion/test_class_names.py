@@ -262,3 +262,12 @@ def test_a_model_of_1000_classes_without_names_has_those_of_imagenet():
         numbers(["crane"], model)
     with pytest.raises(UserError, match="found 'cat', and the model's classes have no names"):
         numbers(["cat"], DiT(**{**model.config, "num_classes": 3}))
+
+
+def test_names_that_hold_commas():
+    """Each part names the class, but where it is the name of another; several names of one list are told apart."""
+    names = ["cat", "dog", "cat, dog", "tench, Tinca tinca"]
+    model = DiT(**SIZES, num_classes=4, class_names=names)
+    assert numbers(["cat", "dog", "tinca TINCA", "tench"], model) == [0, 1, 3, 3]
+    with pytest.raises(UserError, match=r"labels: 'cat, dog' has a comma; give one of its parts, or the number"):
+        sample(model, labels=["cat, dog"])

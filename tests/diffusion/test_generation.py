@@ -124,7 +124,7 @@ def test_interrupted_sampling_goes_on(teacher, straight, tmp_path, monkeypatch):
         sample_to_file(config(teacher, tmp_path, seed=3))
     drawn, real = [], sampler.draw
     monkeypatch.setattr(generation, "draw", lambda *arguments: drawn.append(arguments[2]) or real(*arguments))
-    out = sample_to_file(config(teacher, tmp_path))
+    out = sample_to_file(config(f"{teacher}/", tmp_path))  # by another path
     assert [r.start for r in drawn] == [4, 8]
     assert out.read_bytes() == straight.read_bytes()
 

@@ -279,3 +279,12 @@ def test_latents_are_decoded_by_the_autoencoder_that_made_them(student, pipeline
     shutil.rmtree(run / "vae")
     with pytest.raises(UserError, match=r"vae: the latents are those of 'somewhere/else' .* which cannot be loaded"):
         sample_prompts(config(run, prompts, tmp_path / "d.npz", pipeline=str(other)))
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
+def test_a_table_is_no_list_of_prompts(suffix, tmp_path):
+    """Each row had been a prompt, the headings too."""
+    file = tmp_path / f"prompts.{suffix}"
+    file.write_text("Prompt\tCategory\nbond\tAbstract\n")
+    with pytest.raises(UserError, match=r"prompts: wanted a text file with a prompt a line, found the table"):
+        prompt_generation.read_prompts(file)

@@ -11,7 +11,9 @@ from tiny_pipelines import sd3
 from dit_shd import capture
 from dit_shd.core.errors import UserError
 from dit_shd.models import loading
-from dit_shd.models.lora import Lora, add_lora, check_lora, linear_maps, merge_lora
+from dit_shd.models.families.timm import TimmModel
+from dit_shd.models.families.transformers import CausalLM
+from dit_shd.models.lora import Lora, add_lora, check_lora, idle_maps, linear_maps, merge_lora, remark
 from dit_shd.profiling import meta
 
 LORA = {
@@ -146,3 +148,42 @@ def test_our_own_models_use_their_adapters_with_and_without_a_graph(family):
         merged = forward()
     torch.testing.assert_close(applied, trained, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(applied, merged, rtol=1e-4, atol=1e-5)
+
+
+def test_maps_whose_weights_are_read_by_themselves_have_idle_adapters():
+    """BEiT calls F.linear with qkv.weight, by which an adapter is passed by: it never learned, without a word."""
+    model = TimmModel(
+        model="beit_base_patch16_224", img_size=32, num_classes=3, options={"embed_dim": 24, "depth": 1, "num_heads": 2}
+    )
+    with idle_maps(model, Lora(rank=2)) as idle:
+        model(torch.zeros(1, 3, 32, 32))
+    assert idle == ["network.blocks.0.attn.qkv"]
+    with idle_maps(model, Lora()) as idle:
+        model(torch.zeros(1, 3, 32, 32))
+    assert idle == []
+
+
+def test_a_run_in_which_no_adapter_would_learn_is_refused(tmp_path, caplog):
+    student = {"name": "timm", "model": "beit_base_patch16_224", "in_chans": 1, "img_size": 28, "mean": [0.5], "std": [0.5], "options": {
+        "embed_dim": 24, "depth": 1, "num_heads": 2, "patch_size": 14}}  # fmt: skip
+    values = {"run": str(tmp_path / "run"), "task": "classification", "data": {"name": "digits"}, "student": student}
+    values |= {"batch_size": 4, "precision": "no", "steps": 1}
+    run({**values, "run": str(tmp_path / "first")})
+    begun = {"from": str(tmp_path / "first"), "lora": {"rank": 2}}
+    with pytest.raises(UserError, match=r"lora: 1 linear maps, first network\.blocks\.0\.attn\.qkv, did not run"):
+        run({**values, **begun, "lora": {"rank": 2, "targets": ["qkv"]}})
+    assert not (tmp_path / "run").exists()
+    run({**values, **begun})
+    assert "attn.qkv, did not run by themselves, so that their adapters learn nothing" in caplog.text
+
+
+def test_stacked_experts_without_adapters_are_told():
+    sizes = {
+        "model_type": "qwen3_moe", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 9,
+        "num_experts": 4, "num_key_value_heads": 1, "moe_intermediate_size": 32, "num_experts_per_tok": 2,
+    }  # fmt: skip
+    model = CausalLM(config=sizes)
+    if linear_maps(model) and not any("experts" in name for name in linear_maps(model)):
+        assert "of the blocks' weights are in no linear map" in remark(model, Lora(rank=2))
+    assert remark(model, Lora()) is None
+    assert remark(causal_lm(GPT2), Lora(rank=2)) is None

@@ -144,3 +144,22 @@ def test_states_of_eight_bits_are_resumed(values, tmp_path, eager):
     assert all(states[name].dtype == torch.uint8 for name in coded)
     _, last = run(values, **options, steps=3, run=str(folder))
     assert [m["loss"] for m in whole] == [m["loss"] for m in (*first, *last)]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "scale_shift_table",
+        "transformer_blocks.0.scale_shift_table",
+        "patch_embed.pos_emb_t",
+        "pos_frequencies",
+        "tokens.positions_embed.weight",
+        "mixer.A_log",
+        "gate_bias",
+    ],
+)
+def test_what_only_has_the_shape_of_a_matrix_is_not_decayed(name):
+    """The biases of adaLN's shift, scale and gate in PixArt, Sana and LTX, among others."""
+    named = {name: torch.nn.Parameter(torch.ones(6, 8)), "proj.weight": torch.nn.Parameter(torch.ones(6, 8))}
+    groups = build(OptimizerConfig(name="adamw", weight_decay=0.1, decayed="matrices"), named.items()).param_groups
+    assert groups[0]["params"] == [named["proj.weight"]] and groups[1]["params"][0] is named[name]

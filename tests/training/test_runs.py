@@ -80,3 +80,9 @@ def test_mappings_by_the_users_names_and_steps_are_replaced():
     }
     changes = {"base_weight": {0: 0.5}, "teacher": {"c": "z"}, "initialisation": {"layers": {"u": "v"}}}
     assert merged(values, changes) == changes
+
+
+def test_from_run_of_python_replaces_from_of_a_config():
+    from dit_shd.training.runs import merged
+
+    assert merged({"from": "a", "steps": 1}, {"from_run": "b"}) == {"from_run": "b", "steps": 1}

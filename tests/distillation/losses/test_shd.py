@@ -290,3 +290,38 @@ def test_gradients_of_the_block_reach_the_student_alone(joint_models):
 def test_a_block_by_another_name_is_refused():
     with pytest.raises(UserError, match="block: wanted one of joint, image, found 'text'"):
         SHD(block="text")
+
+
+def test_padding_does_not_count_in_a_matched_plan():
+    """Of the real rows heads 0 and 2 are alike, of the padding 0 and 1."""
+    teacher, student = captures_of_both(h=4)
+    b, _, n, _ = next(iter(teacher.values())).shape
+    weight = torch.ones(b, n)
+    weight[:, n // 2 :] = 0
+    for layer in teacher.values():
+        for part in (layer.query, layer.key):
+            part[:, 2:] = part[:, :2]
+            part[:, 1, n // 2 :], part[:, 3, n // 2 :] = part[:, 0, n // 2 :], part[:, 2, n // 2 :]
+    loss, batch = SHD(plan="matched"), SHD(plan="matched")
+    loss.calibrate(teacher, student, row_weight=weight)
+    for layer in teacher:
+        batch.squeezer.add(layer, teacher[layer], student[layer].heads, weight)
+    assert loss.calibrated() == batch.calibrated()
+    with pytest.raises(UserError, match="row_weight: wanted"):
+        loss.calibrate(teacher, student, row_weight=weight[:, 1:])
+
+
+@pytest.mark.parametrize("layers", [["b.0"], None, 0])
+def test_layers_that_are_no_map_are_refused(layers):
+    with pytest.raises(UserError, match=r"SHD: layers: wanted sections, proportional, last or \{student layer"):
+        SHD(layers=layers)
+
+
+def test_a_change_of_any_row_or_column_of_w_o_is_noticed():
+    """Heads together wider than the model: the numbers compared had been of the first columns of rows alone."""
+    projections = SHD().squeezer.projections
+    out = torch.randn(4, 8, 16)
+    groups = ((0, 1), (2, 3))
+    before = projections.grams(out, groups).clone()
+    out.data[3, :, 8:] = 0
+    assert not torch.equal(projections.grams(out, groups), before)

@@ -9,7 +9,7 @@ from evaluating import pictures, rows
 
 from dit_shd.core.errors import UserError
 from dit_shd.data.image_sets import ArrayImages
-from dit_shd.evaluation.extraction import extract_features
+from dit_shd.evaluation.extraction import _are_balanced, extract_features
 from dit_shd.evaluation.feature_set import FeatureSet, Statistics
 from dit_shd.evaluation.features import Features
 from dit_shd.evaluation.features.digits import DigitsFeatures
@@ -118,3 +118,9 @@ def test_balanced_sets_are_no_independent_draws_which_is_said():
 def test_kid_refuses_nonsense_options(options):
     with pytest.raises(UserError, match="wanted at least"):
         KID(**options)
+
+
+def test_one_image_of_each_number_is_no_plan_of_classes():
+    """Numbers of prompts stand where labels do."""
+    assert not _are_balanced(np.arange(500))
+    assert _are_balanced(np.repeat(np.arange(5), 3)) and not _are_balanced(None)

@@ -222,3 +222,12 @@ def test_hooks_of_an_mlp_run_where_its_maps_are_fused():
     with torch.no_grad():
         model(*inputs())
     assert seen == [(3, 16, 96), (3, 16, 24)]
+
+
+@pytest.mark.parametrize(("heads", "ratio"), [(11, 2.4), (19, 2.3)])
+def test_a_public_file_of_any_hidden_width_is_read(heads, ratio):
+    """hidden / width * width may be one less than hidden in floating point."""
+    sizes = dict(num_attention_heads=heads, attention_head_dim=64 if heads == 11 else 72, num_layers=1, sample_size=4)
+    model = DiT(**sizes, patch_size=2, in_channels=1, num_classes=2, mlp_ratio=ratio)
+    again = DiT.from_public(model.to_public(), heads)
+    assert again.blocks[0].mlp.fc1.weight.shape == model.blocks[0].mlp.fc1.weight.shape
