@@ -164,8 +164,10 @@ def test_maps_whose_weights_are_read_by_themselves_have_idle_adapters():
 
 
 def test_a_run_in_which_no_adapter_would_learn_is_refused(tmp_path, caplog):
-    student = {"name": "timm", "model": "beit_base_patch16_224", "in_chans": 1, "img_size": 28, "mean": [0.5], "std": [0.5], "options": {
-        "embed_dim": 24, "depth": 1, "num_heads": 2, "patch_size": 14}}  # fmt: skip
+    student = {
+        "name": "timm", "model": "beit_base_patch16_224", "in_chans": 1, "img_size": 28, "mean": [0.5], "std": [0.5],
+        "options": {"embed_dim": 24, "depth": 1, "num_heads": 2, "patch_size": 14},
+    }  # fmt: skip
     values = {"run": str(tmp_path / "run"), "task": "classification", "data": {"name": "digits"}, "student": student}
     values |= {"batch_size": 4, "precision": "no", "steps": 1}
     run({**values, "run": str(tmp_path / "first")})
