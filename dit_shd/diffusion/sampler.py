@@ -110,7 +110,7 @@ def sample(
     if files is not None:
         raise UserError(f"{files}: is for dit-shd sample, which writes files; sample(...).save(FILE) writes an npz")
     if isinstance(labels, (list, tuple)) and labels and all(isinstance(x, str) and not x.isdecimal() for x in labels):
-        comma = next((str(name) for name in labels if "," in name), None)
+        comma = next((str(name) for name in labels if "," in str(name)), None)
         if comma is not None:
             raise UserError(f"labels: '{comma}' has a comma; give one of its parts, or the number of the class")
         labels = ",".join(map(str, labels))
