@@ -14,7 +14,7 @@ from dit_shd.attention.capture import Captures
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.features import token_mean, wide
 from dit_shd.distillation.losses import Forward, Frozen, Loss, Reads, Term, Weight
-from dit_shd.evaluation.features.dinov2 import MEAN, SIDE, STD, DINOv2
+from dit_shd.evaluation.features.dinov2 import MEAN, SIDE, STD, read_network
 from dit_shd.squeezing.cost import FLOAT, LayerCost
 from dit_shd.tasks import Batch
 
@@ -57,7 +57,7 @@ class REPA(Loss):
         super().__init__(weight, passes)
         if depth < 1 or inside < 1:
             raise UserError(f"losses.repa: wanted depth and inside of 1 or more, found {depth} and {inside}")
-        self.encoder = None if weights is None else Frozen(_Patches(DINOv2(weights, variant).network))
+        self.encoder = None if weights is None else Frozen(_Patches(read_network(weights, variant, "timm")[0]))
         self.field, self.depth, self.inside = field, depth, inside
         self.fields = frozenset({field})  # type: ignore[misc]
         self.project: nn.Sequential | None = None

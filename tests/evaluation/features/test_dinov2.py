@@ -1,5 +1,6 @@
 """DINOv2 with random weights against timm."""
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -33,12 +34,30 @@ def test_dinov2_gives_timms_class_token(meta_file):
     assert found.pooled.shape == (2, 384)
     assert found.logits is None
     assert network.title == f"dinov2-small-{network.sha256[:8]}"
-    # timm's own network at its own size, by another way of resampling the embeddings: near, not equal.
     theirs.set_input_size((224, 224))
+    theirs.pos_embed.data = network.network.pos_embed.data  # timm resamples them otherwise
     x = resized(photos(2, 50, 50, 3), 224) / 255
     x = (x - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
-    torch.testing.assert_close(found.pooled, theirs.forward_features(x)[:, 0].detach(), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(found.pooled, theirs.forward_features(x)[:, 0].detach(), rtol=1e-4, atol=1e-4)
     assert found.pooled.std(0).max() > 1e-3
+
+
+def test_position_embeddings_are_resampled_as_by_metas_code(meta_file):
+    """Cubic convolution (a = -0.75) around (i + 0.5) 37 / 16.1 - 0.5, edges repeated; timm's way differs by a third."""
+    path, _ = meta_file
+    given = torch.load(path, weights_only=True)["pos_embed"].double()
+    places = (np.arange(16) + 0.5) * 37 / 16.1 - 0.5
+    weights = np.zeros((16, 37))
+    for i, place in enumerate(places):
+        for k in range(int(np.floor(place)) - 1, int(np.floor(place)) + 3):
+            d = abs(place - k)
+            near = 1.25 * d**3 - 2.25 * d**2 + 1
+            weights[i, min(max(k, 0), 36)] += near if d <= 1 else -0.75 * (d**3 - 5 * d**2 + 8 * d - 4)
+    grid = given[0, 1:].view(37, 37, -1).numpy()
+    wanted = np.einsum("iy,jx,yxe->ije", weights, weights, grid).reshape(256, -1)
+    found = DINOv2(path, variant="small").network.pos_embed[0]
+    torch.testing.assert_close(found[1:].double(), torch.from_numpy(wanted), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found[:1].double(), given[0, :1])
 
 
 def test_dinov2_needs_its_weights(tmp_path):
