@@ -297,6 +297,9 @@ def of_model(config: SampleConfig, model: nn.Module) -> SampleConfig:
     if config.guidance != 1 and channels > PUBLIC_CHANNELS and guided == SampleConfig.guided_channels:
         words = f"{guided} of {channels} channels are guided, as in the public code, whose latents have 4"
         _log.warning("guided_channels: %s; guided_channels=null guides all", words)
+    if config.guidance == 0 and config.guidance_schedule == "constant" and 0 < (guided or 0) < channels:
+        words = f"0 predicts without a class on the first {guided} of {channels} channels, and with it on the others"
+        _log.warning("guidance: %s; guided_channels=null samples without", words)
     check_scheduler(config.run, model)
     for remark in (*remarks(config), *named):
         _log.warning("%s", remark)

@@ -6,8 +6,9 @@ of the resamplings themselves would not do: a resampled set has fewer different 
 distance as a smaller set would, so often the figure would not lie in its own interval.
 
 What it leaves out: the reference is taken as it is, and another training seed moves FID more than another draw of
-samples does. Recall has no interval: an image drawn twice is its own nearest neighbour, so the balls of a resampled
-set shrink, and its deviation came out 1.7 to 2.8 times too large in simulations.
+samples does. Recall and coverage have no interval: an image drawn twice is its own nearest neighbour, so the balls of a
+resampled set shrink, and the deviation of recall came out 1.7 to 2.8 times too large in simulations. A figure that no
+resampling moves (a precision of 0 or 1) has none either.
 """
 
 from collections.abc import Sequence
@@ -55,6 +56,8 @@ def intervals(
     ends = {}
     for name in names:
         std = float(torch.tensor(resampled_figures[name], dtype=torch.float64).std())
+        if std == 0:
+            continue
         ends[name] = {"low": figures[name] - NORMAL * std, "high": figures[name] + NORMAL * std, "std": std}
     return ends
 

@@ -2,9 +2,13 @@
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from dit_shd.core.errors import UserError
 
 Statistics = list[tuple[Tensor, Tensor]]
 """Buffers of batch norms, each with a copy of what it was."""
@@ -39,6 +43,43 @@ def restore(before: Statistics) -> None:
     """Give batch norms the statistics back that they had."""
     for buffer, value in before:
         buffer.copy_(value)
+
+
+def count_once(model: nn.Module) -> None:
+    """Leave the running statistics alone where blocks run again in the backward: a batch counts once, as without."""
+    momenta: dict[nn.Module, float | None] = {}
+
+    def before(norm: Any, _: object) -> None:  # noqa: ANN401 - a batch norm
+        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:  # in a backward
+            momenta[norm], norm.momentum = norm.momentum, 0.0
+
+    def after(norm: Any, *_: object) -> None:  # noqa: ANN401
+        if norm in momenta:
+            norm.momentum = momenta.pop(norm)
+            norm.num_batches_tracked -= 1
+
+    for norm in batch_norms(model).values():
+        if norm.track_running_stats:
+            norm.register_forward_pre_hook(before)
+            norm.register_forward_hook(after, always_call=True)  # recomputation may end inside of it
+
+
+@contextmanager
+def wanting_samples() -> Generator[None]:
+    """Say what to do where a batch norm finds one vector of a channel, of which there is no variance.
+
+    Raises:
+        UserError: It does.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            "micro_batch_size: the student's batch norms take the variance of a micro batch, which 1 sample does not "
+            "have; wanted 2 or more"
+        ) from error
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import Tensor, nn
 
 from dit_shd.core.errors import UserError
+from dit_shd.models.batch_norms import count_once
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -62,6 +63,7 @@ def recompute(model: nn.Module) -> None:
             f"gradient_checkpointing: diffusers recomputes no blocks of {type(model).__name__}; wanted "
             "gradient_checkpointing=false"
         ) from error
+    count_once(model)
 
 
 @contextmanager

@@ -30,17 +30,21 @@ def first_sample(config: TrainConfig, distiller: Distiller, teachers: Teachers) 
         Lines about what hardly is meant.
 
     Raises:
-        UserError: Their layers cannot be paired, they give numbers that are not finite, or no adapter would learn.
+        UserError: Their layers cannot be paired, they give numbers that are not finite, no adapter would learn, or
+            the student's batch norms want more samples in a micro batch.
     """
-    if not distiller.losses and not teachers and not config.lora.rank:
+    least = batch_norms.least_batch(distiller.student)
+    if not distiller.losses and not teachers and not config.lora.rank and least == 1:
         return []
-    count = min(config.batch_size, batch_norms.least_batch(distiller.student))
+    at_once = config.micro_batch_size if isinstance(config.micro_batch_size, int) else config.batch_size
+    count = min(at_once, config.batch_size, least)
     sample = Batches(distiller.task, config.seed, config.batch_size, 1, fields=distiller.fields).draw(0, range(count))
     device = torch.device("cpu") if divides_teachers(config) else own_device()
     sample = [batch.to(device) for batch in sample]
     for model in (distiller, *teachers.values()):
         moved(model, device)
-    with batch_norms.kept_statistics(distiller.student), idle_maps(distiller.student, config.lora) as idle:
+    norms, idle_ones = batch_norms.kept_statistics(distiller.student), idle_maps(distiller.student, config.lora)
+    with batch_norms.wanting_samples(), norms, idle_ones as idle:
         distiller.build(sample, teachers, config.seed)
         distiller.to(device)  # what was built
         calibration.calibrate(distiller, teachers, [sample])

@@ -8,7 +8,7 @@ from torch import nn
 
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
-from dit_shd.models.batch_norms import evaluated_norms, kept_statistics, least_batch, remark
+from dit_shd.models.batch_norms import evaluated_norms, kept_statistics, least_batch, remark, wanting_samples
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.trainer import Trainer
 
@@ -72,3 +72,26 @@ def test_a_bad_step_leaves_the_statistics_as_they_were(tmp_path):
     saved = load_file(config.run / "checkpoints/step_00000002/distiller.safetensors")
     assert all(torch.equal(x, saved[f"student.{name}"]) for name, x in before.items())
     assert all(torch.isfinite(x).all() for x in weights(config.run).values())
+
+
+def test_blocks_that_run_again_in_the_backward_count_a_batch_once(tmp_path):
+    """Recomputed, a batch had moved the statistics twice: another student is exported, without a word."""
+    plain, again = (
+        run({**VALUES, "steps": 2}, run=str(tmp_path / name), gradient_checkpointing=recomputed)[0].run
+        for name, recomputed in (("plain", False), ("again", True))
+    )
+    one, other = (load_file(folder / "checkpoints/step_00000002/distiller.safetensors") for folder in (plain, again))
+    assert one["student.network.layer1.0.bn1.num_batches_tracked"] == 2
+    for name, x in one.items():
+        torch.testing.assert_close(x, other[name], msg=name)
+
+
+def test_one_sample_of_which_a_norm_has_no_variance_is_refused_in_a_line():
+    model = nn.BatchNorm1d(3)
+    with (
+        pytest.raises(UserError, match=r"micro_batch_size: the student's batch norms .* wanted 2 or more"),
+        wanting_samples(),
+    ):
+        model(torch.zeros(1, 3))
+    with pytest.raises(ValueError, match="another"), wanting_samples():
+        raise ValueError("another")
