@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dit_shd.attention.recording import projection as at
 from dit_shd.attention.recording.arrangement import Arrangement, rows_of, rows_of_result
-from dit_shd.attention.recording.discovery import NO_PROJECTION, plain
+from dit_shd.attention.recording.discovery import NO_PROJECTION, is_dropping_adapter, plain
 from dit_shd.attention.recording.parameters import Parameters
 from dit_shd.attention.recording.products import Product, is_product, products
 from dit_shd.attention.recording.projection import Projection
@@ -188,14 +188,8 @@ class Arrivals:
         self.busy = True
         weight: Tensor | None = None
         try:
-            weight, bias = at.matrix(
-                lambda x: entered.module(x, *args, **kwargs),
-                entered.given,
-                hold.arrangement,
-                hold.first,
-                k,
-                entered.module,
-            )
+            rows = entered.given, hold.arrangement, hold.first, k, entered.module
+            weight, bias = at.matrix(lambda x: entered.module(x, *args, **kwargs), *rows)
             weight = weight if _near(made, entered.given, hold, weight, bias) else None
         except Exception:  # it takes no such rows, so it is not linear in them
             weight = None
@@ -209,6 +203,9 @@ class Arrivals:
                     name, hold.first, ref(entered.module), -1, k, whole=projection, taken=[[weight]]
                 )
             self._arrived(hold, projection, made)
+        elif new and is_dropping_adapter(entered.module):
+            hold.result.reason = f"{name} is an adapter that drops out, so W^O is not known; call .eval() of a teacher"
+            del hold.result.arrivals[entered.known[hold.result] :]
         elif len({part.projection.identity for part in new}) > 1 and entered.module not in self._holders():
             hold.result.reason = f"it arrives at several products inside of {name}, which is not linear in its rows"
             del hold.result.arrivals[entered.known[hold.result] :]

@@ -198,3 +198,9 @@ def why_nothing(modules: dict[str, nn.Module]) -> str:
     name, module = next(iter(suspects.items()))
     shown: Any = getattr(module, "processor", None) if hasattr(module, "set_processor") else module
     return f"{name} ({type(shown).__name__}) {why_silent(module)}"
+
+
+def is_dropping_adapter(module: nn.Module) -> bool:
+    """Whether it is a layer of peft in training with dropout, of which the base layer's product alone has the rows."""
+    inside = module.modules() if hasattr(module, "base_layer") else ()
+    return any(isinstance(one, nn.Dropout) and one.training and one.p > 0 for one in inside)

@@ -339,3 +339,16 @@ def test_copies_in_threads_are_refused():
     model.device_ids = [0, 1]  # as on two GPUs
     with pytest.raises(UserError, match="start one process for each GPU"):
         capture(model)
+
+
+@pytest.mark.parametrize(("dropout", "training", "known"), [(0.1, True, False), (0.1, False, True), (0.0, True, True)])
+def test_adapters_that_drop_out_have_no_w_o(dropout, training, known):
+    """In training the base layer's product alone has the rows: its weight had been taken for the whole W^O."""
+    peft = pytest.importorskip("peft")
+    net = Net(Attention)
+    how = peft.LoraConfig(r=2, target_modules=["proj"], lora_dropout=dropout, init_lora_weights=False)
+    peft.inject_adapter_in_model(how, net)
+    captures = recorded(net.train(training), inputs())
+    for layer in captures.values():
+        assert (layer.out is not None) == known
+        assert known or "drops out, so W^O is not known; call .eval() of a teacher" in layer.why_no_out
