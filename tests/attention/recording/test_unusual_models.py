@@ -345,7 +345,7 @@ def test_copies_in_threads_are_refused():
 def test_adapters_that_drop_out_have_no_w_o(dropout, training, known):
     """In training the base layer's product alone has the rows: its weight had been taken for the whole W^O."""
     peft = pytest.importorskip("peft")
-    net = Net(Attention)
+    net = Net()
     how = peft.LoraConfig(r=2, target_modules=["proj"], lora_dropout=dropout, init_lora_weights=False)
     peft.inject_adapter_in_model(how, net)
     captures = recorded(net.train(training), inputs())
