@@ -21,6 +21,7 @@ from dit_shd.data.latent_origin import Kept
 from dit_shd.data.packing import PADDING, positions
 from dit_shd.data.tokenizer import vocabulary_beside
 from dit_shd.evaluation.perplexity import Perplexity, token_nats
+from dit_shd.models.blocks import forward_parameters
 from dit_shd.models.families.transformers import CausalLM
 from dit_shd.models.language_model import check_attention, seeded_dropout, text_config
 from dit_shd.models.offload import moved
@@ -246,8 +247,10 @@ class LanguageModeling(Task[TokenBatch]):
         """Logits [b,n,k]. Places that begin anew tell transformers that packed documents are apart."""
         where = {} if batch.positions is None else {"position_ids": batch.positions}
         if batch.tokens.is_meta:  # of places transformers reads the numbers; of a whole mask it does not
-            n = batch.given.shape[1]
-            where = {"attention_mask": torch.ones(1, 1, n, n, dtype=torch.bool, device=batch.tokens.device)}
+            n, device = batch.given.shape[1], batch.tokens.device
+            where = {"attention_mask": torch.ones(1, 1, n, n, dtype=torch.bool, device=device)}
+            if "position_ids" in forward_parameters(getattr(model, "network", model)):  # OPT makes them of a mask [b,n]
+                where["position_ids"] = torch.zeros(1, n, dtype=torch.long, device=device)
         with seeded_dropout(model, batch.dropout_seeds):
             return Output(model(input_ids=batch.given, use_cache=False, **where).logits.float())
 

@@ -18,6 +18,7 @@ from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.losses import LOSSES
 from dit_shd.distillation.losses.shd import SHD
 from dit_shd.models.loading import load
+from dit_shd.profiling.flops import forward_operations
 from dit_shd.tasks.language_modeling import LanguageModeling, TextEvaluation
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -403,3 +404,25 @@ def test_a_step_is_counted_at_the_datas_length_before_they_are_read():
     made.expect(Plugin("text", {"path": "not/there", "length": 9}))
     (batch,) = made.example(model, 2, torch.device("cpu"))
     assert batch.given.shape == (2, 9)
+
+
+def test_operations_of_a_model_that_makes_places_of_its_mask_are_counted(tmp_path):
+    """OPT takes them of a mask [b,n]: where documents are not packed, training ended before its first step."""
+    made = task(lines(tmp_path), pack=False, length=10)
+    assert forward_operations(causal_lm(OPT), made) > 0
+
+
+def test_a_student_that_drops_layers_is_refused(tmp_path):
+    """Layers that ran were paired with the teacher's by their order: the first with the third."""
+    made = task(lines(tmp_path), pack=False, length=10)
+    student, teacher = (causal_lm({**OPT, "num_hidden_layers": 4, "layerdrop": drop}) for drop in (0.3, 0.0))
+    distiller = Distiller(made, student.train(), [SHD()])
+    torch.manual_seed(0)
+
+    def train() -> None:
+        for step in range(6):
+            (batch,) = made.draw(Draws(0, step, range(2), 2))
+            distiller.terms(batch, teacher.eval())
+
+    with pytest.raises(UserError, match=r"layers\.\d\.self_attn did not run in this forward, so that layers cannot be"):
+        train()
