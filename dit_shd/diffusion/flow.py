@@ -37,8 +37,11 @@ class TimestepDensity:
     scale: float = option(
         1.29, "of mode: above 0 the middle is trained more, below 0 the ends", range=(-1, STEEPEST_MODE)
     )
-    shift: float = option(
-        1.0, "alpha of SD3's resolution-dependent shift: above 1 more noise; 1 for none", range=(1e-3, 1e3)
+    shift: float | None = option(
+        None,
+        "alpha of SD3's resolution-dependent shift: above 1 more noise; 1 for none; empty: in text to image the "
+        "pipeline scheduler's, else none",
+        range=(1e-3, 1e3),
     )
     base_side: int | None = option(
         None,
@@ -65,7 +68,7 @@ class TimestepDensity:
 
     def alpha(self, side: float) -> float:
         """The shift for latents of the area of a square: sqrt(m / n) of SD3 eq. 23, with m and n counting pixels."""
-        return self.shift * (1.0 if self.base_side is None else side / self.base_side)
+        return (1.0 if self.shift is None else self.shift) * (1.0 if self.base_side is None else side / self.base_side)
 
     def quantile(self, u: Tensor) -> Tensor:
         """Sigmas [b] of uniform numbers [b] in float64, without the shift (SD3 eqs. 19, 20 and 21)."""

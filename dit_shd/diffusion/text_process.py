@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -250,4 +250,4 @@ def pipeline_shift(scheduler: Mapping[str, Any], tokens: int) -> float:
 
 
 def _sets_shift(density: TimestepDensity) -> bool:
-    return replace(density, shift=1.0, base_side=None) != density
+    return density.shift is not None or density.base_side is not None

@@ -81,7 +81,7 @@ class TextToImage(Task[TextBatch]):
     Args:
         text_dropout: Share of captions dropped, for guidance.
         timestep_density: Of flow: how often each share of noise is trained: name (uniform, logit_normal, mode,
-            cosmap), mean, std, scale, shift, base_side. A shift of 1 stands for the pipeline scheduler's own.
+            cosmap), mean, std, scale, shift, base_side. An empty shift is the pipeline scheduler's own, 1 none.
         weighting: Of flow: of the error by the share of noise: none, cosmap or sigma_sqrt.
         min_snr_gamma: Of DDPM: weight min(SNR, gamma)/SNR of the error; empty for none.
         embedded_guidance: The scale that guidance-distilled models are given; empty: their training script's.

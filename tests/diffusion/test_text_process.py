@@ -76,6 +76,8 @@ def test_shift_and_schedule_are_the_scheduler_s():
     sigma = torch.linspace(1, 0.001, 10)
     torch.testing.assert_close(alpha * sigma / (1 + (alpha - 1) * sigma), dynamic.sigmas[:-1], rtol=1e-5, atol=1e-6)
     assert math.isclose(alpha, math.exp(mu))
+    none = process_of("flow", dict(static.config), TimestepDensity(shift=1.0), "none", None, 2)
+    torch.testing.assert_close(none.times(u, (1, 4, 8, 8)), u.float())
 
 
 def test_a_rectangle_is_shifted_by_its_area():
