@@ -127,13 +127,11 @@ def _made(name: str, tree: ast.Module) -> str | None:
     for node in tree.body:
         if not isinstance(node, ast.Assign):
             continue
-        targets, values = [[x] for x in node.targets], [[node.value]] * len(node.targets)
-        for target, value in zip(targets, values):
-            names = target[0].elts if isinstance(target[0], ast.Tuple) else target
-            calls = value[0].elts if isinstance(value[0], ast.Tuple) else value
-            for one, call in zip(names, calls):
-                if isinstance(one, ast.Name) and one.id == name and isinstance(call, ast.Call) and not call.args:
-                    return shown({str(k.arg): value_of(k.value, constants(tree)) for k in call.keywords})
+        (target, *_), value = node.targets, node.value
+        several = isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple)
+        for one, call in zip(target.elts, value.elts) if several else [(target, value)]:
+            if isinstance(one, ast.Name) and one.id == name and isinstance(call, ast.Call) and not call.args:
+                return shown({str(k.arg): value_of(k.value, constants(tree)) for k in call.keywords})
     return None
 
 

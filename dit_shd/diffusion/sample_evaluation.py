@@ -111,9 +111,8 @@ class SampleEvaluation:
             )
         if self.reference is None:
             return
-        _, channels, side, _ = decode(
-            torch.zeros(1, shape.channels, 2, 2)
-        ).shape  # norms of a single value are an error
+        latents = torch.zeros(1, shape.channels, 2, 2)  # norms of a single value are an error
+        _, channels, side, _ = decode(latents).shape
         self._evaluator((self.count, shape.side * side // 2, shape.side * side // 2, channels))
 
     def _evaluator(self, size: tuple[int, ...]) -> tuple[Reference, FeatureNetwork, Chosen]:

@@ -54,7 +54,7 @@ def count_once(model: nn.Module) -> None:
             momenta[norm], norm.momentum = norm.momentum, 0.0
 
     def after(norm: Any, *_: object) -> None:  # noqa: ANN401
-        if norm in momenta:
+        if not torch.compiler.is_compiling() and norm in momenta:
             norm.momentum = momenta.pop(norm)
             norm.num_batches_tracked -= 1
 

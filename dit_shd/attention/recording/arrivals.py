@@ -31,7 +31,7 @@ NEAR = 0.02
 
 _BENDS = {
     torch.sigmoid, Tensor.sigmoid, F.sigmoid, F.hardsigmoid, F.logsigmoid, torch.tanh, Tensor.tanh, F.tanh,
-    torch.softmax, Tensor.softmax, F.softmax, F.silu, F.glu, F.gelu, F.hardswish,
+    torch.softmax, Tensor.softmax, F.softmax, F.silu, F.glu,
 }  # fmt: skip
 """Functions that make a gate of what they are given."""
 

@@ -92,6 +92,8 @@ def test_features_are_those_of_the_library(kind, tmp_path):
     torch.testing.assert_close(texts, model.encode_text(tokens), rtol=1e-5, atol=1e-5)
     assert texts.std(0).max() > 1e-2
     assert network.title.startswith("open_clip-")
+    assert network.longer(PROMPTS) == 0
+    assert network.longer([*PROMPTS, " ".join(PROMPTS * 3)]) == 1
 
 
 def test_the_clip_score_follows(tmp_path):
