@@ -2,7 +2,7 @@
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -128,8 +128,10 @@ def _made(name: str, tree: ast.Module) -> str | None:
         if not isinstance(node, ast.Assign):
             continue
         (target, *_), value = node.targets, node.value
-        several = isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple)
-        for one, call in zip(target.elts, value.elts) if several else [(target, value)]:
+        pairs: Iterable[tuple[ast.expr, ast.expr]] = [(target, value)]
+        if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
+            pairs = zip(target.elts, value.elts)
+        for one, call in pairs:
             if isinstance(one, ast.Name) and one.id == name and isinstance(call, ast.Call) and not call.args:
                 return shown({str(k.arg): value_of(k.value, constants(tree)) for k in call.keywords})
     return None
