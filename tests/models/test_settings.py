@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import transformers
 from diffusers import PixArtTransformer2DModel
 
 from dit_shd.distillation.initialisation.initialise import Initialisation, remarks
@@ -13,6 +14,8 @@ SIZES = {
     "model_type": "llama", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 8,
     "vocab_size": 9, "max_position_embeddings": 32,
 }  # fmt: skip
+
+ROPE = "rope_parameters" if int(transformers.__version__.partition(".")[0]) > 4 else "rope_theta"
 
 
 def llama(**changes):
@@ -26,7 +29,7 @@ def llama(**changes):
         ({"num_hidden_layers": 1, "hidden_size": 8, "max_position_embeddings": 64, "initializer_range": 0.5}, []),
         ({"hidden_act": "relu"}, ["hidden_act"]),
         ({"rms_norm_eps": 0.1}, ["rms_norm_eps"]),
-        ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, ["rope_parameters"]),
+        ({ROPE: {"rope_type": "default", "rope_theta": 5e5} if ROPE == "rope_parameters" else 5e5}, [ROPE]),
         ({"tie_word_embeddings": True}, ["tie_word_embeddings"]),
     ],
 )
