@@ -96,10 +96,9 @@ def check_alone(what: str) -> None:
     Raises:
         UserError: There are several.
     """
-    if "LOCAL_RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(
-            f"the launcher started {os.environ['WORLD_SIZE']} processes, and {what} works in one; start it by itself"
-        )
+    started = os.environ.get("WORLD_SIZE", "1")
+    if "LOCAL_RANK" in os.environ and started != "1":
+        raise UserError(f"the launcher started {started} processes, and {what} works in one; start it by itself")
 
 
 def launched(processes: int) -> None:

@@ -166,9 +166,10 @@ class ArrayImages(ImageSet):
                 f"{name}: wanted an array uint8 [n,y,x,c], found {type(array).__name__}; numpy.stack makes one of a "
                 "list of images, dit_shd.evaluate takes names of files and data"
             )
-        if isinstance(array, Tensor) and array.dtype != torch.uint8:
-            raise UserError(f"{name}: wanted uint8 [n,y,x,c], found {array.dtype} {list(array.shape)}")
-        self._pixels = array.cpu().numpy() if isinstance(array, Tensor) else array
+        if isinstance(array, Tensor):
+            array = array.detach().cpu()
+            array = (array.float() if array.is_floating_point() else array).numpy()  # NumPy has no bfloat16 to refuse
+        self._pixels = array
         self.shape = check_images(self._pixels.dtype, self._pixels.shape, False, name)
         self.name, self.labels = name, labels
 

@@ -16,6 +16,7 @@ from torch import nn
 from dit_shd.core.errors import UserError, one_line
 from dit_shd.core.files import write_text
 from dit_shd.core.json_files import read_object
+from dit_shd.core.places import find
 from dit_shd.evaluation.accuracy import misnamed
 from dit_shd.models import loading
 from dit_shd.models.prediction import PREDICTION, prediction_of
@@ -68,6 +69,7 @@ def take_weights(student: nn.Module, source: str, task: Task[Any] | None = None)
         UserError: There is no such model, most of the student's parameters are not in it, or its heads or tokens are
             others.
     """
+    find(source, "model", "from")  # whose error names the key
     other_model = loading.load(source)
     other = other_model.state_dict()
     weights = student.state_dict()

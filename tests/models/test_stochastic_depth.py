@@ -19,6 +19,15 @@ def modules(model):
     return [module for module in model.modules() if isinstance(module, StochasticDepth)]
 
 
+def in_parts(model, x, draws):
+    """What the model gives, two samples at a time."""
+    parts = []
+    for two, of_two in zip(x.split(2), draws.split(2)):
+        set_draws(model, of_two)
+        parts.append(model(two))
+    return torch.cat(parts)
+
+
 def test_a_branch_is_left_out_or_scaled_as_timm_does():
     """The same Bernoulli numbers give the same result; their mean is the branch."""
     x = torch.randn(2000, 3, 4)
@@ -46,11 +55,7 @@ def test_each_sample_has_its_own_draws_however_the_batch_is_divided():
     x, draws = torch.randn(8, 1, 16, 16).double(), torch.rand(8, 4)
     set_draws(model, draws)
     whole = model(x)
-    parts = []
-    for first in range(0, 8, 2):
-        set_draws(model, draws[first : first + 2])
-        parts.append(model(x[first : first + 2]))
-    torch.testing.assert_close(torch.cat(parts), whole)
+    torch.testing.assert_close(in_parts(model, x, draws), whole)
     set_draws(model, 1 - draws)
     assert not torch.allclose(model(x), whole)
 
@@ -114,11 +119,7 @@ def test_shared_modules_do_not_depend_on_how_a_batch_is_divided(name):
     x, draws = torch.randn(6, 3, 64, 64), torch.rand(6, branches(model))
     set_draws(model, draws)
     whole = model(x)
-    parts = []
-    for first in range(0, 6, 2):
-        set_draws(model, draws[first : first + 2])
-        parts.append(model(x[first : first + 2]))
-    torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(in_parts(model, x, draws), whole, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", [name for name in SHARED if name != "convit_tiny"])

@@ -43,7 +43,7 @@ def test_dinov2_gives_timms_class_token(meta_file):
 
 
 def test_position_embeddings_are_resampled_as_by_metas_code(meta_file):
-    """Cubic convolution (a = -0.75) around (i + 0.5) 37 / 16.1 - 0.5, edges repeated; timm's way differs by a third."""
+    """Cubic convolution (a = -0.75) around (i + 0.5) 37 / 16.1 - 0.5, edges repeated."""
     path, _ = meta_file
     given = torch.load(path, weights_only=True)["pos_embed"].double()
     places = (np.arange(16) + 0.5) * 37 / 16.1 - 0.5
