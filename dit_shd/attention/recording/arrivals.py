@@ -24,6 +24,7 @@ from dit_shd.attention.recording.products import Product, is_product, products
 from dit_shd.attention.recording.projection import Projection
 from dit_shd.attention.recording.results import AttentionResult, Part, fingerprints
 from dit_shd.attention.recording.storage import same_memory
+from dit_shd.attention.recording.unit_response import matrix
 from dit_shd.attention.recording.weight_samples import local
 
 NEAR = 0.02
@@ -166,11 +167,9 @@ class Arrivals:
         if self.busy or not isinstance(made, Tensor) or not made.is_floating_point():
             return
         inner = entered.products
-        if (
-            len(inner) == 1
-            and same_memory(inner[0][1], made)
-            and any(len(hold.result.arrivals) > entered.known[hold.result] for hold in entered.holds)
-        ):
+        new = [part.projection for hold in entered.holds for part in hold.result.arrivals[entered.known[hold.result] :]]
+        watched = all(isinstance(each, at.PassingProjection) for each in new)
+        if len(inner) == 1 and same_memory(inner[0][1], made) and new and not (watched and self._stays(entered)):
             return
         if any(True for _ in self._look(made, ("last", "channels", "heads"), wide=False)):
             return  # it only hands them on
@@ -189,7 +188,7 @@ class Arrivals:
         weight: Tensor | None = None
         try:
             rows = entered.given, hold.arrangement, hold.first, k, entered.module
-            weight, bias = at.matrix(lambda x: entered.module(x, *args, **kwargs), *rows)
+            weight, bias = matrix(lambda x: entered.module(x, *args, **kwargs), *rows)
             weight = weight if _near(made, entered.given, hold, weight, bias) else None
         except Exception:  # it takes no such rows, so it is not linear in them
             weight = None
@@ -197,8 +196,7 @@ class Arrivals:
             self.busy = False
         if weight is not None and not _diagonal(weight):
             del hold.result.arrivals[entered.known[hold.result] :]
-            stays = all(self._parameters.get(parameter) is not None for parameter in entered.module.parameters())
-            if not stays or any(x is not None for x in (*args, *kwargs.values())):  # others in every forward
+            if not self._stays(entered):
                 projection = at.PassingProjection(
                     name, hold.first, ref(entered.module), -1, k, whole=projection, taken=[[weight]]
                 )
@@ -209,6 +207,12 @@ class Arrivals:
         elif len({part.projection.identity for part in new}) > 1 and entered.module not in self._holders():
             hold.result.reason = f"it arrives at several products inside of {name}, which is not linear in its rows"
             del hold.result.arrivals[entered.known[hold.result] :]
+
+    def _stays(self, entered: Entered) -> bool:
+        """Whether a module may be asked for its weights between forwards: they stay, and it is given rows alone."""
+        args, kwargs = entered.more
+        alone, weights = all(x is None for x in (*args, *kwargs.values())), list(entered.module.parameters())
+        return alone and bool(weights) and all(self._parameters.get(each) is not None for each in weights)
 
     def _arrived(self, hold: _Holds, projection: Projection, made: Tensor) -> None:
         part = Part(hold.tokens, projection)
@@ -295,7 +299,7 @@ class Arrivals:
                 args = [weight if i in positions else x if i == at_rows else y for i, y in enumerate(template)]
                 return function(*args)
 
-            return at.matrix(call, torch.empty_like(like, device=weight.device), arrangement, first, k)[0]
+            return matrix(call, torch.empty_like(like, device=weight.device), arrangement, first, k)[0]
 
         return at.FunctionProjection(self._names[held.module], hold.first, ref(held.module), held.name, evaluate)
 

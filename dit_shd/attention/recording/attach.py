@@ -111,8 +111,16 @@ def at(module: nn.Module, recorder: Recorder) -> ExitStack:
     holder: Any = module
     recorder.outer, holder.recorder = holder.recorder, recorder
     stack = ExitStack()
-    stack.callback(setattr, holder, "recorder", recorder.outer)
+    stack.callback(lambda: setattr(holder, "recorder", _without(recorder, holder.recorder)))
     return stack
+
+
+def _without(recorder: Recorder, chain: Recorder | None) -> Recorder | None:
+    """A chain of recorders without one of them: captures are closed in whatever order."""
+    if chain is recorder or chain is None:
+        return recorder.outer
+    chain.outer = _without(recorder, chain.outer)
+    return chain
 
 
 class Attached:

@@ -237,4 +237,14 @@ def _named(new: type, plain: type) -> type:
     new.__name__, new.__qualname__ = plain.__name__, plain.__qualname__
     new.__module__, new.__doc__ = plain.__module__, plain.__doc__
     new._dit_shd_plain = plain  # type: ignore[attr-defined]
+    if hasattr(plain, "__deepcopy__"):  # as those of parametrised modules, which copy the class and all attributes
+        new.__deepcopy__ = functools.partialmethod(_plain_copy, plain)  # type: ignore[attr-defined]
     return new
+
+
+def _plain_copy(module: nn.Module, plain: Any, memo: dict[int, Any]) -> nn.Module:
+    copied = plain.__deepcopy__(module, memo)
+    for key in (RECORDERS, WATCHERS):
+        vars(copied).pop(key, None)
+    object.__setattr__(copied, "__class__", plain)
+    return copied

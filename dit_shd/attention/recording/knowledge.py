@@ -12,13 +12,14 @@ from dit_shd.attention.recording.instrument import plain_class
 from dit_shd.attention.recording.joined_calls import joined
 from dit_shd.attention.recording.joint import Layout, projections_of, with_gaps
 from dit_shd.attention.recording.lineage import Segments
-from dit_shd.attention.recording.projection import PassingProjection
+from dit_shd.attention.recording.projection import PassingProjection, Projection
 from dit_shd.attention.recording.results import Part
 from dit_shd.attention.recording.roles import Order, image_streams, order_at, order_of, role_of, text_length
 from dit_shd.attention.recording.sdpa_calls import Call
 from dit_shd.attention.recording.survey import SeenCall, Survey
 
 T = TypeVar("T")
+Key = tuple[object, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,10 +39,14 @@ class Site:
         return all(layout.unasked for layout in self.layouts)
 
     @property
+    def projections(self) -> list[Projection]:
+        """Where its W^O are."""
+        return [each for layout in self.layouts for each in layout.projections if each is not None]
+
+    @property
     def passing(self) -> list[PassingProjection]:
         """Its projections that have to be watched in every forward."""
-        every = [projection for layout in self.layouts for projection in layout.projections]
-        return [projection for projection in every if isinstance(projection, PassingProjection)]
+        return [projection for projection in self.projections if isinstance(projection, PassingProjection)]
 
     def layout(self, call: int) -> Layout:
         """Of a call; forwards may make more of them than the first one did."""
@@ -51,6 +56,8 @@ class Site:
 class Sites(dict[str, Site]):
     """The modules that called attention in a forward, by name, in the order in which they ran."""
 
+    numbers: Key = ()
+    """What the weights were that are read of them between forwards."""
     settled = True
     """Whether all was seen; layers whose results were all zeros are looked at again in the next forward."""
     silent: Mapping[str, str] = {}
@@ -70,7 +77,6 @@ class Sites(dict[str, Site]):
 
 Place = tuple[nn.Module, str, nn.Module]
 """A module, and which child of it another one is."""
-Key = tuple[object, ...]
 _KNOWN: "WeakKeyDictionary[nn.Module, dict[Key, Sites]]" = WeakKeyDictionary()
 
 
@@ -88,7 +94,7 @@ def structure(model: nn.Module) -> int:
 def places(model: nn.Module, sites: Sites) -> list[Place]:
     """The places on the way to the attention of a model and to its projections."""
     layers = [site.module() for site in sites.values()]
-    holders = [p.holder for site in sites.values() for each in site.layouts for p in each.projections if p is not None]
+    holders = [projection.holder for site in sites.values() for projection in site.projections]
     wanted, unique = {*layers, *holders}, dict[Place, None]()
     for path, module in model.named_modules():
         parent = model
@@ -117,8 +123,14 @@ def _processor(module: nn.Module) -> type:
 
 
 def known(model: nn.Module, key: Key) -> Sites | None:
-    """The attention of a model."""
-    return _KNOWN.get(model, {}).get(key)
+    """The attention of a model, unless weights that are read of it are others than they were (moved, quantised)."""
+    sites = _KNOWN.get(model, {}).get(key)
+    return sites if sites is not None and numbers(sites) == sites.numbers else None
+
+
+def numbers(sites: Sites) -> Key:
+    """What the weights are that are read of some attention between forwards."""
+    return tuple(p.numbers for site in sites.values() for p in site.projections)
 
 
 def all_known(model: nn.Module, structure: int) -> list[Sites]:
@@ -163,6 +175,7 @@ def learn(survey: Survey) -> Sites:
     sites.silent = {name: f"{name} {why_silent(module)}" for name, module in others.items()}
     sites.idle = tuple(name for name, module in asleep if (plain_class(module), section_of(name)) in kinds)
     sites.by_hand = {name: why_silent(module) for name, module in _siblings(survey, sites)}
+    sites.numbers = numbers(sites)
     return sites
 
 

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from dit_shd.attention.capture import WeightSource
-from dit_shd.attention.recording.arrangement import Arrangement, rows_of_result, unit_rows
+from dit_shd.attention.recording.arrangement import Arrangement
 from dit_shd.attention.recording.products import Product, products
 from dit_shd.attention.recording.sdpa_calls import Given
+from dit_shd.attention.recording.unit_response import matrix
 from dit_shd.attention.recording.weight_samples import local, sample_of, unchanged
-from dit_shd.core.rng import kept_generators
 
 IN_TRAINING = "its weights are in training, and not kept; run a teacher under torch.no_grad()"
 
@@ -53,6 +53,11 @@ class Projection(ABC):
     def weight(self) -> Tensor | None:
         """The parameter that is read when W^O is wanted, if it is one."""
         return None
+
+    @property
+    def numbers(self) -> tuple[object, ...]:
+        """Kinds, types and places of the numbers that are read: of others (cast, moved) nothing is known."""
+        return _numbers(self.weight())
 
     def source(self, heads: int, width: int) -> WeightSource:
         """What gives W^O of the forward under way, when it is wanted; it keeps the module."""
@@ -134,6 +139,11 @@ class ModuleProjection(Projection):
         return self.module, self.first
 
     @property
+    def numbers(self) -> tuple[object, ...]:
+        module = self.module()
+        return () if module is None else tuple(_numbers(each) for each in module.parameters())
+
+    @property
     def trains(self) -> bool:
         """Whether its weights are in training."""
         module = self.module()
@@ -146,7 +156,7 @@ class ModuleProjection(Projection):
             return IN_TRAINING
         if not args or not isinstance(args[0], Tensor):
             return f"{self.name} was given its rows by name, or none, other than in the first forward"
-        return replace(self, like=args[0].to("meta"), more=(args[1:], kwargs)).weights(k)
+        return replace(self, like=args[0].to("meta"), device=args[0].device, more=(args[1:], kwargs)).weights(k)
 
     @property
     def holder(self) -> nn.Module | None:
@@ -264,31 +274,8 @@ def weights_of(product: Product, arrangement: Arrangement, first: int, k: int) -
         return f"its product could not be asked for its weights: {error}"
 
 
-@torch.no_grad()
-def matrix(
-    function: Callable[[Tensor], Any],
-    like: Tensor,
-    arrangement: Arrangement,
-    first: int,
-    k: int,
-    module: nn.Module | None = None,
-) -> tuple[Tensor, Tensor]:
-    """What a function that is linear in its rows makes of unit rows: its weights [k,e], and its bias [e].
-
-    Randomness that the function draws is given back, and so are the buffers of a `module` that it runs.
-    """
-    buffers = [] if module is None else [(x, x.clone()) for x in module.buffers()]
-    with kept_generators(like.device):
-        unit = unit_rows(like, arrangement, first, k)
-        try:
-            both = [rows_of_result(_tensor(function(x)), arrangement) for x in (unit, torch.zeros_like(unit))]
-        finally:
-            for buffer, before in buffers:  # statistics of a batch norm, of an observer
-                buffer.copy_(before)
-    made, bias = (x.reshape(k, -1) for x in both)
-    return made - bias, bias[0]
-
-
-def _tensor(output: Any) -> Tensor:
-    """A module's result, or the first of several."""
-    return local(output if isinstance(output, Tensor) else output[0])
+def _numbers(weight: Tensor | None) -> tuple[object, ...]:
+    if weight is None:
+        return ()
+    kind = None if type(weight) in (Tensor, nn.Parameter) else type(weight)
+    return kind, weight.dtype, weight.device

@@ -291,3 +291,19 @@ def test_a_part_may_be_captured_by_itself():
         model(INPUT)
     (found,) = captures.values()
     assert torch.equal(found.out.flatten(0, 1), model[1].proj.weight.t())
+
+
+@pytest.mark.parametrize("first", [0, 1, 2])
+def test_captures_of_our_models_are_closed_in_any_order(first):
+    """One that began later had recorded nothing once an earlier one was closed."""
+    model, x = small_families.build("dit"), (torch.randn(2, 1, 8, 8), torch.tensor([1, 9]), torch.tensor([0, 2]))
+    contexts = [capture(model) for _ in range(3)]
+    captures = [context.__enter__() for context in contexts]
+    for closed in (first, *({0, 1, 2} - {first})):
+        contexts[closed].__exit__(None, None, None)
+        captures[closed] = None
+        with torch.no_grad():
+            model(*x)
+        for each in captures:
+            assert each is None or len(each) == len(list(model.blocks))
+    assert all(block.attn.recorder is None for block in model.blocks)

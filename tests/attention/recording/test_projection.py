@@ -1,5 +1,6 @@
 """W^O as it was in the forward: it outlives the model, is never another layer's, and never one that changed since."""
 
+import copy
 import gc
 
 import pytest
@@ -175,3 +176,90 @@ def test_weights_that_are_there_for_one_forward_alone(layer):
         torch.testing.assert_close(found, average[name].flatten(0, 1) if layer is ByHead else average[name].t())
         (plain,) = recorded(model).values()
         torch.testing.assert_close(plain.out.flatten(0, 1) * 1.1, found)
+
+
+def adapted(model: nn.Module) -> nn.Module:
+    peft = pytest.importorskip("peft")
+    return peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=["proj"], init_lora_weights=False), model)
+
+
+def as_it_is(model: nn.Module) -> nn.Module:
+    return model
+
+
+def quantised(model: nn.Module) -> nn.Module:
+    quantization = pytest.importorskip("torchao.quantization")
+    quantization.quantize_(model, quantization.Int8WeightOnlyConfig())
+    return model
+
+
+def normed(model: nn.Module) -> nn.Module:
+    for block in model:
+        nn.utils.parametrizations.weight_norm(block.proj)
+    return model
+
+
+def response(model: nn.Module) -> torch.Tensor:
+    """W^O [e,e] of the first layer, as its projection answers, in float64."""
+    proj = model[0].proj
+    like = proj.base_layer.weight if hasattr(proj, "base_layer") else proj.weight
+    with torch.no_grad():
+        unit = torch.eye(E, dtype=like.dtype)
+        return proj(unit).double() - proj(torch.zeros_like(unit)).double()
+
+
+@pytest.mark.parametrize("kind", [adapted, as_it_is])
+def test_a_model_may_be_cast_or_quantised_after_it_was_recorded(kind):
+    """What was known of adapters was of the types and places they had: W^O could not be had from then on."""
+    model = kind(drawn(nn.Sequential(Layer())))
+    assert recorded(model)["0"].out is not None
+    change = model.double if kind is adapted else lambda: quantised(model)
+    change()
+    for _ in range(2):
+        with torch.no_grad(), capture(model) as captures:
+            model(X()["args"][0].to(next(model.parameters()).dtype))
+        assert captures["0"].out is not None, captures["0"].why_no_out
+        torch.testing.assert_close(captures["0"].out.flatten(0, 1).double(), response(model), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [quantised, normed])
+def test_weights_that_a_module_makes_are_had_of_a_compiled_model(kind):
+    """Its products are not watched, and no program is asked for more than the eager forward that comes first."""
+    torch._dynamo.reset()
+    model = kind(drawn(nn.Sequential(Layer(), Layer())))
+    compiled = torch.compile(model, backend="eager")
+    for _ in range(3):
+        with torch.no_grad(), capture(compiled) as captures:
+            compiled(*X()["args"])
+        assert captures["0"].out is not None, captures["0"].why_no_out
+        torch.testing.assert_close(captures["0"].out.flatten(0, 1).double(), response(model), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_bias_in_half_precision_does_not_hide_the_weights(dtype):
+    """The product with unit rows was rounded beside a bias a hundred times as large: W^O was wrong by a third."""
+    model = adapted(drawn(nn.Sequential(Layer()))).to(dtype)
+    base = model[0].proj.base_layer
+    with torch.no_grad():
+        base.bias.fill_(30.0)
+        with capture(model) as c:
+            model(X()["args"][0].to(dtype))
+    lora = model[0].proj
+    up, down = lora.lora_B["default"].weight.double(), lora.lora_A["default"].weight.double()
+    want = (base.weight.double() + lora.scaling["default"] * up @ down).T.detach()
+    error = (c["0"].out.flatten(0, 1).double() - want).norm() / want.norm()
+    assert error <= 2 * torch.finfo(dtype).eps
+
+
+def test_a_copy_of_a_recorded_model_with_parametrised_attention_is_a_plain_one():
+    """Such modules copy themselves, recorders and all: the copy's first forward was a traceback."""
+    model = drawn(nn.Sequential(ByHead()))
+    nn.utils.parametrizations.weight_norm(model[0], "out")
+    recorded(model)
+    with torch.no_grad(), capture(model) as captures:
+        want = model(*X()["args"])
+        copied = copy.deepcopy(model)
+        torch.testing.assert_close(copied(*X()["args"]), want)
+        assert captures["0"].out is not None
+    assert type(copied[0]) is type(model[0])
+    assert not any("_dit_shd" in key for module in copied.modules() for key in vars(module))

@@ -1,0 +1,57 @@
+"""What a function that is linear in its rows makes of unit rows: its weights."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dit_shd.attention.recording.arrangement import Arrangement, rows_of_result, unit_rows
+from dit_shd.attention.recording.weight_samples import local
+from dit_shd.core.rng import kept_generators
+
+
+@torch.no_grad()
+def matrix(
+    function: Callable[[Tensor], Any],
+    like: Tensor,
+    arrangement: Arrangement,
+    first: int,
+    k: int,
+    module: nn.Module | None = None,
+) -> tuple[Tensor, Tensor]:
+    """What a function that is linear in its rows makes of unit rows: its weights [k,e], and its bias [e].
+
+    In half precision larger rows are used beside a large bias, in whose rounding the weights would be lost. Randomness
+    that the function draws is given back, and so are the buffers of a `module` that it runs.
+    """
+    buffers = [] if module is None else [(x, x.clone()) for x in module.buffers()]
+    with kept_generators(like.device):
+        unit = unit_rows(like, arrangement, first, k)
+        try:
+            made, bias = (_made(function, x, arrangement, k) for x in (unit, torch.zeros_like(unit)))
+            weight, scale = made - bias, _scale(made, bias)
+            if scale > 1:
+                weight = (_made(function, unit * scale, arrangement, k) - bias) / scale
+        finally:
+            for buffer, before in buffers:  # statistics of a batch norm, of an observer
+                buffer.copy_(before)
+    return weight, bias[0]
+
+
+def _made(function: Callable[[Tensor], Any], rows: Tensor, arrangement: Arrangement, k: int) -> Tensor:
+    """What a function makes of k rows, [k,e]."""
+    output = function(rows)
+    return rows_of_result(local(output if isinstance(output, Tensor) else output[0]), arrangement).reshape(k, -1)
+
+
+def _scale(made: Tensor, bias: Tensor) -> float:
+    """A power of 2 of rows next to whose product a bias is small."""
+    info = torch.finfo(made.dtype)
+    if info.bits > 16:
+        return 1.0
+    largest, typical = (float(x) for x in (bias.abs().max(), (made - bias).float().square().mean().sqrt()))
+    room = info.max / 16 / max(float((made - bias).abs().max()), info.tiny)
+    wanted = min(largest / max(typical, info.tiny), room, 2.0**12)
+    return 2.0 ** math.ceil(math.log2(wanted)) if 0 < wanted < math.inf else 1.0
