@@ -18,7 +18,9 @@ from dit_shd.tasks import Batch
 
 
 class LayerLoss(Loss):
-    """A sum over pairs of layers. A pair is computed as soon as the teacher's layer has run, so that none is held.
+    """A sum over pairs of layers. A pair is computed as soon as the teacher's layer has run, so that none need be held.
+
+    What its backward computes anew is kept until then: of TinyBERT and HeadMean query and key of the teacher's layers.
 
     Args:
         weight: The factor in the total, constant or by step.

@@ -25,7 +25,7 @@ class Loss(nn.Module, ABC):
 
     A loss whose `reads` include ATTENTION or HIDDEN is given all layers of both models at once. The teacher's are held
     until it has run to its end: attention takes 3 b h n d numbers a layer (query, key and value; the maps themselves
-    are not stored), hidden states take b n e. A loss that is a sum over pairs of layers holds none: see LayerLoss.
+    are not stored), hidden states take b n e. A sum over pairs of layers need hold none: see LayerLoss.
 
     Args:
         weight: The factor in the total, constant or by step.

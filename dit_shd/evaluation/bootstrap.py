@@ -3,7 +3,8 @@
 The samples are drawn again from themselves, as many with replacement, and every figure is computed anew against the
 same reference. The interval is the figure plus and minus 1.96 times the deviation over the resamplings. Percentiles
 of the resamplings themselves would not do: a resampled set has fewer different images, which biases a Frechet
-distance as a smaller set would, so often the figure would not lie in its own interval.
+distance as a smaller set would, so often the figure would not lie in its own interval. It ends where no figure can be
+(a precision above 1).
 
 What it leaves out: the reference is taken as it is, and another training seed moves FID more than another draw of
 samples does. Recall and coverage have no interval: an image drawn twice is its own nearest neighbour, so the balls of a
@@ -45,6 +46,8 @@ def intervals(
     """
     unfit = {name for metric in metrics for name in metric.not_resampled}
     names = [name for name in figures if not name.endswith(" std") and name not in unfit]
+    shares = {name for metric in metrics for name in metric.shares}
+    lowest: dict[str, float] = {}
     resampled_figures: dict[str, list[float]] = {name: [] for name in names}
     generator = torch.Generator().manual_seed(seed)
     for _ in tqdm(range(resamples), unit="resampling", desc="intervals", disable=None):
@@ -53,12 +56,15 @@ def intervals(
             for name, value in metric.compute(drawn, reference).items():
                 if name in resampled_figures:
                     resampled_figures[name].append(value)
+                    lowest[name] = metric.lowest
     ends = {}
     for name in names:
         std = float(torch.tensor(resampled_figures[name], dtype=torch.float64).std())
         if std == 0:
             continue
-        ends[name] = {"low": figures[name] - NORMAL * std, "high": figures[name] + NORMAL * std, "std": std}
+        low, high = figures[name] - NORMAL * std, figures[name] + NORMAL * std
+        high = min(high, 1.0) if name in shares else high
+        ends[name] = {"low": max(low, lowest[name]), "high": high, "std": std}
     return ends
 
 

@@ -153,7 +153,11 @@ class LatentTransformer(ModelMixin, ConfigMixin):
 
     @classmethod
     def from_options(cls, size: str | None = None, **options: Any) -> Self:
-        """Construct a model by the name of a size (such as S/2); arguments of the class override the size's.
+        """Construct a model by the name of a size.
+
+        Args:
+            size: S/2, B/2, L/2, XL/2 and the like, as published; other keys override what it stands for.
+            options: Arguments of the class.
 
         Raises:
             UserError: There is no such size.

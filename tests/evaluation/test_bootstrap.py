@@ -50,7 +50,25 @@ def test_an_interval_is_around_the_figure_and_repeats_itself():
     assert set(found) == {name for name in known if not name.endswith(" std")} - {"recall", "coverage"}
     for name, ends in found.items():
         assert ends["low"] < known[name] < ends["high"]
+        if ends["high"] == 1:  # precision
+            continue
         assert ends["high"] - ends["low"] == pytest.approx(2 * stats.norm.ppf(0.975) * ends["std"])
+
+
+def test_an_interval_ends_where_no_figure_can_be():
+    """A precision next to 1, a density and a distance next to 0."""
+    r = torch.Generator().manual_seed(0)
+    x = features(torch.randn(40, 4, generator=r))
+    far = features(torch.cat([x.pooled[:38], x.pooled[38:] + 100]))
+    known = {"precision": 0.99, "density": 0.01, "FD(x)": 1e-9}
+    metrics = [PrecisionRecall(), Frechet()]
+    name = next(iter(Frechet().compute(far, x)))
+    known[name] = known.pop("FD(x)")
+    found = intervals(metrics, far, x, known, 10)
+    assert found["precision"]["high"] == 1
+    assert found["precision"]["low"] < 0.99
+    assert found["density"]["low"] == found[name]["low"] == 0
+    assert found["density"]["high"] > 0.01
 
 
 def test_rows_of_one_image_stay_together():

@@ -12,8 +12,8 @@ from dit_shd.tasks import Batch
 class MiniLM(LayerLoss):
     """KL(A_t || A_s) + KL(R_t || R_s), R = softmax(V V^T / sqrt d), mean over heads and query rows (arXiv 2002.10957).
 
-    Both models need as many heads; head i learns from head i. Any head widths. Keys that several heads share are
-    compared once.
+    Both models need as many heads; head i learns from head i. Any head widths. Values that several heads share
+    count once for each of them.
 
     Args:
         weight: Factor of the loss; {step: factor} for a schedule, in YAML also {20%: factor}.

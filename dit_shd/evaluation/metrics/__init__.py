@@ -5,6 +5,7 @@ One file here is one metric, called by its file name. Its inputs are two Feature
 Shapes: n images, d pooled features. Statistics are float64; products of large matrices run in blocks.
 """
 
+import math
 from abc import ABC, abstractmethod
 
 from torch import Tensor
@@ -31,6 +32,10 @@ class Metric(ABC):
     """Whether the reference must have images, not statistics alone."""
     not_resampled: tuple[str, ...] = ()
     """Figures for which a bootstrap interval would be wrong."""
+    lowest: float = -math.inf
+    """What no figure of it can be below."""
+    shares: tuple[str, ...] = ()
+    """Figures that cannot be above 1."""
 
     @abstractmethod
     def compute(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:

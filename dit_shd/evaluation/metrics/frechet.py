@@ -23,6 +23,8 @@ PUBLISHED = 50_000
 class Frechet(Metric):
     """FID, or FD(title) for any other network; rounding below zero is cut off."""
 
+    lowest = 0.0
+
     def compute(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
         """The Frechet distance of the pooled features."""
         name = "FID" if samples.is_fid else f"FD({samples.title})"

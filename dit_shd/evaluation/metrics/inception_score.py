@@ -31,6 +31,7 @@ class InceptionScore(Metric):
     """
 
     needs_logits = True
+    lowest = 1.0
 
     def __init__(self, chunk: int = 5000) -> None:
         if chunk < 1:

@@ -31,6 +31,8 @@ class PrecisionRecall(Metric):
 
     needs_reference_images = True
     not_resampled = ("recall", "coverage")
+    lowest = 0.0
+    shares = ("precision", "recall", "coverage")
 
     def __init__(self, k: int = 3, density_k: int = 5, block: int = 1024) -> None:
         for name, value in (("k", k), ("density_k", density_k), ("block", block)):

@@ -14,6 +14,7 @@ class SpatialFrechet(Metric):
     """sFID, or sFD(title) for another network that has spatial features."""
 
     needs_spatial = True
+    lowest = 0.0
 
     def compute(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
         """The Frechet distance of the spatial features."""
