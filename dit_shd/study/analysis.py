@@ -15,7 +15,9 @@ from dit_shd.study.statistics import Difference, Summary, holm, holm_confidence,
 ALPHA = 0.05
 Verdict = Literal[
     "seen",
+    "seen, too small to matter",
     "the opposite is seen",
+    "the opposite is seen, too small to matter",
     "not seen",
     "cannot be told",
     "one seed so far",
@@ -171,9 +173,10 @@ def compare(study: Study, variants: Sequence[Variant], figure: str) -> list[Comp
 def verdict_of(comparison: Comparison, higher_is_better: bool | None, relevant: float) -> Verdict:
     """What is said of the claim that `variant` is better than `other`.
 
-    seen: better, and unlikely by chance (p below 0.05 after Holm's correction). not seen: the whole interval lies below
-    the smallest gain that would matter. Else it cannot be told from so few seeds. Nothing is said before all seeds of
-    the study have ended, nor where some of the two failed.
+    seen: better, and unlikely by chance (p below 0.05 after Holm's correction); too small to matter where the whole
+    interval lies within the smallest difference that would. not seen: the whole interval lies below that. Else it
+    cannot be told from so few seeds. Nothing is said before all seeds of the study have ended, nor where some of the
+    two failed.
     """
     if comparison.difference.n < 2:
         return "one seed so far" if comparison.difference.n else "not run yet"
@@ -185,9 +188,13 @@ def verdict_of(comparison: Comparison, higher_is_better: bool | None, relevant: 
         return "wants higher_is_better"
     sign = 1 if higher_is_better else -1
     gain = sign * comparison.difference.mean
+    ends = sign * comparison.difference.low, sign * comparison.difference.high
     if comparison.holm_p < ALPHA:
-        return "seen" if gain > 0 else "the opposite is seen"
-    most = max(sign * comparison.difference.low, sign * comparison.difference.high)
+        small = max(map(abs, ends)) < relevant
+        if gain > 0:
+            return "seen, too small to matter" if small else "seen"
+        return "the opposite is seen, too small to matter" if small else "the opposite is seen"
+    most = max(ends)
     return "not seen" if most < relevant else "cannot be told"
 
 

@@ -134,6 +134,9 @@ def test_nothing_to_compare_yet():
     [
         (-1.0, 0.5, 0.01, "seen"),
         (1.0, 0.5, 0.01, "the opposite is seen"),
+        (-0.3, 0.1, 0.01, "seen, too small to matter"),
+        (-0.3, 0.25, 0.01, "seen"),
+        (0.3, 0.1, 0.01, "the opposite is seen, too small to matter"),
         (-1.0, 0.9, 0.06, "cannot be told"),
         (-0.1, 0.2, 0.5, "not seen"),
         (-0.1, 0.5, 0.5, "cannot be told"),
