@@ -92,7 +92,10 @@ def _bar(trainer: Trainer, shown: bool) -> Any:  # noqa: ANN401 - a bar of the t
 
 
 def merged(values: Mapping[str, object], changes: Mapping[str, object]) -> dict[str, Any]:
-    """Values with changes in their place; of a mapping that names no plug-in and is not WHOLE, key by key."""
+    """Values with changes in their place; of a mapping that names no plug-in and is not WHOLE, key by key.
+
+    A student `like` the teacher is another one than the config's, as one by name is.
+    """
     result = dict(values)
     if "from_run" in changes:  # of Python, where from is no keyword
         result.pop("from", None)
@@ -101,7 +104,8 @@ def merged(values: Mapping[str, object], changes: Mapping[str, object]) -> dict[
         if isinstance(before, str) and key not in WHOLE:  # `task: flow_matching` is short for {name: flow_matching}
             before = {"name": before}
         mappings = key not in WHOLE and isinstance(before, Mapping) and isinstance(value, Mapping)
-        both = mappings and ("name" not in value or key in GROUPS)  # type: ignore[operator]
+        other = mappings and key not in GROUPS and ("name" in value or "like" in value)  # type: ignore[operator]
+        both = mappings and not other
         result[key] = merged(before, value) if both else value  # type: ignore[arg-type]
     return result
 

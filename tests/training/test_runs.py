@@ -67,6 +67,9 @@ def test_changes_of_a_plugin_that_is_named_by_text_are_changes_of_that_plugin():
         "teacher": {"a": "x", "b": "y"},
     }
     assert merged(values, {"task": {"name": "diffusion"}})["task"] == {"name": "diffusion"}
+    like = {"like": "teacher", "num_layers": 1}
+    assert merged({"student": {"name": "mdt", "size": "S/2"}}, {"student": like}) == {"student": like}
+    assert merged({"student": like}, {"student": {"num_layers": 2}})["student"] == {**like, "num_layers": 2}
 
 
 def test_mappings_by_the_users_names_and_steps_are_replaced():
