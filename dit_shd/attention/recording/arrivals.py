@@ -78,10 +78,10 @@ class Arrivals:
         self._made: list[tuple[ref[Tensor], AttentionResult, Part]] = []
         """What the products that rows arrived at have given."""
 
-    def attention(self, result: Tensor) -> None:
-        """Attention gave this [b,h,n,d] or [b,n,d]; its rows are looked for from now on."""
-        if result.ndim in (3, 4) and not result.is_nested and not result.is_meta:
-            self._results.append(AttentionResult(result))
+    def attention(self, result: Tensor, mixed: Tensor) -> None:
+        """Attention gave this, which is `mixed` [b,h,n,d] or [b,n,d]; its rows are looked for from now on."""
+        if mixed.ndim in (3, 4) and not mixed.is_nested and not mixed.is_meta:
+            self._results.append(AttentionResult(result, mixed[:, None] if mixed.ndim == 3 else mixed))
 
     def follow(self, function: Any, args: tuple[Any, ...], made: Any, module: nn.Module) -> None:
         """A function has run in a module: if it bends what a product gave, that product makes a gate."""

@@ -53,7 +53,6 @@ class Recording(LastForward):
         self._chosen: set[str] = set()
         self.armed = False
         self._ours = bool(discovery.own_layers(model))
-        self._modules = self._structure = 0
         self._sites = Sites()
         self._key: knowledge.Key = ()
         self._with_graph = False
@@ -73,7 +72,7 @@ class Recording(LastForward):
         self._set = ExitStack()
         self._products: list[ProductRecorder] = []
         self._slow: set[nn.Module] = set()
-        self._adapters, self._places = list[nn.Module](), list[knowledge.Place]()
+        self._structure = knowledge.Structure(self._core)
         self._reported = False
 
     def open(self) -> None:
@@ -83,16 +82,8 @@ class Recording(LastForward):
                 self._record(name, module)
             return
         self.selection.check_settings(self.model)
-        self._look()
-        for sites in knowledge.all_known(self._core, self._structure):
+        for sites in knowledge.all_known(self._core, self._structure.look()):
             self._instrument(sites)
-
-    def _look(self) -> None:
-        """Take note of the modules of the model, and of the adapters that are at work."""
-        if not self._modules or not all(map(knowledge.in_place, self._places)):
-            self._modules, self._places = knowledge.structure(self._core), []
-            self._adapters = [module for module in self._core.modules() if hasattr(module, "_disable_adapters")]
-        self._structure = hash((self._modules, knowledge.adapters(self._adapters)))
 
     def close(self) -> None:
         """Leave the model as it was."""
@@ -115,8 +106,8 @@ class Recording(LastForward):
             for module in hiding(self._core, {each.module for each in self.recorders.values()}) - self._slow:
                 self._slow.add(module)
                 self._set.enter_context(recorded(module, SlowPath(self)))
-        if changed or not self._places:
-            self._places += knowledge.places(self._core, sites)
+        if changed or not self._structure.places:
+            self._structure.add(sites)
 
     def _watch(self, projection: PassingProjection) -> None:
         module = projection.module()
@@ -173,9 +164,8 @@ class Recording(LastForward):
         if not door:
             self._forget()
         if not self._ours:
-            self._look()
             given = {**dict(zip(names, args)), **kwargs}
-            self._key = knowledge.key_of(door, given, self._core.training, self._structure)
+            self._key = knowledge.key_of(door, given, self._core.training, self._structure.look())
             sites = knowledge.known(self._core, self._key)
             if sites is None:
                 self._survey = Survey(self.model, type(self.model).__name__)
@@ -226,7 +216,6 @@ class Recording(LastForward):
                 self.check_graph(recorder, calls[0].graph)
                 recorder.ran = (tuple(call.raw for call in calls), calls[0].tokens, None)
                 self.flush(recorder)
-        self._sites.order = tuple(self._shapes)
 
     def flush(self, recorder: Recorder | None = None) -> None:
         """Make Captures of what an instrumented module, or every one, did."""
@@ -284,7 +273,7 @@ class Recording(LastForward):
                 continue
             known = layout.text
             text = None if known is None else known.among(call.query.shape[2], tokens.lengths, self._given)
-            name = recorder.name + (f"#{i + 1}" if i else "")
+            name = recorder.name + knowledge.numbered(i)
             try:
                 call = replace(call, mixed=None) if layout.overwritten else call
                 for suffix, capture in sections(call, self._biases.of(call.mask), layout, text, self.selection.block):
@@ -294,7 +283,7 @@ class Recording(LastForward):
 
     def _site(self, recorder: Recorder) -> Site | None:
         """What is known of a recorder's module, by this forward or another one."""
-        kinds = [self._sites, *knowledge.all_known(self._core, self._structure)]
+        kinds = [self._sites, *knowledge.all_known(self._core, self._structure.number)]
         return next((sites[recorder.name] for sites in kinds if recorder.name in sites), None)
 
     @property
@@ -305,8 +294,11 @@ class Recording(LastForward):
 
     @property
     def by_hand(self) -> Mapping[str, str]:
-        """Layers among the wanted ones that ran and called nothing that can be recorded, and why that may be."""
-        return self._sites.by_hand if self.selection.layers is None else {}
+        """Layers among the wanted ones that ran and did nothing that can be recorded, and why that may be."""
+        if self.selection.layers is not None:
+            return {}
+        unread = {name: f"cannot be recorded: {site.reason}" for name, site in self._sites.items() if site.reason}
+        return {**self._sites.by_hand, **unread}
 
     @property
     def why_empty(self) -> str:

@@ -66,13 +66,13 @@ class Sites(dict[str, Site]):
     """Modules that are what these are, in the same sections, and did not run."""
     by_hand: Mapping[str, str] = {}
     """Attention in the same sections that ran without calling it (maps computed by hand?), and why that may be."""
-    order: tuple[str, ...] = ()
-    """Names of captures, in the order in which they were made."""
+    places: Mapping[str, int] = {}
+    """The number of the run, among those of all modules, that gave a capture of this name."""
 
     def ordered(self, made: dict[str, T]) -> dict[str, T]:
         """What a forward has made, as its layers ran: compiled ones hand over what they did only when it ends."""
-        places = {name: i for i, name in enumerate(self.order)}
-        return dict(sorted(made.items(), key=lambda item: places.get(item[0], len(places))))
+        last = len(self.places)
+        return dict(sorted(made.items(), key=lambda item: self.places.get(item[0].partition(":")[0], last)))
 
 
 Place = tuple[nn.Module, str, nn.Module]
@@ -86,35 +86,47 @@ def key_of(door: str, inputs: Mapping[str, object], training: bool, structure: i
     return door, given, training, structure
 
 
-def structure(model: nn.Module) -> int:
-    """A number for the modules of a model and their kinds."""
-    return hash(tuple((id(m), plain_class(m), _processor(m), "_hf_hook" in vars(m)) for m in model.modules()))
+class Structure:
+    """A number for the modules of a model, their kinds and the adapters of peft that are at work.
+
+    Args:
+        model: Which may be changed between forwards.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model, self.number = model, 0
+        self.places: list[Place] = []
+        """The places on the way to its attention and projections, by which a change is noticed."""
+        self._modules = 0
+        self._adapters: list[nn.Module] = []
+
+    def look(self) -> int:
+        """The number as it is now."""
+        if not self._modules or not all(parent._modules.get(key) is child for parent, key, child in self.places):
+            modules, self.places = list(self.model.modules()), []
+            self._modules = hash(tuple((id(m), plain_class(m), _processor(m), "_hf_hook" in vars(m)) for m in modules))
+            self._adapters = [module for module in modules if hasattr(module, "_disable_adapters")]
+        self.number = hash((self._modules, _at_work(self._adapters)))
+        return self.number
+
+    def add(self, sites: Sites) -> None:
+        """Watch the places of some attention and its projections, too."""
+        layers = [site.module() for site in sites.values()]
+        holders = [projection.holder for site in sites.values() for projection in site.projections]
+        wanted, unique = {*layers, *holders}, dict[Place, None]()
+        for path, module in self.model.named_modules():
+            parent = self.model
+            for key in path.split(".") if module in wanted and path else ():
+                child = parent.get_submodule(key)
+                unique[parent, key, child] = None
+                parent = child
+        self.places += unique
 
 
-def places(model: nn.Module, sites: Sites) -> list[Place]:
-    """The places on the way to the attention of a model and to its projections."""
-    layers = [site.module() for site in sites.values()]
-    holders = [projection.holder for site in sites.values() for projection in site.projections]
-    wanted, unique = {*layers, *holders}, dict[Place, None]()
-    for path, module in model.named_modules():
-        parent = model
-        for key in path.split(".") if module in wanted and path else ():
-            child = parent.get_submodule(key)
-            unique[parent, key, child] = None
-            parent = child
-    return list(unique)
-
-
-def in_place(place: Place) -> bool:
-    """Whether a child is where it was."""
-    parent, key, child = place
-    return parent._modules.get(key) is child
-
-
-def adapters(modules: Sequence[nn.Module]) -> Key:
-    """Which adapters are at work in some modules of peft: that changes from forward to forward."""
+def _at_work(adapters: Sequence[nn.Module]) -> Key:
+    """Which adapters of peft are at work: that changes from forward to forward."""
     names = ("_disable_adapters", "_active_adapter", "merged_adapters")
-    return tuple(str(vars(module).get(name)) for module in modules for name in names)
+    return tuple(str(vars(module).get(name)) for module in adapters for name in names)
 
 
 def _processor(module: nn.Module) -> type:
@@ -146,16 +158,18 @@ def remember(model: nn.Module, key: Key, sites: Sites) -> None:
 
 def learn(survey: Survey) -> Sites:
     """The attention that ran while a survey was made, in the order in which it ran."""
-    by_name: dict[str, list[list[SeenCall]]] = {}
-    for run in runs(survey):
-        by_name.setdefault(run[0].name, []).append(run)
+    by_name: dict[str, list[tuple[int, list[SeenCall]]]] = {}
+    places: dict[str, int] = {}
+    for place, run in enumerate(runs(survey)):
+        by_name.setdefault(run[0].name, []).append((place, run))
+    modules = {name: calls[0][1][0].module for name, calls in by_name.items()}
     survey.image = image_streams((call.query for call in survey.calls), survey.outputs)
     splits = _splits(survey, list(by_name))
     sites = Sites()
     for name, calls in by_name.items():
         layouts: list[Layout] = []
         reason = ""
-        for run in calls:
+        for place, run in calls:
             try:
                 tokens = run[0].tokens
                 given = [Call.of(each.raw, tokens) for each in run]
@@ -165,17 +179,18 @@ def learn(survey: Survey) -> Sites:
                 break
             chunked = merged[0].query.shape[2] > given[0].query.shape[2]
             parts_of = [run] if chunked else [[each] for each in run]
+            places |= {name + numbered(len(layouts) + i): place for i in range(len(merged))}
             layouts.extend(_layout(survey, seen, call, splits, list(by_name)) for call, seen in zip(merged, parts_of))
             sites.settled = sites.settled and not any(survey.arrivals.silent(each.raw[2]) for each in run)
-        first = calls[0][0]
-        sites[name] = Site(name, ref(first.module), tuple(layouts), reason)
+        sites[name] = Site(name, ref(modules[name]), tuple(layouts), reason)
     others = attention_like({name: m for name, m in survey.ran.items() if name not in sites and not is_cross(m)})
-    kinds = {(plain_class(calls[0][0].module), section_of(name)) for name, calls in by_name.items()}
+    kinds = {(plain_class(modules[name]), section_of(name)) for name in by_name}
     asleep = [(name, module) for module, name in survey.names.items() if name not in survey.ran]
     sites.silent = {name: f"{name} {why_silent(module)}" for name, module in others.items()}
     sites.idle = tuple(name for name, module in asleep if (plain_class(module), section_of(name)) in kinds)
     sites.by_hand = {name: why_silent(module) for name, module in _siblings(survey, sites)}
     sites.numbers = numbers(sites)
+    sites.places = places
     return sites
 
 
@@ -233,6 +248,11 @@ def _segments(seen: SeenCall) -> Segments:
     """The segments of a call's queries, if it is known that they are all of them."""
     n = seen.raw[2].shape[-2]
     return seen.query.segments if seen.query is not None and seen.query.tokens == n else ()
+
+
+def numbered(i: int) -> str:
+    """What the name of a module's capture from its i-th call (from 0) has more than the module's."""
+    return f"#{i + 1}" if i else ""
 
 
 def runs(survey: Survey) -> list[list[SeenCall]]:

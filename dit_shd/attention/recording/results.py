@@ -48,10 +48,15 @@ class Known:
 
 
 class AttentionResult:
-    """One result of attention, and what is known of where its rows went."""
+    """One result of attention, and what is known of where its rows went.
 
-    def __init__(self, made: Tensor):
-        self.mixed = mixed = made[:, None] if made.ndim == 3 else made
+    Args:
+        made: The tensor that attention gave.
+        mixed: Its numbers as [b,h,n,d].
+    """
+
+    def __init__(self, made: Tensor, mixed: Tensor):
+        self.made, self.mixed = made, mixed
         self.columns = mixed.shape[1] * mixed.shape[3]
         self.patience = PATIENCE
         self.arrivals: list[Part] = []
@@ -70,12 +75,12 @@ class AttentionResult:
 
     def is_of(self, mixed: Tensor) -> bool:
         """Whether it is this one."""
-        return self.mixed is mixed or (mixed.ndim == 3 and same_memory(self.mixed, mixed))
+        return self.made is mixed or (mixed.ndim == 3 and same_memory(self.made, mixed))
 
     @property
     def overwritten(self) -> bool:
         """Whether it was changed in place after attention gave it."""
-        return self._version is not None and self.mixed._version != self._version
+        return self._version is not None and self.made._version != self._version
 
     def among(self, given: Tensor, prints: Tensor | None = None) -> Tensor:
         """The tokens [r] whose rows are among those of given [..., h d], whose fingerprints may be at hand."""

@@ -163,10 +163,37 @@ class Call:
                 )
             query, key, value, result = (x[:, None] for x in (query, key, value, result))
             mask = mask[:, None] if mask is not None and mask.ndim == 3 else mask
+        if query.ndim == key.ndim == value.ndim == 5:
+            heads = heads_beside_windows(key, tokens)
+            if mask is not None and mask.ndim == 5:
+                mask = windows_as_samples(mask.expand(*query.shape[:3], *mask.shape[3:]), heads)
+            query, key, value, result = (windows_as_samples(x, heads) for x in (query, key, value, result))
         if not query.ndim == key.ndim == value.ndim == 4:
-            raise ValueError(f"wanted query, key and value with four dimensions, found {tuple(query.shape)}")
+            found = ", ".join(str(list(x.shape)) for x in (query, key, value))
+            raise ValueError(f"wanted query, key and value [b,h,n,d], found {found}")
         scale = query.shape[-1] ** -0.5 if scale is None else scale
         return cls(query, key, value, None if dropout else result, mask, causal, scale)
+
+
+def heads_beside_windows(key: Tensor, tokens: Tokens) -> int:
+    """Which dimension of keys in windows is the heads', of [b,windows,h,m,d] or [b,h,windows,m,d].
+
+    Raises:
+        ValueError: What the module was given does not tell.
+    """
+    rows = [n for n, _ in tokens.sizes[:1]]
+    fits = [3 - windows for windows in (1, 2) if len(key) * key.shape[windows] * key.shape[3] in rows]
+    if len(fits) != 1:
+        raise ValueError(
+            f"which dimension of the keys {list(key.shape)} is the heads' is not known; view query, key and value as "
+            "[b,h,n,d], with windows in the batch"
+        )
+    return fits[0]
+
+
+def windows_as_samples(x: Tensor, heads: int) -> Tensor:
+    """[b windows,h,n,d] of a tensor in windows, whose dimension `heads` is the heads'."""
+    return x.movedim(heads, 2).flatten(0, 1)
 
 
 def _heads_in_batch(query: Tensor, tokens: Tokens) -> int:

@@ -28,8 +28,10 @@ from dit_shd.attention.recording.sdpa_calls import (
     MultiHead,
     RawCall,
     heads_and_dropout,
+    heads_beside_windows,
     multi_head_attention,
     versions,
+    windows_as_samples,
 )
 from dit_shd.attention.recording.tokens import Tokens, is_sequence, token_places, tokens_of
 
@@ -212,17 +214,20 @@ class Survey(TorchFunctionMode):
     def attention(self, raw: RawCall) -> None:
         """It was attention."""
         running = self._owner()
-        with self._harmless():
-            self.arrivals.attention(raw[2])
         places = token_places(plain_class(running.module).forward)
+        tokens = tokens_of(places, running.args, running.kwargs)
         query, key, *more = Call.given(raw)
+        with self._harmless():
+            in_windows = raw[2].ndim == 5
+            mixed = windows_as_samples(raw[2], heads_beside_windows(key, tokens)) if in_windows else raw[2]
+            self.arrivals.attention(raw[2], mixed)
         self.calls.append(
             SeenCall(
                 self.names[running.module],
                 running.module,
                 running.run,
                 raw,
-                tokens_of(places, running.args, running.kwargs),
+                tokens,
                 torch.is_grad_enabled(),
                 self.lineages.of(query),
                 self.lineages.of(key),

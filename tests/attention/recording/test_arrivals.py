@@ -121,7 +121,7 @@ def test_results_that_were_all_zeros_are_looked_for_again():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_rows_are_known_again_by_all_of_their_bits(dtype):
     mixed = torch.randn(2, H, 6, E // H, generator=torch.Generator().manual_seed(0)).to(dtype)
-    result, rows = AttentionResult(mixed), mixed.transpose(1, 2).flatten(2)
+    result, rows = AttentionResult(mixed, mixed), mixed.transpose(1, 2).flatten(2)
     assert result.among(rows[:, 2:5]).tolist() == [2, 3, 4]
     assert result.among(rows.flip(1)).tolist() == list(range(6))
     assert result.among(rows[1:, :1]).tolist() == [0]
