@@ -13,12 +13,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from dit_shd.attention.bias import Bias, DenseBias
 from dit_shd.attention.capture import Capture
 from dit_shd.attention.kernels import captures as kernels
 from dit_shd.attention.tiles import CHUNK_MIB, Buffers, Loan, Maps, Tiling, add_product, flat, slices
+from dit_shd.core.first_order import first_order
 from dit_shd.core.precision import wide_dtype
 
 
@@ -127,7 +127,7 @@ class _StreamedAttention(torch.autograd.Function):
         return output
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, d_output: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         query, key, value, output, *leaves = ctx.saved_tensors
         bias: Bias = ctx.bias.rebuilt(leaves)

@@ -23,10 +23,10 @@ def layer_map(teacher: Sequence[str], student: Sequence[str], how: LayerMap = "s
             whose paths differ by numbers only (MDT: en_inblocks, en_outblocks, de_blocks); models of two families,
             which have no section in common, are one section each. `last`: the student's last layer gets the teacher's.
             `kept:PLAN`: as a file of `dit-shd depth` says. A dict is the map itself; student layers that it leaves out
-            are not supervised.
+            are not supervised. Where one model alone runs its blocks several times, each run is a layer.
 
     Raises:
-        UserError: A name that does not exist, or a section that the teacher lacks.
+        UserError: A name that does not exist, a section that the teacher lacks, or other numbers of runs.
     """
     if isinstance(how, Mapping):
         for names, known, role in ((how.keys(), student, "student"), (how.values(), teacher, "teacher")):
@@ -42,14 +42,15 @@ def layer_map(teacher: Sequence[str], student: Sequence[str], how: LayerMap = "s
     if how == "last":
         ends = [([name for name in names if ":" not in name] or list(names))[-1:] for names in (student, teacher)]
         return dict(zip(*ends))
-    runs = [max((_run(name) for name in names), default=1) for names in (teacher, student)]
-    if min(runs) > 1 and runs[0] != runs[1]:
-        raise UserError(
-            f"layers: a layer of the teacher runs {runs[0]} times in one forward, one of the student {runs[1]} times; "
-            "name the pairs"
-        )
     layers = [[name for name in names if ":" not in name] or list(names) for names in (teacher, student)]
-    pairs = _proportional(*layers) if how == "proportional" else _by_section(*layers)
+    runs = [max(map(_run, names), default=1) for names in layers]
+    unrolled = runs[0] != runs[1]
+    if unrolled and (min(runs) > 1 or not _loops(max(zip(runs, layers))[1])):
+        raise UserError(
+            f"layers: a layer of the teacher runs or calls attention {runs[0]} times in one forward, one of the "
+            f"student {runs[1]} times; name the pairs"
+        )
+    pairs = (_proportional if how == "proportional" else _by_section)(*layers, unrolled)
     for name in student:  # a layer's text queries learn from the text queries of its teacher, if they have any
         layer, _, part = name.partition(":")
         if part and layer in pairs and f"{pairs[layer]}:{part}" in teacher:
@@ -57,10 +58,10 @@ def layer_map(teacher: Sequence[str], student: Sequence[str], how: LayerMap = "s
     return {name: pairs[name] for name in student if name in pairs}
 
 
-def _by_section(teacher: Sequence[str], student: Sequence[str]) -> dict[str, str]:
-    sources, sections = _grouped(teacher, section_of), _grouped(student, section_of)
+def _by_section(teacher: Sequence[str], student: Sequence[str], unrolled: bool) -> dict[str, str]:
+    sources, sections = (_grouped(names, section_of, unrolled) for names in (teacher, student))
     if not sources.keys() & sections.keys():
-        return _proportional(teacher, student)
+        return _proportional(teacher, student, unrolled)
     pairs: dict[str, str] = {}
     for section, names in sections.items():
         if section not in sources:
@@ -72,8 +73,8 @@ def _by_section(teacher: Sequence[str], student: Sequence[str]) -> dict[str, str
     return pairs
 
 
-def _proportional(teacher: Sequence[str], student: Sequence[str]) -> dict[str, str]:
-    sources, kinds = _grouped(teacher, _kind), _grouped(student, _kind)
+def _proportional(teacher: Sequence[str], student: Sequence[str], unrolled: bool) -> dict[str, str]:
+    sources, kinds = (_grouped(names, _kind, unrolled) for names in (teacher, student))
     if not kinds.keys() <= sources.keys():
         return _by_depth(teacher, student)
     return {layer: source for kind in kinds for layer, source in _by_depth(sources[kind], kinds[kind]).items()}
@@ -84,10 +85,11 @@ def _by_depth(teacher: Sequence[str], student: Sequence[str]) -> dict[str, str]:
     return {name: teacher[-(-layer * deep // shallow) - 1] for layer, name in enumerate(student, start=1)}
 
 
-def _grouped(names: Sequence[str], group_of: Callable[[str], str]) -> dict[str, list[str]]:
+def _grouped(names: Sequence[str], group_of: Callable[[str], str], unrolled: bool) -> dict[str, list[str]]:
+    """Layers by group; unrolled: every run of a layer is in the group of the first."""
     groups: dict[str, list[str]] = {}
     for name in names:
-        groups.setdefault(group_of(name), []).append(name)
+        groups.setdefault(group_of(name.partition("#")[0] if unrolled else name), []).append(name)
     return groups
 
 
@@ -96,6 +98,12 @@ def _kind(name: str) -> str:
     path, mark, run = name.partition("#")
     end = path.rpartition(".")[2] if INDEX.search(path) else ""
     return ("" if end.isdigit() else end) + mark + run
+
+
+def _loops(names: Sequence[str]) -> bool:
+    """Whether layers run again after others have; one that calls attention twice in a run does not."""
+    again = [(names[i - 1].partition("#")[0], name.partition("#")[0]) for i, name in enumerate(names) if _run(name) > 1]
+    return len({name.partition("#")[0] for name in names}) == 1 or all(before != name for before, name in again)
 
 
 def _run(name: str) -> int:

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from dit_shd.attention.bias import DenseBias
 from dit_shd.attention.capture import Capture
 from dit_shd.attention.tiles import CHUNK_MIB, Tiling, full_precision, slices
 from dit_shd.core import rng
 from dit_shd.core.errors import UserError
+from dit_shd.core.first_order import first_order
 from dit_shd.core.precision import wide_dtype
 from dit_shd.squeezing.divergence import attention_kl
 from dit_shd.squeezing.squeeze import squeeze
@@ -99,7 +99,7 @@ class _OverRows(torch.autograd.Function):
         return values
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # noqa: ANN401
         needed = ctx.needs_input_grad[4:]
         leaves = [x.detach().requires_grad_(need) for x, need in zip(ctx.saved_tensors, needed)]

@@ -13,11 +13,11 @@ from typing import Any, get_args
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from dit_shd.attention.bias import Bias
 from dit_shd.attention.capture import Capture, one_layer
 from dit_shd.attention.tiles import CHUNK_MIB, Buffers, full_precision
+from dit_shd.core.first_order import first_order
 from dit_shd.core.precision import wide_dtype
 from dit_shd.squeezing.backends.autotune import RUNS, Backend, choose, unfit
 from dit_shd.squeezing.backends.job import Job, Measure, Result
@@ -176,7 +176,7 @@ class _Attached(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # noqa: ANN401
         d_query, d_key, *totals = ctx.saved_tensors
         scale = upstream.to(d_query.dtype)[:, None, None, None]

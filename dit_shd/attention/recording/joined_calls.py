@@ -33,28 +33,52 @@ def joined(calls: Sequence[Call], tokens: Tokens) -> list[Call]:
 
     Returns:
         In most cases one; samples of unlike lengths, one at a time, stay apart, and each is a share of the layer.
+
+    Raises:
+        ValueError: Each call has some of the heads.
     """
     first = calls[0]
+    if len(calls) < 2:
+        return list(calls)
+    _refuse_heads(calls, tokens)
     alike = all(
-        x.query.shape[:2] + x.query.shape[3:] == first.query.shape[:2] + first.query.shape[3:]
-        and x.value.shape[:2] + x.value.shape[3:] == first.value.shape[:2] + first.value.shape[3:]
-        and (x.scale, x.mixed is None) == (first.scale, first.mixed is None)
+        (x.query.shape[1], x.query.shape[3], x.value.shape[1], x.value.shape[3], x.scale, x.mixed is None)
+        == (first.query.shape[1], first.query.shape[3], *first.value.shape[1::2], first.scale, first.mixed is None)
         for x in calls
     )
-    if len(calls) < 2 or not alike:
+    batches = {len(x.query) for x in calls}
+    if not alike:
         return list(calls)
-    known = _union(calls) if _follow(calls, tokens) else None
+    known = _union(calls) if len(batches) == 1 and _follow(calls, tokens) else None
     if known is not None and all(x.key.shape[2] == known[0].shape[2] for x in calls):
         return [_of_rows(calls, *known)]  # chunks of queries, each over all keys
-    if len(calls) == tokens.samples and len(first.query) == 1:
-        same = len({(x.query.shape, x.key.shape, x.causal, _shape(x.mask)) for x in calls}) == 1
-        return [_of_samples(calls)] if same else [replace(x, share=1 / len(calls)) for x in calls]
-    if not _are_all([x.query for x in calls], tokens):  # a head at a time, say
+    if sum(len(x.query) for x in calls) == tokens.samples:  # parts of the batch
+        same = len({(x.query.shape[2], x.key.shape[1:3], x.causal, _shape(x.mask)) for x in calls}) == 1
+        share = [len(x.query) / tokens.samples for x in calls]
+        return [_of_samples(calls)] if same else [replace(x, share=one) for x, one in zip(calls, share)]
+    if len(batches) > 1 or not _are_all([x.query for x in calls], tokens):
         return list(calls)
     if known is None and all(x.query.shape[2] == x.key.shape[2] for x in calls):  # packed, each with memory of its own
         starts = [0, *accumulate(x.key.shape[2] for x in calls)][:-1]
         known = torch.cat([x.key for x in calls], 2), torch.cat([x.value for x in calls], 2), starts
     return list(calls) if known is None else [_of_rows(calls, *known)]
+
+
+def _refuse_heads(calls: Sequence[Call], tokens: Tokens) -> None:
+    """Refuse calls of which each has some of the heads, of all tokens that the module was given."""
+    first = calls[0]
+    shapes = {(len(x.query), *x.query.shape[2:], *x.key.shape[2:]) for x in calls}
+    if len(shapes) > 1 or not _are_all([first.query], tokens):
+        return
+    for part in ("query", "value"):
+        given: list[Tensor] = [getattr(x, part) for x in calls]
+        one = {(storage(x), x.stride()[2:]) for x in given}
+        if len(one) > 1 or len({x.storage_offset() for x in given}) < len(given):
+            return
+    raise ValueError(
+        f"its heads come in {len(calls)} calls of scaled_dot_product_attention, and a map of a layer is of all; give "
+        f"it all heads at once (the first call has {first.query.shape[1]})"
+    )
 
 
 def _follow(calls: Sequence[Call], tokens: Tokens) -> bool:
@@ -103,9 +127,10 @@ def _union(calls: Sequence[Call]) -> tuple[Tensor, Tensor, list[int]] | None:
 
 
 def _of_samples(calls: Sequence[Call]) -> Call:
-    """One call of samples [1,h,n,d]."""
+    """One call of parts of a batch."""
     query, key, value = (torch.cat([getattr(x, name) for x in calls]) for name in ("query", "key", "value"))
     masks = [_four(x.mask) for x in calls if x.mask is not None]
+    masks = [x.expand(len(call.query), *x.shape[1:]) for x, call in zip(masks, calls)]
     mask = torch.cat(masks) if masks else None
     return replace(calls[0], query=query, key=key, value=value, mixed=_mixed(calls, 0), mask=mask)
 
@@ -155,7 +180,8 @@ def _added(calls: Sequence[Call], spans: Spans, m: int) -> Tensor:
 
 
 def _shape(mask: Tensor | None) -> tuple[int, ...] | None:
-    return None if mask is None else tuple(mask.shape)
+    """Of a mask, but for its samples."""
+    return None if mask is None else tuple(_four(mask).shape[1:])
 
 
 def _four(mask: Tensor) -> Tensor:

@@ -24,6 +24,10 @@ Block = Literal["joint", "image", "image-text", "text-image"]
 """Queries-keys; `image` is image queries over image keys. A block of a map is renormalised over its keys."""
 
 
+IMAGE = "image=slice(77, None), or slice(None, -77) where it comes first"
+"""How to say where the image stands, where a model does not tell."""
+
+
 @dataclass(frozen=True)
 class BlockChoice:
     """The block of a joint map that is wanted; image: where the image's tokens stand, if the model does not tell."""
@@ -121,7 +125,7 @@ def sections(
     split = _split(n, layout, text, choice) if m == n else None
     if split is None:
         if len(projections) > 1 or (choice.block != "joint" and layout is not None and layout.order == "unknown"):
-            raise UserError(f"where the image stands among its {n} tokens is not known; say it: image=slice(77, None)")
+            raise UserError(f"where the image stands among its {n} tokens is not known; say it: {IMAGE}")
         if choice.block == "joint":
             where = slice(0, 0) if m == n and layout is not None and layout.order != "plain" else None
             yield "", _cut(call, bias, rows, keys, projections[0] if projections else None, reason, where)
@@ -151,16 +155,21 @@ _BLOCKS = {
 
 def _split(n: int, layout: Layout | None, text: int | None, choice: BlockChoice) -> tuple[slice, slice] | None:
     """Where image and text stand among n tokens."""
-    if choice.image is not None:
-        start, stop, step = choice.image.indices(n)
-        if step != 1 or start >= stop or (start > 0 and stop < n):
-            raise UserError(f"capture: image: wanted a run at one end of {n} tokens, found {choice.image}")
-        return slice(start, stop), slice(0, start) if start else slice(stop, n)
-    if layout is None or text is None or not 0 < text < n or layout.order in ("plain", "unknown"):
-        return None
-    if layout.order == "text first":
-        return slice(text, n), slice(0, text)
-    return slice(0, n - text), slice(n - text, n)
+    known = None
+    if layout is not None and text is not None and 0 < text < n and layout.order not in ("plain", "unknown"):
+        first = layout.order == "text first"
+        known = (slice(text, n), slice(0, text)) if first else (slice(0, n - text), slice(n - text, n))
+    if choice.image is None:
+        return known
+    start, stop, step = choice.image.indices(n)
+    if step != 1 or start >= stop or (start > 0 and stop < n):
+        raise UserError(f"capture: image: wanted a run at one end of {n} tokens, found {choice.image}")
+    if known is not None and slice(start, stop) != known[0]:
+        raise UserError(
+            f"capture: image: the model says that its image is tokens {known[0].start} to {known[0].stop - 1} of {n}, "
+            f"found {choice.image}, which are {start} to {stop - 1}; leave it out"
+        )
+    return slice(start, stop), slice(0, start) if start else slice(stop, n)
 
 
 def _cut(

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from torch import nn
 
 from dit_shd.attention.recording import discovery
-from dit_shd.attention.recording.joint import BlockChoice, Layout
+from dit_shd.attention.recording.joint import IMAGE, BlockChoice, Layout
 from dit_shd.attention.recording.knowledge import Site, Sites
 from dit_shd.attention.recording.survey import Survey
 from dit_shd.core.errors import UserError
@@ -95,7 +95,7 @@ class Selection:
         if self.block.block != "joint":
             return (
                 f"no layer that ran is known to join text and image tokens: there is no block '{self.block.block}'; "
-                "use block='joint', or say where the image tokens stand, as in image=slice(77, None)"
+                f"use block='joint', or say where the image tokens stand, as in {IMAGE}"
             )
         refused = [f"{name}: {site.reason}" for name, site in sites.items() if site.reason]
         if refused:

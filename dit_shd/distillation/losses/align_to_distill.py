@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from dit_shd.attention.capture import Capture
 from dit_shd.attention.softmax import softmax
 from dit_shd.attention.tiles import CHUNK_MIB
 from dit_shd.core.errors import UserError
+from dit_shd.core.first_order import first_order
 from dit_shd.distillation.losses import Forward, Loss, Needs, Reads, Term, Weight
 from dit_shd.distillation.relations import checked_chunk, over_rows, row_sample, row_weight
 from dit_shd.tasks import Batch
@@ -173,7 +173,7 @@ class _KeyDivergence(torch.autograd.Function):
         return value
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # noqa: ANN401
         d_maps, d_mixture, weight = ctx.saved_tensors
         d_weight = torch.einsum("b,bts->ts", upstream, d_mixture).to(weight.dtype)

@@ -92,7 +92,7 @@ class Target:
         weight = job.squeeze.weight[samples].index_select(1, place).to(buffers.dtype)
         self.weight = weight.unflatten(1, (self.groups, k))[..., None]  # [s,G,k,n or 1,1]
         kept = job.squeeze.maps.get(k) if job.temperature == 1 else None
-        self.kept = None if kept is None else kept[samples, kept_heads]
+        self.kept = None if kept is None else kept[samples, kept_heads].to(buffers.dtype)
         self.maps = Maps(job.teacher, samples, heads, job.temperature, buffers) if kept is None else None
 
     def rows(self, rows: slice) -> Tensor:
