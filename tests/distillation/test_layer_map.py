@@ -47,8 +47,21 @@ def test_layers_that_run_several_times_run_as_often_on_both_sides():
     three, two = (["a", *(f"a#{i}" for i in range(2, n + 1))] for n in (3, 2))
     assert layer_map(three, three) == {name: name for name in three}
     assert layer_map(["b.0", "b.1", "b.2"], three) == dict(zip(three, ["b.0", "b.1", "b.2"]))
-    with pytest.raises(UserError, match="of the teacher runs 3 times in one forward, one of the student 2 times"):
+    with pytest.raises(UserError, match="runs or calls attention 3 times in one forward, one of the student 2 times"):
         layer_map(three, two)
+
+
+@pytest.mark.parametrize("how", ["sections", "proportional"])
+def test_each_run_of_blocks_that_loop_is_a_layer_beside_a_model_without_loops(how):
+    """The teacher's later runs were left out, without a word."""
+    looped, plain = ["b.0", "b.1", "b.0#2", "b.1#2"], [f"b.{i}" for i in range(4)]
+    assert layer_map(looped, plain, how) == dict(zip(plain, looped))
+    assert layer_map(plain, looped, how) == dict(zip(looped, plain))
+    assert layer_map(looped, plain[:2], how) == {"b.0": "b.1", "b.1": "b.1#2"}
+    assert layer_map(looped, looped, how) == {name: name for name in looped}
+    twice = ["b.0", "b.0#2", "b.1", "b.1#2"]  # calls of one run
+    with pytest.raises(UserError, match="runs or calls attention 2 times in one forward, one of the student 1 times"):
+        layer_map(twice, plain, how)
 
 
 @pytest.mark.parametrize(

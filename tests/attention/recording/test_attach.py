@@ -219,6 +219,20 @@ def test_where_the_image_is_may_be_told():
         zoo.forward(model, inputs)
 
 
+@pytest.mark.parametrize("image", [slice(0, 10), slice(5, None)])
+def test_a_place_of_the_image_other_than_the_models_is_refused(image):
+    """Rows of the image had been given the text's W^O."""
+    r = torch.Generator().manual_seed(0)
+    x, text, pooled = (torch.randn(2, *shape, generator=r) for shape in ((4, 8, 8), (5, 16), (16,)))
+    model = sd3(2)
+    with torch.no_grad(), capture(model, image=slice(None, 16)) as captures:
+        model(x, text, pooled, torch.tensor([500.0]))
+    assert captures["transformer_blocks.0.attn"].shape[2:] == (16, 21)
+    with pytest.raises(UserError, match="the model says that its image is tokens 0 to 15 of 21"):
+        with torch.no_grad(), capture(model, image=image):
+            model(x, text, pooled, torch.tensor([500.0]))
+
+
 def test_processors_stay_at_work_show_and_leave():
     """A pipeline's calls go through them; the module's own processor is inside, and back after detach."""
     name = "PixArtTransformer2DModel"

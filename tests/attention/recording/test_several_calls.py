@@ -1,0 +1,143 @@
+"""Parts of a batch, windows in a dimension of their own, and heads in several calls: one layer, or refused."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_attention import Attention, E, Net, recorded
+
+from dit_shd import SHD, capture
+from dit_shd.core.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def images(b=4, n=6):
+    return torch.randn(b, n, E, generator=torch.Generator().manual_seed(0))
+
+
+class InParts(Attention):
+    """Some samples at a time; projected together, or each part by itself as conditional and unconditional halves."""
+
+    def __init__(self, parts=(2, 2), apart=False, heads=4):
+        super().__init__(heads=heads)
+        self.parts, self.apart = parts, apart
+
+    def forward(self, x, mask=None):
+        parts = zip(*(z.split(self.parts) for z in self.heads_of(x)))
+        if self.apart:
+            parts = (self.heads_of(part) for part in x.split(self.parts))
+        return self.proj(torch.cat([F.scaled_dot_product_attention(*one) for one in parts]).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("parts", [(2, 2), (3, 1), (1, 1, 1, 1)])
+def test_parts_of_a_batch_are_one_layer(parts, apart):
+    """They had been taken for packed images, of one alpha, or uneven ones for as many layers, without a word."""
+    found = []
+    for make, options in ((Attention, {}), (InParts, {"parts": parts, "apart": apart})):
+        torch.manual_seed(0)
+        teacher, student = Net(make=make, **options), Net(make=make, heads=2, **options)
+        for _ in range(2):
+            with capture(teacher) as t, capture(student) as s:
+                with torch.no_grad():
+                    teacher(images())
+                student(images())
+        loss = SHD()(t, s)
+        found.append((loss, torch.autograd.grad(loss, student.blocks[0].qkv.weight)[0]))
+    torch.testing.assert_close(found[1], found[0])
+
+
+class InWindows(Attention):
+    """Windows of 3 tokens in a dimension of their own, before the heads or after them."""
+
+    def __init__(self, heads_first=False, heads=4, size=3):
+        super().__init__(heads=heads)
+        self.heads_first, self.size = heads_first, size
+
+    def forward(self, x, mask=None):
+        b, n, _ = x.shape
+        of = [z.unflatten(2, (n // self.size, self.size)) for z in self.heads_of(x)]  # [b,h,w,n,d]
+        if not self.heads_first:
+            of = [z.transpose(1, 2) for z in of]
+        made = F.scaled_dot_product_attention(*of)
+        made = made if self.heads_first else made.transpose(1, 2)
+        return self.proj(made.flatten(2, 3).transpose(1, 2).flatten(2))
+
+
+class AsSamples(InWindows):
+    """The same, with the windows in the batch."""
+
+    def forward(self, x, mask=None):
+        b, n, _ = x.shape
+        of = [z.unflatten(2, (n // self.size, self.size)).transpose(1, 2).flatten(0, 1) for z in self.heads_of(x)]
+        made = F.scaled_dot_product_attention(*of).unflatten(0, (b, n // self.size)).transpose(1, 2)
+        return self.proj(made.flatten(2, 3).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("heads_first", [False, True])
+def test_windows_in_a_dimension_of_their_own_are_samples(heads_first):
+    """As timm's Twins and Hiera have them."""
+    model, other = Net(depth=1, make=InWindows, heads_first=heads_first), Net(depth=1, make=AsSamples)
+    other.load_state_dict(model.state_dict())
+    for _ in range(2):
+        found, want = (recorded(each, images())["blocks.0"] for each in (model, other))
+        assert found.shape == want.shape == (8, 4, 3, 3)
+        torch.testing.assert_close(found.map(), want.map())
+        torch.testing.assert_close(found.out, want.out)
+        torch.testing.assert_close(found.out.flatten(0, 1), model.blocks[0].proj.weight.T)
+
+
+def test_as_many_windows_as_heads_do_not_tell_which_are_which():
+    with pytest.raises(UserError, match=r"which dimension of the keys \[4, 2, 2, 3, 16\] is the heads' is not known"):
+        recorded(Net(depth=1, make=InWindows, heads=2), images())
+
+
+class Mixed(InWindows):
+    """Windows whose number tells nothing in the first block only."""
+
+    first = True
+
+    def __init__(self, **options):
+        super().__init__(size=3 if Mixed.first else 2, **options)
+        Mixed.first = False
+
+
+def test_a_layer_that_cannot_be_recorded_is_not_passed_over_where_depths_pair():
+    """The student's first layer had learned from the teacher's second, without a word."""
+    student = Net(depth=3, heads=2)
+    Mixed.first = True
+    teacher = Net(depth=3, make=Mixed, heads=2)
+    with capture(teacher) as t, capture(student) as s:
+        with torch.no_grad():
+            teacher(images())
+        student(images())
+    assert len(t) == 2
+    with pytest.raises(UserError, match=r"name the pairs.*blocks\.0 cannot be recorded: which dimension"):
+        SHD()(t, s)
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_heads_in_several_calls_are_refused(at_once):
+    """Groups of heads were cut at the calls, or the advice was of layers that run several times."""
+
+    class ByHead(Attention):
+        def forward(self, x, mask=None):
+            parts = zip(*(z.split(at_once, 1) for z in self.heads_of(x)))
+            made = torch.cat([F.scaled_dot_product_attention(*one) for one in parts], 1)
+            return self.proj(made.transpose(1, 2).flatten(2))
+
+    with pytest.raises(UserError, match=rf"its heads come in {4 // at_once} calls .*first call has {at_once}\)"):
+        recorded(Net(depth=1, make=ByHead), images())
+
+
+@pytest.mark.parametrize("first", [[-1], [1], ["blocks.2"]])
+def test_a_look_at_some_layers_does_not_change_the_order_of_later_captures(first):
+    """Those that were looked at first came first from then on, and layers were paired wrongly."""
+    model = Net(depth=4)
+    with torch.no_grad(), capture(model, layers=first) as captures:
+        model(images())
+    assert len(captures) == 1
+    assert list(recorded(model, images())) == [f"blocks.{i}" for i in range(4)]
