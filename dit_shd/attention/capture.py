@@ -180,8 +180,8 @@ class Capture:
         if self.image.start == self.image.stop:
             raise UserError(
                 f"capture: where the image stands among {self.key.shape[2]} tokens of text and image is not known, so "
-                "that its block cannot be cut; block=joint, or capture(model, image=slice(77, None)) (slice(None, -77) where "
-                "it comes first)"
+                "that its block cannot be cut; block=joint, or capture(model, image=slice(77, None)), slice(None, -77) "
+                "where it comes first"
             )
         if self.causal or not isinstance(self.bias, DenseBias | None):
             raise UserError("capture: the image's block of a causal map, or of one with a bias of rules, cannot be cut")

@@ -228,9 +228,9 @@ def test_a_place_of_the_image_other_than_the_models_is_refused(image):
     with torch.no_grad(), capture(model, image=slice(None, 16)) as captures:
         model(x, text, pooled, torch.tensor([500.0]))
     assert captures["transformer_blocks.0.attn"].shape[2:] == (16, 21)
-    with pytest.raises(UserError, match="the model says that its image is tokens 0 to 15 of 21"):
-        with torch.no_grad(), capture(model, image=image):
-            model(x, text, pooled, torch.tensor([500.0]))
+    says = "the model says that its image is tokens 0 to 15 of 21"
+    with pytest.raises(UserError, match=says), torch.no_grad(), capture(model, image=image):
+        model(x, text, pooled, torch.tensor([500.0]))
 
 
 def test_processors_stay_at_work_show_and_leave():

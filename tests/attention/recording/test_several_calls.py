@@ -58,8 +58,8 @@ class InWindows(Attention):
         self.heads_first, self.size = heads_first, size
 
     def forward(self, x, mask=None):
-        b, n, _ = x.shape
-        of = [z.unflatten(2, (n // self.size, self.size)) for z in self.heads_of(x)]  # [b,h,w,n,d]
+        windows = x.shape[1] // self.size
+        of = [z.unflatten(2, (windows, self.size)) for z in self.heads_of(x)]  # [b,h,w,n,d]
         if not self.heads_first:
             of = [z.transpose(1, 2) for z in of]
         made = F.scaled_dot_product_attention(*of)
