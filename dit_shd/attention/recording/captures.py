@@ -23,10 +23,11 @@ from dit_shd.attention.recording.last_forward import LastForward
 from dit_shd.attention.recording.projection import PassingProjection
 from dit_shd.attention.recording.recorder import ProductRecorder, Recorder, SlowPath, hiding
 from dit_shd.attention.recording.report import Report, why_empty
+from dit_shd.attention.recording.roles import Lengths
 from dit_shd.attention.recording.sdpa_calls import Call, RawCall, noted, unchanged, versions, written_to
 from dit_shd.attention.recording.selection import Selection
 from dit_shd.attention.recording.survey import Survey
-from dit_shd.attention.recording.tokens import Tokens, token_places, tokens_of
+from dit_shd.attention.recording.tokens import Tokens, shapes_of, token_places, tokens_of
 from dit_shd.core.errors import UserError
 
 Sink = Callable[[str, Capture], None]
@@ -62,6 +63,9 @@ class Recording(LastForward):
         """The layers that called attention in it, those without the wanted block among them."""
         self._given: dict[str, int] = {}
         """The lengths of the sequences that the model was given."""
+        self._inputs: tuple[tuple[int, ...], ...] = ()
+        """The shapes of all tensors that it was given."""
+        self._lengths = Lengths()
         self._survey: Survey | None = None
         self._doors, self._failed = dict[str, None](), False
         """The methods by which forwards have begun; whether the last one ended in an error."""
@@ -160,7 +164,8 @@ class Recording(LastForward):
             recorder.ran, recorder.count = None, 0
         self._with_graph = torch.is_grad_enabled()
         names = token_places(getattr(plain_class(self._core), door or "forward"))
-        self._given = tokens_of(names, args, kwargs).lengths
+        self._given, self._inputs = tokens_of(names, args, kwargs).lengths, shapes_of((args, kwargs))
+        self._lengths.clear()
         if not door:
             self._forget()
         if not self._ours:
@@ -269,10 +274,11 @@ class Recording(LastForward):
             layout, i = site.layout(recorder.count), recorder.count
             recorder.count += 1
             self._called.add(recorder.name)
+            n, known, same = call.query.shape[2], layout.text, self._inputs == self._sites.shapes
+            text = None if known is None else known.among(n, tokens.lengths, self._given, self._lengths, same)
+            self._lengths.note(recorder.name, n, text, layout.order)
             if not self.selection.wants(layout):
                 continue
-            known = layout.text
-            text = None if known is None else known.among(call.query.shape[2], tokens.lengths, self._given)
             name = recorder.name + knowledge.numbered(i)
             try:
                 call = replace(call, mixed=None) if layout.overwritten else call

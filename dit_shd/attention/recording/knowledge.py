@@ -14,7 +14,7 @@ from dit_shd.attention.recording.joint import Layout, projections_of, with_gaps
 from dit_shd.attention.recording.lineage import Segments
 from dit_shd.attention.recording.projection import PassingProjection, Projection
 from dit_shd.attention.recording.results import Part
-from dit_shd.attention.recording.roles import Order, image_streams, order_at, order_of, role_of, text_length
+from dit_shd.attention.recording.roles import Order, TextLength, image_streams, order_at, order_of, role_of, text_length
 from dit_shd.attention.recording.sdpa_calls import Call
 from dit_shd.attention.recording.survey import SeenCall, Survey
 
@@ -66,6 +66,8 @@ class Sites(dict[str, Site]):
     """Modules that are what these are, in the same sections, and did not run."""
     by_hand: Mapping[str, str] = {}
     """Attention in the same sections that ran without calling it (maps computed by hand?), and why that may be."""
+    shapes: tuple[tuple[int, ...], ...] = ()
+    """Of all tensors that the model was given."""
     places: Mapping[str, int] = {}
     """The number of the run, among those of all modules, that gave a capture of this name."""
 
@@ -190,7 +192,7 @@ def learn(survey: Survey) -> Sites:
     sites.idle = tuple(name for name, module in asleep if (plain_class(module), section_of(name)) in kinds)
     sites.by_hand = {name: why_silent(module) for name, module in _siblings(survey, sites)}
     sites.numbers = numbers(sites)
-    sites.places = places
+    sites.places, sites.shapes = places, survey.shapes
     return sites
 
 
@@ -225,10 +227,35 @@ def _layout(
         order,
         role_of(seen.query, seen.key, n),
         n == m,
-        text_length(text, n, survey.image, seen.given, survey.inputs) if text else None,
+        _text_length(survey, seen, splits, text, n) if text else None,
         survey.arrivals.reason(mixed, survey.failure),
         any(survey.arrivals.overwritten(chunk.raw[2]) for chunk in chunks),
     )
+
+
+def _text_length(
+    survey: Survey, seen: SeenCall, splits: Mapping[Segments, tuple[Order, int]], text: int, n: int
+) -> TextLength:
+    """From what the number of text tokens among n follows: an input, or else a layer that ran before."""
+    length = text_length(text, n, survey.image, seen.given, survey.inputs)
+    if length.place != "fixed":
+        return length
+    before = dict[str, SeenCall]()
+    for call in survey.calls:
+        if call is seen:
+            break
+        before.setdefault(call.name, call)
+    for name, call in before.items():
+        segments, tokens = _segments(call), call.raw[2].shape[-2]
+        if call.query is not None and segments:
+            if splits[segments][1] == text:
+                return replace(length, place="layer", name=name)
+        elif call.query is not None and call.query.streams:
+            if tokens == text and not call.query.streams & survey.image:
+                return replace(length, place="layer", name=name)
+            if tokens == n - text and call.query.streams <= survey.image:
+                return replace(length, place="layer", name=name, of="image")
+    return length
 
 
 def _splits(survey: Survey, layers: Sequence[str]) -> dict[Segments, tuple[Order, int]]:

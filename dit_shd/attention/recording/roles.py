@@ -1,7 +1,7 @@
 """Self, cross, image and text: what the lineages of one forward say about the calls of attention in it."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,23 +22,61 @@ class Given:
     streams: Streams
 
 
+Stream = Literal["text", "image"]
+
+
+class Lengths:
+    """How many tokens of text and of the image the layers of a forward had; of one stream alone, all of them."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, Stream], int] = {}
+
+    def note(self, name: str, n: int, text: int | None, order: Order) -> None:
+        """A layer ran on n tokens; text: how many of them are, if they are joined and that is known."""
+        if text is not None or order == "plain":
+            self._known.setdefault((name, "text"), n if text is None else text)
+            self._known.setdefault((name, "image"), n - (text or 0))
+
+    def of(self, name: str, stream: Stream) -> int | None:
+        """What the first call of a layer had, if it ran."""
+        return self._known.get((name, stream))
+
+    def clear(self) -> None:
+        """Another forward begins."""
+        self._known.clear()
+
+
 @dataclass(frozen=True)
 class TextLength:
     """From what the number of text tokens in a joint sequence follows, in any forward."""
 
-    place: Literal["module", "model", "fixed"]
+    place: Literal["module", "model", "layer", "fixed"]
     name: str
-    of: Literal["text", "image"]
-    """Whose length that input has."""
+    """Of an input of the module or the model, or of a layer before."""
+    of: Stream
+    """Whose length that has."""
     total: int
     text: int
-    """Lengths in the first forward: what holds if nothing else is known, and the whole sequence is as long."""
+    """Lengths in the first forward: what holds if nothing else is known, and the model is given the same shapes."""
 
-    def among(self, n: int, module: dict[str, int], model: dict[str, int]) -> int | None:
-        """How many of n tokens are text, given the lengths of what a module and the model were given."""
-        length = (module if self.place == "module" else model).get(self.name)
-        if self.place == "fixed" or length is None:
-            return self.text if n == self.total else None
+    def among(
+        self, n: int, module: Mapping[str, int], model: Mapping[str, int], layers: Lengths, same: bool
+    ) -> int | None:
+        """How many of n tokens are text.
+
+        Args:
+            n: All tokens.
+            module: The lengths of what the module was given, by name.
+            model: The lengths of what the model was given.
+            layers: What the layers before had.
+            same: Whether the model was given what it was given in the first forward, by the shapes.
+        """
+        if self.place == "layer":
+            length = layers.of(self.name, self.of)
+        else:
+            length = (module if self.place == "module" else model).get(self.name)
+        if length is None:
+            return self.text if same and n == self.total else None
         return length if self.of == "text" else n - length
 
 

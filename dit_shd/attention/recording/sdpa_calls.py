@@ -169,8 +169,8 @@ class Call:
                 mask = windows_as_samples(mask.expand(*query.shape[:3], *mask.shape[3:]), heads)
             query, key, value, result = (windows_as_samples(x, heads) for x in (query, key, value, result))
         if not query.ndim == key.ndim == value.ndim == 4:
-            found = ", ".join(str(list(x.shape)) for x in (query, key, value))
-            raise ValueError(f"wanted query, key and value [b,h,n,d], found {found}")
+            shapes = ", ".join(str(list(x.shape)) for x in (query, key, value))
+            raise ValueError(f"wanted query, key and value [b,h,n,d], found {shapes}")
         scale = query.shape[-1] ** -0.5 if scale is None else scale
         return cls(query, key, value, None if dropout else result, mask, causal, scale)
 

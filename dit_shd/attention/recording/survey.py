@@ -33,7 +33,7 @@ from dit_shd.attention.recording.sdpa_calls import (
     versions,
     windows_as_samples,
 )
-from dit_shd.attention.recording.tokens import Tokens, is_sequence, token_places, tokens_of
+from dit_shd.attention.recording.tokens import Tokens, is_sequence, shapes_of, token_places, tokens_of
 
 
 class _Eager(AbstractContextManager[None]):
@@ -110,6 +110,8 @@ class Survey(TorchFunctionMode):
         self.lineages = Lineages()
         self.inputs: tuple[Given, ...] = ()
         """The sequences that the model was given."""
+        self.shapes: tuple[tuple[int, ...], ...] = ()
+        """Of all tensors that it was given."""
         self.image: Streams = frozenset()
         """The inputs that are the image's, once that is known."""
         self.outputs: list[Lineage] = []
@@ -126,6 +128,7 @@ class Survey(TorchFunctionMode):
 
     def start(self, names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Begin to record; `names` are those of the arguments that the model is given by position."""
+        self.shapes = shapes_of((args, kwargs))
         given = {**dict(zip(names, args)), **kwargs}
         for name, value in given.items():
             self.lineages.name(value, name)

@@ -40,6 +40,14 @@ def tokens_of(places: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, 
     return Tokens(lengths, first.shape[0], tuple((first.numel() // e, e) for e in widths if e))
 
 
+def shapes_of(value: Any, depth: int = 4) -> tuple[tuple[int, ...], ...]:
+    """The shapes of the tensors in a value, in order."""
+    if isinstance(value, Tensor):
+        return () if value.is_nested else (tuple(value.shape),)
+    inside = list(value.values()) if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return tuple(shape for each in inside for shape in shapes_of(each, depth - 1)) if depth else ()
+
+
 def is_sequence(value: Any) -> bool:
     """Whether a value is features of tokens [b,n,e], or the tokens' numbers [b,n]."""
     if not isinstance(value, Tensor):

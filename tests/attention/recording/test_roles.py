@@ -5,6 +5,7 @@ import pytest
 from dit_shd.attention.recording.lineage import ENTERED, Lineage
 from dit_shd.attention.recording.roles import (
     Given,
+    Lengths,
     TextLength,
     image_streams,
     order_at,
@@ -82,10 +83,26 @@ def test_how_many_tokens_are_text_follows_from_an_input_of_that_length():
     x, c = Given("x", 9, IMAGE), Given("c", 5, TEXT)
     by_module = text_length(5, 14, IMAGE, [x, c], [])
     assert (by_module.place, by_module.name, by_module.of) == ("module", "c", "text")
-    assert by_module.among(20, {"x": 13, "c": 7}, {}) == 7
+    assert by_module.among(20, {"x": 13, "c": 7}, {}, Lengths(), same=False) == 7
     by_image = text_length(5, 14, IMAGE, [], [x])
     assert (by_image.place, by_image.of) == ("model", "image")
-    assert by_image.among(20, {}, {"x": 13}) == 7
+    assert by_image.among(20, {}, {"x": 13}, Lengths(), same=False) == 7
     fixed = text_length(5, 14, IMAGE, [], [])
     assert fixed == TextLength("fixed", "", "text", 14, 5)
-    assert (fixed.among(14, {}, {}), fixed.among(15, {}, {})) == (5, None)  # unknown is not guessed
+    # unknown is not guessed: as many tokens may be others, and other numbers of them the same
+    cases = [(14, True), (14, False), (15, True)]
+    assert [fixed.among(n, {}, {}, Lengths(), same) for n, same in cases] == [5, None, None]
+
+
+def test_how_many_tokens_are_text_follows_from_the_layers_before():
+    lengths = Lengths()
+    lengths.note("text", 7, None, "plain")
+    lengths.note("image", 13, None, "plain")
+    lengths.note("joint", 20, 7, "text first")
+    lengths.note("joint", 99, 70, "text first")  # a second call
+    lengths.note("other", 20, None, "unknown")
+    for name, stream in (("text", "text"), ("image", "image"), ("joint", "text"), ("joint", "image")):
+        found = TextLength("layer", name, stream, 14, 5)
+        assert found.among(20, {}, {}, lengths, same=False) == 7
+    assert TextLength("layer", "other", "text", 20, 5).among(20, {}, {}, lengths, same=False) is None
+    assert TextLength("layer", "gone", "text", 14, 5).among(14, {}, {}, lengths, same=True) == 5

@@ -3,6 +3,7 @@
 import oracle
 import pytest
 import torch
+from random_captures import random_capture
 from small_steps import SMALL, batch_of
 from tiny_pipelines import write_pipeline
 
@@ -325,3 +326,21 @@ def test_a_change_of_any_row_or_column_of_w_o_is_noticed():
     before = projections.grams(out, groups).clone()
     out.data[3, :, 8:] = 0
     assert not torch.equal(projections.grams(out, groups), before)
+
+
+@pytest.mark.parametrize("method", ["pairwise", "per_query"])
+@pytest.mark.parametrize(("one", "other"), [(torch.float64, torch.float32), (torch.float32, torch.float64)])
+def test_models_of_two_precisions(method, one, other):
+    """A gradient check with one of the models in double was a traceback."""
+
+    def loss(of_teacher, of_student):
+        teacher, student = random_capture(h=4, bias=False), random_capture(h=2, bias=False, seed=1)
+        teacher, student = (
+            Capture(*(x.to(dtype) for x in (c.query, c.key, c.value)), c.scale, out=c.out.to(dtype))
+            for c, dtype in ((teacher, of_teacher), (student, of_student))
+        )
+        query = student.query.requires_grad_()
+        value = SHD(method=method)({"a": teacher}, {"a": student})
+        return value.double(), torch.autograd.grad(value, query)[0].double()
+
+    torch.testing.assert_close(loss(one, other), loss(torch.float64, torch.float64), rtol=1e-4, atol=1e-6)
