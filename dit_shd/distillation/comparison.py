@@ -95,26 +95,6 @@ def check_graphs(teacher: Captures, student: Captures) -> None:
         )
 
 
-def check_row_weight(weight: object, layer: Capture, values: bool) -> None:
-    """Refuse anything but a weight for each query row [b,n] of a layer.
-
-    Args:
-        weight: What was given.
-        layer: The layer.
-        values: Whether to look at the numbers also where that waits for a card.
-
-    Raises:
-        UserError: No tensor, another shape, or a number below 0 or that is none.
-    """
-    b, _, n, _ = layer.shape
-    if not isinstance(weight, Tensor):
-        raise UserError(f"SHD: row_weight: wanted a tensor [{b},{n}], found {type(weight).__name__}")
-    if weight.shape != (b, n):
-        raise UserError(f"SHD: row_weight: wanted [{b},{n}], as the layer has rows, found {list(weight.shape)}")
-    if (values or weight.device.type == "cpu") and not bool(((weight >= 0) & weight.isfinite()).all()):
-        raise UserError("SHD: row_weight: wanted finite numbers of 0 or more, found others")
-
-
 def check_finite(layer: str, value: Tensor) -> None:
     """Refuse a divergence [b] that is infinite.
 

@@ -44,7 +44,7 @@ def test_rows_of_padding_take_no_part():
     merged = torch.einsum("bgh,bhnm->bgnm", weights, a)
     terms = torch.where(merged > 0, merged * (merged.clamp(min=1e-300) / b.clamp(min=1e-300)).log(), 0.0)
     torch.testing.assert_close(found.detach(), terms.sum((1, 2, 3)).mean() / N)
-    with pytest.raises(UserError, match=r"row_weight: wanted \[2,6\], as the layer has rows, found \[2, 5\]"):
+    with pytest.raises(UserError, match=r"row_weight: wanted \[2,6\], the rows of b\.0, found \[2, 5\]"):
         SHD()(teacher, student, row_weight=rows[:, :5])
 
 

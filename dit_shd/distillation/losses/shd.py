@@ -19,7 +19,6 @@ from dit_shd.distillation.comparison import (
     check_depths,
     check_finite,
     check_graphs,
-    check_row_weight,
     checked,
     comparable,
     warn_of_no_graph,
@@ -27,6 +26,7 @@ from dit_shd.distillation.comparison import (
 from dit_shd.distillation.layer_map import layer_map
 from dit_shd.distillation.losses import Layer, LayerLoss, Layers, Needs, Pairs, Term, Weight, alternatives
 from dit_shd.distillation.relations import row_sample
+from dit_shd.distillation.row_weights import RowWeight, check_patterns, nothing, rows_of
 from dit_shd.squeezing.backends.autotune import Backend
 from dit_shd.squeezing.backends.job import Measure
 from dit_shd.squeezing.cost import LayerCost
@@ -115,13 +115,13 @@ class SHD(LayerLoss):
         self.graphs = CudaGraphs()
         """What layers are replayed by on a GPU, where all that a layer reads stays in its place."""
         self._names: dict[str, list[str]] = {}
-        self._row_weight: Tensor | None = None
+        self._row_weight: RowWeight | None = None
         self._freshness = Freshness()
         self._unchecked = True
         """Whether numbers are still to be looked at; afterwards a GPU is not waited for any more."""
 
     def forward(
-        self, teacher: Captures, student: Captures, step: int | None = None, *, row_weight: Tensor | None = None
+        self, teacher: Captures, student: Captures, step: int | None = None, *, row_weight: RowWeight | None = None
     ) -> Tensor:
         """The weighted loss of two models' captures: a scalar with a gradient to the student only.
 
@@ -129,7 +129,8 @@ class SHD(LayerLoss):
             teacher: Captures of its forward.
             student: Captures of its forward on the same batch.
             step: Of training, where the weight follows a schedule; once that has come to 0 nothing is computed.
-            row_weight: What every query row counts [b,n], 0 for padding; None: 1 each. The sum is divided by n.
+            row_weight: What every query row counts [b,n], 0 for padding; None: 1 each. The sum is divided by n. Where
+                layers have other rows, {pattern of the student's layers: [b,n]}, such as {"*:text": prompts}.
 
         Raises:
             UserError: Captures or row weights that do not fit, or no step where the weight follows a schedule.
@@ -149,7 +150,7 @@ class SHD(LayerLoss):
             warn_of_no_graph()
         return self.weight_at(step or 0) * value
 
-    def divergence(self, teacher: Captures, student: Captures, row_weight: Tensor | None = None) -> Term:
+    def divergence(self, teacher: Captures, student: Captures, row_weight: RowWeight | None = None) -> Term:
         """Value per sample [b]; logs: each layer's divergence, mean alpha and alpha by merge, share clamped, residual.
 
         Args:
@@ -162,6 +163,7 @@ class SHD(LayerLoss):
         """
         teacher, student = self.checked(teacher, student)
         check_graphs(teacher, student)
+        check_patterns(row_weight, self._chosen(student))
         self._freshness(teacher, student)
         self._row_weight = row_weight
         try:
@@ -174,8 +176,7 @@ class SHD(LayerLoss):
         term = pairs.term()
         if row_weight is None:
             return term
-        lost = 0 * row_weight.sqrt().sum(1)  # a row of NaN, or below 0, would be one without weight: it is NaN
-        return replace(term, value=term.value + lost.to(term.value))
+        return replace(term, value=term.value + nothing(row_weight).to(term.value))
 
     def checked(self, teacher: Captures, student: Captures) -> tuple[Captures, Captures]:
         """The captures of two forwards, which are refused if they are anything else, or layers are missing."""
@@ -217,7 +218,8 @@ class SHD(LayerLoss):
             raise UserError(f"SHD: {student.name} of the student, {teacher.name} of the teacher: {error}") from error
 
     def _divergence(self, layer: str, s: Capture, t: Capture, batch: Batch | None) -> Term:
-        weight = self._rows_of(t) if batch is None else batch.row_weight(t.shape[2])
+        values = self._unchecked
+        weight = rows_of(self._row_weight, layer, t, values) if batch is None else batch.row_weight(t.shape[2])
         if self.rows < 1:
             rows = row_sample(self.rows, t.shape[2], self.squeezer.seed, layer, batch).to(t.query.device)
             s, t = s.select(rows), t.select(rows)
@@ -252,12 +254,6 @@ class SHD(LayerLoss):
             check_finite(layer, value)
         return Term(value, {f"{self.measure}/{layer}": value.detach().mean(), **dict(zip(names, parts))})
 
-    def _rows_of(self, t: Capture) -> Tensor | None:
-        """The row weights that a script has given, if they are those of a layer."""
-        if self._row_weight is not None:
-            check_row_weight(self._row_weight, t, values=self._unchecked)
-        return self._row_weight
-
     def _can_replay(self, s: Capture, t: Capture, tensors: Sequence[Tensor]) -> bool:
         """Whether a CUDA graph may do a layer: but for these tensors it reads nothing that every step makes anew."""
         fixed = all(getattr(x.bias, "code", None) is None for x in (s, t))
@@ -283,13 +279,12 @@ class SHD(LayerLoss):
         return total
 
     def calibrate(
-        self, teacher: Captures, student: Captures, batch: Batch | None = None, *, row_weight: Tensor | None = None
+        self, teacher: Captures, student: Captures, batch: Batch | None = None, *, row_weight: RowWeight | None = None
     ) -> None:
         teacher, student = self.checked(teacher, student)
+        check_patterns(row_weight, self._chosen(student))
         for layer, s, t in self._pairs(teacher, student):
-            if row_weight is not None:
-                check_row_weight(row_weight, t, values=True)
-            weight = row_weight if batch is None else batch.row_weight(t.shape[2])
+            weight = rows_of(row_weight, layer, t, values=True) if batch is None else batch.row_weight(t.shape[2])
             self.squeezer.add(layer, t, s.heads, weight)
 
     def calibrated(self) -> dict[str, Any]:

@@ -1,0 +1,53 @@
+"""Row weights of layers that have other rows, as text and image in joint attention."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from random_captures import random_capture
+
+from dit_shd import SHD
+from dit_shd.core.errors import UserError
+
+LAYERS = {"a": 7, "a:text": 5, "b": 7}
+
+
+def captures(h):
+    draw = partial(random_capture, h=h, m=9, bias=False)
+    return {name: draw(n=n, seed=10 * h + i) for i, (name, n) in enumerate(LAYERS.items())}
+
+
+def rows(n):
+    return torch.rand(2, n, generator=torch.Generator().manual_seed(n)).double()
+
+
+def test_each_layer_counts_its_rows_by_the_first_pattern_that_fits_it():
+    teacher, student = captures(4), captures(2)
+    image, text = rows(7), rows(5)
+    found = SHD().divergence(teacher, student, row_weight={"*:text": text, "a": image}).value
+    alone = [({"a:text"}, text), ({"a"}, image), ({"b"}, None)]
+    parts = []
+    for names, weight in alone:
+        t, s = ({name: c for name, c in of.items() if name in names} for of in (teacher, student))
+        parts.append(SHD().divergence(t, s, row_weight=weight).value)
+    torch.testing.assert_close(found, sum(parts))
+    loss = SHD(weight=1.0)(teacher, student, row_weight={"*:text": text, "a": image})
+    torch.testing.assert_close(loss, found.mean())
+    torch.testing.assert_close(SHD()(teacher, student, row_weight={}), SHD()(teacher, student))
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        ({"c*": rows(7)}, r"no layer fits 'c\*'. Layers: a, a:text, b"),
+        ({"a": rows(5)}, r"wanted \[2,7\], the rows of a, found \[2, 5\]$"),
+        ({"a": [1.0] * 7}, r"'a': wanted a tensor \[b,n\], found list"),
+        (rows(7), r"wanted \[2,5\], the rows of a:text, found \[2, 7\]; where layers have other rows, \{pattern"),
+        ({"a": -rows(7)}, "wanted finite numbers of 0 or more"),
+        ({"a": rows(7) * math.nan}, "wanted finite numbers of 0 or more"),
+    ],
+)
+def test_weights_that_do_not_fit(weight, message):
+    with pytest.raises(UserError, match=message):
+        SHD()(captures(4), captures(2), row_weight=weight)
