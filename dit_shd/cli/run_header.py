@@ -11,7 +11,6 @@ from torch import nn
 from dit_shd.attention.capture import Captures, layer_of
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.distiller import Distiller
-from dit_shd.distillation.layer_map import layer_map
 from dit_shd.distillation.losses import LayerLoss, Loss
 from dit_shd.distillation.losses.shd import SHD
 from dit_shd.distillation.schedule import at_step
@@ -111,7 +110,7 @@ def _layers(trainer: Trainer, name: str, loss: LayerLoss) -> str:
     (key,) = chosen(loss.teacher, trainer.teachers, name)
     teacher, student = _captures(trainer, trainer.teachers[key]), _captures(trainer, trainer.student)
     try:
-        pairs = layer_map(list(teacher), list(student), loss.layers)
+        pairs = loss.layer_map(student, teacher)
     except ValueError:  # a loss of blocks, not of attention layers
         return f"pairs by {loss.layers}"
     heads = sorted({(teacher[t].heads, student[s].heads) for s, t in pairs.items()})
@@ -131,7 +130,8 @@ def _pairs(pairs: Mapping[str, str]) -> str:
     """Pairs of layers by section, student <- teacher: blocks 0<-1 1<-3."""
     if all(s == t for s, t in pairs.items()):
         return f"{len(pairs)} layers, each from the teacher's of the same name: {_names(list(pairs))}"
-    return "student <- teacher: " + ", ".join(f"{_short(s)} <- {_short(t)}" for s, t in pairs.items())
+    shown = dict.fromkeys(f"{_short(s)} <- {_short(t)}" for s, t in pairs.items())  # NAME and NAME:text are one
+    return f"student <- teacher: {', '.join(shown)}"
 
 
 def _names(layers: Sequence[str]) -> str:

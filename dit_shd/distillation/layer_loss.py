@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from dit_shd.core.errors import UserError
-from dit_shd.distillation.layer_map import LayerMap, layer_map
+from dit_shd.distillation.layer_map import LayerMap
 from dit_shd.distillation.loss import Loss
 from dit_shd.distillation.records import LAYERS, Forward, Layer, Layers, Reads, Term
 from dit_shd.distillation.schedule import Weight
@@ -128,7 +128,7 @@ class LayerLoss(Loss):
         Raises:
             UserError: No layer is paired.
         """
-        pairs = layer_map(teacher, list(student), self.layers)
+        pairs = self.layer_map(student, teacher)
         if not pairs:
             raise UserError(f"{type(self).__name__}: layers: none of the student is paired with one of the teacher")
         return Pairs(self, pairs, student, batch)

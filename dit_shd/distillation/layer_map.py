@@ -50,7 +50,7 @@ def layer_map(teacher: Sequence[str], student: Sequence[str], how: LayerMap = "s
             f"layers: a layer of the teacher runs or calls attention {runs[0]} times in one forward, one of the "
             f"student {runs[1]} times; name the pairs"
         )
-    pairs = (_proportional if how == "proportional" else _by_section)(*layers, unrolled)
+    pairs = (_proportional if how == "proportional" else _by_section)(layers[0], layers[1], unrolled)
     for name in student:  # a layer's text queries learn from the text queries of its teacher, if they have any
         layer, _, part = name.partition(":")
         if part and layer in pairs and f"{pairs[layer]}:{part}" in teacher:

@@ -1,7 +1,7 @@
 """A distillation loss: what it reads, what it learns, what it gives."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from dit_shd.core.errors import UserError
 from dit_shd.diffusion.guidance import Guidance
 from dit_shd.distillation.frozen import Frozen
 from dit_shd.distillation.layer_map import LayerMap, layer_map
-from dit_shd.distillation.records import LAYERS, Forward, Layers, Needs, Reads, Term
+from dit_shd.distillation.records import LAYERS, Forward, Needs, Reads, Term
 from dit_shd.distillation.schedule import Weight, at_step, ended, schedule
 from dit_shd.squeezing.cost import LayerCost
 from dit_shd.tasks import Batch
@@ -114,12 +114,12 @@ class Loss(nn.Module, ABC):
             A value for each sample [b], not weighted.
         """
 
-    def layer_map(self, student: Layers, teacher: Layers) -> dict[str, str]:
+    def layer_map(self, student: Iterable[str], teacher: Iterable[str]) -> dict[str, str]:
         """Student layer -> teacher layer of one pass.
 
         Args:
-            student: `student.attention` or `student.hidden` of `term`.
-            teacher: The same of the teacher.
+            student: Names of its layers, in order: `student.attention` or `student.hidden` of `term`.
+            teacher: Names of its layers.
 
         Raises:
             UserError: `layers` names layers that do not exist, or a section is missing in the teacher.

@@ -52,10 +52,10 @@ def joined(calls: Sequence[Call], tokens: Tokens) -> list[Call]:
     known = _union(calls) if len(batches) == 1 and _follow(calls, tokens) else None
     if known is not None and all(x.key.shape[2] == known[0].shape[2] for x in calls):
         return [_of_rows(calls, *known)]  # chunks of queries, each over all keys
-    if sum(len(x.query) for x in calls) == tokens.samples:  # parts of the batch
+    samples = sum(len(x.query) for x in calls)
+    if samples == tokens.samples:  # parts of the batch
         same = len({(x.query.shape[2], x.key.shape[1:3], x.causal, _shape(x.mask)) for x in calls}) == 1
-        share = [len(x.query) / tokens.samples for x in calls]
-        return [_of_samples(calls)] if same else [replace(x, share=one) for x, one in zip(calls, share)]
+        return [_of_samples(calls)] if same else [replace(x, share=len(x.query) / samples) for x in calls]
     if len(batches) > 1 or not _are_all([x.query for x in calls], tokens):
         return list(calls)
     if known is None and all(x.query.shape[2] == x.key.shape[2] for x in calls):  # packed, each with memory of its own

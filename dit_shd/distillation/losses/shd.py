@@ -24,7 +24,7 @@ from dit_shd.distillation.comparison import (
     warn_of_no_graph,
 )
 from dit_shd.distillation.layer_map import layer_map
-from dit_shd.distillation.losses import Layer, LayerLoss, Layers, Needs, Pairs, Term, Weight, alternatives
+from dit_shd.distillation.losses import Layer, LayerLoss, Needs, Term, Weight, alternatives
 from dit_shd.distillation.relations import row_sample
 from dit_shd.distillation.row_weights import RowWeight, check_patterns, nothing, rows_of
 from dit_shd.squeezing.backends.autotune import Backend
@@ -185,9 +185,8 @@ class SHD(LayerLoss):
             check_depths(teacher, student)
         return layers
 
-    def begin(self, teacher: Sequence[str], student: Layers, batch: Batch | None) -> Pairs:
-        chosen = {name: student[name] for name in self._chosen(student)}
-        return super().begin(self._chosen(teacher), chosen, batch)
+    def layer_map(self, student: Iterable[str], teacher: Iterable[str]) -> dict[str, str]:
+        return layer_map(self._chosen(teacher), self._chosen(student), self.layers)
 
     def _chosen(self, layers: Iterable[str]) -> list[str]:
         """The layers whose queries are in the block: NAME:text has those of text."""
@@ -195,7 +194,7 @@ class SHD(LayerLoss):
 
     def _pairs(self, teacher: Captures, student: Captures) -> Iterator[tuple[str, Capture, Capture]]:
         """Each of the student's layers that learns: its name, its capture, the teacher's."""
-        for layer, source in layer_map(self._chosen(teacher), self._chosen(student), self.layers).items():
+        for layer, source in self.layer_map(student, teacher).items():
             yield layer, *self._captures(Layer(layer, student[layer]), Layer(source, teacher[source]))
 
     def _captures(self, student: Layer, teacher: Layer) -> tuple[Capture, Capture]:

@@ -5,11 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import diffusers
 from diffusers import ModelMixin
 
 from dit_shd.core.errors import UserError, error_line, unknown
 from dit_shd.core.places import Asset, HubName, Place, find
 from dit_shd.core.pretrained import asset, class_name, model_folder, of_hub, read_config
+from dit_shd.core.yaml_files import words_of
+from dit_shd.models.families import FAMILIES
 from dit_shd.models.students import smaller
 
 NO_SIZES = ("_class_name", "_diffusers_version", "_name_or_path")
@@ -45,6 +48,7 @@ class Diffusers(ModelMixin):
             made, values = _class(str(transformer), "diffusers"), {**(config or {})}
         else:
             folder = _folder(like)
+            _refuse_families(folder)
             made = _class(class_name(folder), str(folder))
             source = {key: value for key, value in read_config(folder).items() if key not in NO_SIZES}
             values = smaller(source, config or {})
@@ -94,9 +98,24 @@ def _folder(place: str) -> Path:
     return folder
 
 
-def _class(name: str, where: str) -> type[ModelMixin]:
-    import diffusers
+def _refuse_families(folder: Path) -> None:
+    """Refuse a model of dit_shd's own classes, with the config that is like it."""
+    name = class_name(folder)
+    if hasattr(diffusers, name):
+        return
+    for family in FAMILIES.names():
+        if FAMILIES.find(family).__name__ == name:
+            config = read_config(folder)
+            values = {
+                key: config[key] for key in config if key[0] != "_" and isinstance(config[key], (int, float, str))
+            }
+            raise UserError(
+                f"student: like is for transformers of diffusers, and {folder} holds a {name}; give its config with "
+                f"fewer heads or layers: {words_of({'student': {'name': family, **values}})[0]}"
+            )
 
+
+def _class(name: str, where: str) -> type[ModelMixin]:
     cls = getattr(diffusers, name, None)
     if not (isinstance(cls, type) and issubclass(cls, ModelMixin)):
         raise UserError(f"student: {where} holds a {name}, which the installed diffusers does not have")

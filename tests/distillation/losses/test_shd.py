@@ -344,3 +344,10 @@ def test_models_of_two_precisions(method, one, other):
         return value.double(), torch.autograd.grad(value, query)[0].double()
 
     torch.testing.assert_close(loss(one, other), loss(torch.float64, torch.float64), rtol=1e-4, atol=1e-6)
+
+
+def test_the_images_block_pairs_layers_of_the_images_queries():
+    """What a run's header says, too, which had listed each block twice."""
+    names = ["a.0", "a.0:text", "a.1", "a.1:text"]
+    assert SHD(block="image").layer_map(names, names) == {"a.0": "a.0", "a.1": "a.1"}
+    assert SHD().layer_map(names, names) == {name: name for name in names}
