@@ -4,6 +4,7 @@ import torch
 from diffusers import DiTTransformer2DModel
 
 from dit_shd.core.config import make
+from dit_shd.diffusion.sampled_run import words_of_run
 from dit_shd.models.conversion import ConvertConfig, convert
 from dit_shd.models.families.dit import DiT
 from dit_shd.models.families.mdt import MDTv2
@@ -43,4 +44,4 @@ def same(a, b):
 
 
 def to(source, out, **options):
-    return convert(make(ConvertConfig, {"source": str(source), "out": str(out), **options}))
+    return convert(make(ConvertConfig, {"source": str(source), "out": str(out), **options}), words_of_run)

@@ -53,6 +53,7 @@ SEVERAL = {
     "attention/recording/test_zoo_capture.py": "every transformer class of diffusers",
     "distillation/test_combinations.py": "losses of all kinds together",
     "models/test_public_code.py": "ours beside the public code",
+    "distillation/losses/test_shares_of_shd.py": "what SHD counts, and how much",
     "integrations/test_trainer_refusals.py": "what add_shd refuses of a trainer and its models",
     "reports/test_browser.py": "every page in headless Chromium",
     "squeezing/test_synchronisations.py": "what Python reads of a layer, and NaN where it reads nothing",

@@ -1,9 +1,11 @@
 """Top-1 and top-5 of image classifiers that are there: the students of a run, or any one model."""
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -17,10 +19,12 @@ from dit_shd.core.yaml_files import read_yaml
 from dit_shd.data.augmentation import EvaluationTransform, ImageInput
 from dit_shd.data.datasets import DATASETS, Dataset
 from dit_shd.evaluation import results
-from dit_shd.evaluation.accuracy import Accuracy, measure_accuracy, misnamed
+from dit_shd.evaluation.accuracy import Accuracy, measure_accuracy, misnamed, of_learned
 from dit_shd.models import loading
 
 CONFIG = "config.yaml"
+
+_log = logging.getLogger("dit_shd")
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,8 @@ def accuracies(config: AccuracyConfig) -> dict[str, Accuracy]:
     dataset = DATASETS.build(config.data, "data")
     if "images" not in dataset.fields:
         raise UserError(f"data: wanted images, found {', '.join(sorted(dataset.fields))}")
+    if _is_learned(config.data, config.model):
+        _log.warning("%s", of_learned("data"))
     measured = {name: _accuracy(name, source, dataset, config) for name, source in _students(config.model).items()}
     if config.out is not None:
         figures = {name: accuracy.figures() for name, accuracy in measured.items()}
@@ -85,10 +91,8 @@ def _completed(config: AccuracyConfig) -> AccuracyConfig:
     """
     if config.data is not None:
         return config
-    place = find(config.model, "model", "MODEL")
-    folders = [place, place.parent] if isinstance(place, Path) else []
-    file = next((folder / CONFIG for folder in folders if (folder / CONFIG).is_file()), None)
-    task = {} if file is None else read_yaml(file).get("task")
+    file, run = _run_config(config.model)
+    task = run.get("task")
     evaluation = task.get("evaluation") if isinstance(task, Mapping) else None
     if not isinstance(evaluation, Mapping) or evaluation.get("data") is None:
         raise UserError(
@@ -98,6 +102,32 @@ def _completed(config: AccuracyConfig) -> AccuracyConfig:
     where = f"{file}: task.evaluation"
     data, crop = cast(Plugin, evaluation["data"], f"{where}.data"), evaluation.get("crop")
     return replace(config, data=data, crop=crop if config.crop is None else config.crop)
+
+
+def _run_config(model: str) -> tuple[Path | None, Mapping[str, Any]]:
+    """The config of the run that a model is of, and where it is; nothing of other models."""
+    place = find(model, "model", "MODEL")
+    folders = [place, place.parent] if isinstance(place, Path) else []
+    file = next((folder / CONFIG for folder in folders if (folder / CONFIG).is_file()), None)
+    return file, {} if file is None else read_yaml(file)
+
+
+def _is_learned(data: Plugin, model: str) -> bool:
+    """Whether images are those that the run of a model learned from, as far as its config says."""
+    file, run = _run_config(model)
+    learned = run.get("data")
+    if not isinstance(learned, Mapping) or learned.get("name") != data.name:
+        return False
+    try:
+        return _located(cast(Plugin, dict(learned), f"{file}: data")) == _located(data)
+    except UserError:  # a key that there no longer is
+        return False
+
+
+def _located(data: Plugin) -> dict[str, Any]:
+    """The options of a dataset with every default, and its path whatever the working folder and links."""
+    options = DATASETS.filled(data, "data").options
+    return {key: Path(value).resolve() if key == "path" and value else value for key, value in options.items()}
 
 
 def _accuracy(name: str, source: str, dataset: Dataset, config: AccuracyConfig) -> Accuracy:

@@ -175,7 +175,8 @@ class Progress:
 
     def _show(self) -> None:
         if not self.bar.disable:
-            self.bar.update(max(0.0, self.finished + self.share - self.bar.n))
+            done = min(self.finished + self.share, self.bar.total)  # fractions add up to slightly more than an image
+            self.bar.update(max(0.0, done - self.bar.n))
 
     def __enter__(self) -> "Progress":
         return self

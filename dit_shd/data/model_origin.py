@@ -1,6 +1,7 @@
 """The autoencoder of an existing model's latents, by its run, folder or name; and how to sample from it."""
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,7 +79,7 @@ def _of_old_run(run: Path, default: Origin | None) -> Origin | None:
         return Origin()
 
 
-def following(model: Path, count: int, decodes: bool, vae: str | None = None) -> str:
+def following(model: Path, count: int, decodes: bool, vae: str | None = None, words: Sequence[str] = ()) -> str:
     """The command that samples from a model, in lines that can be pasted.
 
     Args:
@@ -86,8 +87,9 @@ def following(model: Path, count: int, decodes: bool, vae: str | None = None) ->
         count: Number of images.
         decodes: Whether sampling finds the autoencoder by itself.
         vae: Otherwise its name, if it is known.
+        words: More words of the command.
     """
-    line = f"next: dit-shd sample {shlex.quote(str(model))} count={count}"
+    line = " ".join([f"next: dit-shd sample {shlex.quote(str(model))} count={count}", *words])
     if decodes or vae:
         return line if decodes else f"{line} vae={shlex.quote(str(vae))}"
     return f"{line} vae=null\n      (keeps latents; their autoencoder, vae=FOLDER or hub:OWNER/NAME, decodes them)"

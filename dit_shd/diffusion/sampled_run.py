@@ -13,6 +13,10 @@ from dit_shd.diffusion.guidance import Guidance
 from dit_shd.diffusion.pipeline_scheduler import STEPS, scheduler_of
 from dit_shd.diffusion.sample_config import SampleConfig
 from dit_shd.models.export import run_values
+from dit_shd.models.prediction import NOISE, prediction_of
+
+UNGUIDED = "guidance=1"
+WITHOUT_CLASSES = "guidance=0 guidance_schedule=constant guided_channels=null"
 
 
 def of_run(config: SampleConfig) -> SampleConfig:
@@ -52,6 +56,26 @@ def shifted(config: SampleConfig, model: nn.Module) -> SampleConfig:
     return replace(config, shift=run.alpha(Denoiser(model).shape[1]))
 
 
+def words_of_run(place: str, model: nn.Module) -> list[str]:
+    """What `dit-shd sample` must be told of a model whose weights are away from their run, as its words.
+
+    Args:
+        place: The run.
+        model: Its model.
+    """
+    config, run = shifted(of_run(SampleConfig(run=place)), model), run_values(place)
+    words = list[str]()
+    if prediction_of(model) == NOISE and config.diffusion_steps != SampleConfig.diffusion_steps:
+        words.append(f"diffusion_steps={config.diffusion_steps}")
+    if config.shift not in (SampleConfig.shift, 1):
+        words.append(f"shift={config.shift}")
+    if _dropout(run, "label_dropout") == 1:
+        words.append(WITHOUT_CLASSES)
+    elif any(_of_guidance(run, "", "label_dropout", "a class")):
+        words.append(UNGUIDED)
+    return words
+
+
 def remarks(config: SampleConfig) -> Iterator[str]:
     """Lines about guidance that does not fit how the run of a class-conditional model was trained.
 
@@ -64,8 +88,8 @@ def remarks(config: SampleConfig) -> Iterator[str]:
     dropped = _dropout(run, "label_dropout") == 1
     if dropped and (config.guidance != 0 or config.guidance_schedule != "constant"):
         yield (
-            "labels: the run taught no prediction with a class (task.label_dropout=1); guidance=0 "
-            "guidance_schedule=constant guided_channels=null samples without"
+            "labels: the run taught no prediction with a class (task.label_dropout=1); "
+            f"{WITHOUT_CLASSES} samples without"
         )
 
 
@@ -85,12 +109,12 @@ def _of_guidance(run: Mapping[str, Any], scale: str, key: str, condition: str) -
     if isinstance(losses, list) and any(map(_teaches_guidance, losses)):
         yield (
             f"guidance: the run taught the teacher's guided prediction (losses: guidance), and {scale} guides it once "
-            "more; guidance=1 samples what was taught"
+            f"more; {UNGUIDED} samples what was taught"
         )
     if _dropout(run, key) == 0:
         yield (
             f"guidance: the run taught no prediction without {condition} (task.{key}=0), which guidance takes; "
-            "guidance=1 does without"
+            f"{UNGUIDED} does without"
         )
 
 

@@ -20,6 +20,11 @@ from dit_shd.evaluation.bootstrap import NORMAL
 RANKS = (1, 5)
 
 
+def of_learned(key: str) -> str:
+    """The warning that the images under a key are those of the training."""
+    return f"{key}: are the images that are learned, so that the accuracy is not of held-out images"
+
+
 @dataclass(frozen=True)
 class Accuracy:
     """The number of images whose class was among the first k."""

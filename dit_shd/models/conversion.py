@@ -2,11 +2,13 @@
 
 import json
 import shlex
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import nn
 
 from dit_shd.core import hashing
 from dit_shd.core.config import checked, option
@@ -91,8 +93,14 @@ class Converted:
     """For the user: the model, its licence, its folder, commands that may follow."""
 
 
-def convert(config: ConvertConfig) -> Converted:
+def convert(
+    config: ConvertConfig, words_of_run: Callable[[str, nn.Module], Sequence[str]] = lambda source, model: ()
+) -> Converted:
     """Read a checkpoint of any supported kind and write it in another.
+
+    Args:
+        config: The config of the command.
+        words_of_run: What sampling must be told of a model that is in no folder (diffusion.sampled_run), as its words.
 
     Raises:
         UserError: Nothing to read, another model, or OUT is in use; nothing has been written then.
@@ -103,27 +111,28 @@ def convert(config: ConvertConfig) -> Converted:
     loading.check_finite(str(config.source), model)
     origin, reason = _origin(config, model)
     latents = of_source(config.source, shape_of(model).channels)
-    training = export.for_sampling(export.run_values(config.source))
+    words = words_of_run(config.source, model) if config.public else ()
     if config.public:
         if config.out.suffix != ".safetensors":
             note += _unsaid(model, config.out.suffix)
         _write_file(model, config.out, origin)
-        if training:
-            note.append(f"what samples must know of its run is not in the file, so it must be said then: {training}")
+        if words:
+            note.append(f"what its run says of sampling is not in the file, so say it then: {' '.join(words)}")
         done = str(config.out)
     else:
         config.out.parent.mkdir(parents=True, exist_ok=True)
         card = cards.converted(model, _name(config.source), hashing.sha256_of_tensors(model), origin, latents)
+        training = export.for_sampling(export.run_values(config.source))
         export.write(model, config.out, card, latents, training or None)
         done = f"{config.out} (config.json, weights, README.md)"
     lines = [f"{config.source}: {describe(model)}", *note, f"licence: {origin.license or 'none inherited'}{reason}"]
-    return Converted(config.out, [*lines, f"done: {done}", *_following(config, latents)])
+    return Converted(config.out, [*lines, f"done: {done}", *_following(config, latents, words)])
 
 
-def _following(config: ConvertConfig, latents: Origin | None) -> list[str]:
+def _following(config: ConvertConfig, latents: Origin | None, words: Sequence[str]) -> list[str]:
     """Commands that may follow, one a line."""
     decodes = latents is None or (bool(latents.vae) and not config.public)
-    lines = following(config.out, 16, decodes, None if latents is None else latents.vae).splitlines()
+    lines = following(config.out, 16, decodes, None if latents is None else latents.vae, words).splitlines()
     return lines if config.public else [*lines, f"or:   dit-shd train CONFIG teacher={shlex.quote(str(config.out))}"]
 
 

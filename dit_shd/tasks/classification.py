@@ -21,7 +21,7 @@ from dit_shd.data.datasets import DATASETS, Dataset
 from dit_shd.data.glance import alike, glance
 from dit_shd.data.latent_origin import Kept
 from dit_shd.diffusion.adapters import computed_in
-from dit_shd.evaluation.accuracy import Accuracy, measure_accuracy, misnamed, wilson
+from dit_shd.evaluation.accuracy import Accuracy, measure_accuracy, misnamed, of_learned, wilson
 from dit_shd.models.offload import moved
 from dit_shd.models.stochastic_depth import branches, set_draws
 from dit_shd.tasks import Batch, Output, Task, TeacherFinding, Terms
@@ -255,8 +255,7 @@ class Classification(Task[ImageBatch]):
             self._judged_by_learned = same
 
     def remarks(self, student: nn.Module) -> Sequence[str]:
-        line = "task.evaluation.data: are the images that are learned, so that the accuracy is not of held-out images"
-        return [line] if self._judged_by_learned else []
+        return [of_learned("task.evaluation.data")] if self._judged_by_learned else []
 
     def _evaluation_data(self) -> Dataset:
         assert self.evaluation.data is not None, "check_evaluation requires it"

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from dit_shd.cli.program import main
 from dit_shd.core.plugins import Plugin
@@ -79,3 +80,29 @@ def test_what_cannot_be_measured_is_said_in_a_line(tmp_path, monkeypatch, capsys
 def test_a_model_that_classifies_nothing_is_refused(capsys):
     assert main(["accuracy", "asset:digits_teacher", "data=digits"]) == 2
     assert "asset:digits_teacher: wanted an image classifier, found MDTv2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "warned"),
+    [
+        ("data={name: images, path: link}", True),
+        ("data={name: images, path: others}", False),
+        ("data=digits", False),
+        ("", False),
+    ],
+)
+def test_images_that_the_run_learned_from_are_said_to_be_so(tmp_path, monkeypatch, caplog, words, warned):
+    """Also by another path; the run's validation images are other ones."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("set", "others"):
+        for label in "0123456789":
+            (tmp_path / folder / label).mkdir(parents=True)
+            Image.new("L", (28, 28), int(label)).save(tmp_path / folder / label / "0.png")
+    (tmp_path / "link").symlink_to("set")
+    save(tmp_path / "run" / "student", 0)
+    task = {"name": "classification", "evaluation": {"data": {"name": "digits", "split": "validation"}}}
+    data = {"name": "images", "path": str(tmp_path / "set"), "split": None}
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump({"data": data, "task": task}))
+    assert main(["accuracy", "run", *([words] if words else [])]) == 0
+    line = "data: are the images that are learned, so that the accuracy is not of held-out images"
+    assert (line in caplog.messages) == warned

@@ -84,3 +84,8 @@ def test_torchs_own_generator_is_seeded_by_step_and_place():
             drawn.append(float(torch.rand(())))
     assert drawn[0] == drawn[1]
     assert len(set(drawn)) == 3
+
+
+def test_another_seed_has_another_order():
+    orders = [Draws(seed, 0, range(60), 60).indices(60).tolist() for seed in (0, 1, 0)]
+    assert orders[0] == orders[2] != orders[1]

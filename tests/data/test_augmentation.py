@@ -1,6 +1,7 @@
 """timm's transforms, with every draw a function of seed, step and position."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -88,3 +89,28 @@ def test_an_input_of_one_network_becomes_that_of_another(image):
     ours, theirs = (EvaluationTransform(taken)(image) for taken in (RGB, other))
     torch.testing.assert_close(renormalised(ours[None], RGB, other)[0], theirs, rtol=1e-4, atol=1e-5)
     assert renormalised(ours, RGB, ImageInput((3, 9, 9), RGB.mean, RGB.std)) is ours
+
+
+@pytest.mark.parametrize("options", [{"crop": 1.0}, {"crop_mode": "squash"}, {"interpolation": "bilinear"}])
+def test_an_evaluation_crops_and_scales_as_the_network_says(image, options):
+    plain = ImageInput((3, 16, 16), (0.5,) * 3, (0.5,) * 3)
+    found = EvaluationTransform(replace(plain, **options))(image)
+    assert not torch.equal(EvaluationTransform(plain)(image), found)
+    if "crop" in options:
+        torch.testing.assert_close(found, EvaluationTransform(plain, **options)(image))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ratio": [2.0, 2.0]},
+        {"interpolation": "bilinear"},
+        {"color_jitter": 0.9},
+        {"erasing": 1.0, "erasing_mode": "const"},
+    ],
+)
+def test_every_key_of_an_augmentation_has_an_effect(image, options):
+    taken = ImageInput((3, 16, 16), (0.5,) * 3, (0.5,) * 3)
+    base = {"policy": "rand-m9", "erasing": options.get("erasing", 0.0)}
+    one, other = (TrainTransform(Augmentation(**{**base, **more}), taken)(image, 0, 0) for more in ({}, options))
+    assert not torch.equal(one, other)

@@ -20,7 +20,7 @@ from dit_shd.diffusion.class_names import compare, learned, numbers
 from dit_shd.diffusion.denoiser import known_classes
 from dit_shd.diffusion.generation import sample_to_file
 from dit_shd.diffusion.sample_config import SampleConfig
-from dit_shd.diffusion.sampler import sample
+from dit_shd.diffusion.sampler import label_plan, sample
 from dit_shd.models import loading
 from dit_shd.models.families import mdt
 from dit_shd.models.families.dit import DiT
@@ -271,3 +271,8 @@ def test_names_that_hold_commas():
     assert numbers(["cat", "dog", "tinca TINCA", "tench"], model) == [0, 1, 3, 3]
     with pytest.raises(UserError, match=r"labels: 'cat, dog' has a comma; give one of its parts, or the number"):
         sample(model, labels=["cat, dog"])
+
+
+def test_classes_at_random_are_of_the_seed():
+    plans = [label_plan(SampleConfig(seed=seed, labels="random"), range(10), range(40)).tolist() for seed in (0, 0, 1)]
+    assert plans[0] == plans[1] != plans[2]

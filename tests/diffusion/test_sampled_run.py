@@ -9,7 +9,7 @@ import pytest
 
 from dit_shd.core.config import make
 from dit_shd.diffusion.sample_config import SampleConfig
-from dit_shd.diffusion.sampled_run import of_run, prompt_remarks
+from dit_shd.diffusion.sampled_run import of_run, prompt_remarks, words_of_run
 from dit_shd.diffusion.sampler import sample
 from dit_shd.diffusion.teacher_sampling import about_teacher
 from dit_shd.models.export import run_values
@@ -103,3 +103,24 @@ def test_the_teacher_of_a_student_that_is_named_by_its_weights(run):
     (run / "config.yaml").write_text("teacher: big")
     places = [run, run / "student", run / "student" / "diffusion_pytorch_model.safetensors"]
     assert [about_teacher(str(place)) for place in places] == [{"teacher": "big"}] * 3
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ("task: {timesteps: 1000, label_dropout: 0.1}\nlosses: [{name: output, guidance: null}]", []),
+        ("task: {timesteps: 200}", ["diffusion_steps=200"]),
+        ("losses: [{name: output, guidance: 2.0}]", ["guidance=1"]),
+        ("task: {label_dropout: 0.0}", ["guidance=1"]),
+        ("task: {label_dropout: 1.0}", ["guidance=0 guidance_schedule=constant guided_channels=null"]),
+    ],
+)
+def test_words_for_weights_away_from_their_run_are_those_that_are_no_default(run, config, words):
+    (run / "config.yaml").write_text(config)
+    assert words_of_run(str(run), load(run / "student")) == words
+
+
+@pytest.mark.parametrize(("density", "words"), [("{name: uniform}", []), ("{shift: 2.5}", ["shift=2.5"])])
+def test_the_shift_of_a_flow_is_one_of_these_words(flow_teacher, tmp_path, density, words):
+    (tmp_path / "config.yaml").write_text(f"task: {{name: flow_matching, timestep_density: {density}}}")
+    assert words_of_run(str(tmp_path), load(flow_teacher)) == words

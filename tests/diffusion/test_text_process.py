@@ -8,6 +8,7 @@ from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from dit_shd.core.errors import UserError
 from dit_shd.diffusion.flow import TimestepDensity
+from dit_shd.diffusion.objectives import variational_bits
 from dit_shd.diffusion.text_process import ddpm_schedule, pipeline_shift, process_of
 
 BETAS = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
@@ -110,3 +111,33 @@ def test_other_schedulers_are_refused():
         ddpm_schedule({"rescale_betas_zero_snr": True})
     with pytest.raises(UserError, match="prediction_type: wanted epsilon or v_prediction, found sample"):
         process_of("ddpm", {"prediction_type": "sample"}, TimestepDensity(), "none", None, 2)
+
+
+def test_a_dynamic_shift_goes_by_the_tokens_of_the_image():
+    """64 x 32 latents in patches of 2 x 2 are 512 tokens."""
+    scheduler = dict(FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True).config)
+    u = torch.linspace(0.01, 0.99, 9, dtype=torch.float64)
+    alpha = math.exp(0.5 + (1.15 - 0.5) * (512 - 256) / (4096 - 256))
+    found = process_of("flow", scheduler, TimestepDensity(), "none", None, 2).times(u, (9, 4, 64, 32))
+    torch.testing.assert_close(found, (alpha * u / (1 + (alpha - 1) * u)).float())
+
+
+def test_a_linear_dynamic_shift_is_the_scheduler_s():
+    dynamic = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, time_shift_type="linear")
+    dynamic.set_timesteps(10, mu=1.15)
+    alpha, sigma = pipeline_shift(dict(dynamic.config), 4096), torch.linspace(1, 0.001, 10)
+    torch.testing.assert_close(alpha * sigma / (1 + (alpha - 1) * sigma), dynamic.sigmas[:-1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("target", ["epsilon", "v_prediction"])
+def test_a_learned_variance_is_of_the_predicted_noise(target):
+    """And what predicts v has no such term."""
+    x_0, noise, wrong, share = torch.randn(4, 4, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    ddpm = process(target)
+    x_t = ddpm.add_noise(x_0, noise, TIMES)
+    terms = ddpm.losses(noise + wrong, {"variance": share}, x_0, noise, x_t, TIMES)
+    if target == "epsilon":
+        schedule = ddpm_schedule({"beta_start": 1e-4, "beta_end": 0.02})
+        want = variational_bits(schedule, x_0, x_t, noise + wrong, share, TIMES)
+        torch.testing.assert_close(terms.pop("variational"), want)
+    assert terms.keys() == {"noise"}

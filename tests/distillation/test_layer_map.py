@@ -108,3 +108,7 @@ def test_layers_that_are_numbered_in_their_names_are_one_section():
         "block1": "block2",
         "block2": "block4",
     }
+
+
+def test_the_last_layer_is_that_of_the_image():
+    assert layer_map(["a.0", "a.1", "a.1:text"], ["b.0", "b.0:text"], "last") == {"b.0": "a.1"}

@@ -1,10 +1,17 @@
 """Weights by step, and by shares of a run."""
 
+from dataclasses import replace
+
 import pytest
+import torch
+from small_steps import SMALL, batch_of
 
 from dit_shd.core.config import make, resolve
 from dit_shd.core.errors import UserError
+from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.schedule import at_step, end_of, ended, schedule, shares_as_steps
+from dit_shd.models.families.mdt import MDTv2
+from dit_shd.tasks.diffusion import Diffusion
 from dit_shd.training.config import TrainConfig, resolved
 
 
@@ -64,3 +71,12 @@ def test_a_config_by_shares_is_the_one_by_steps_and_is_saved_so():
     assert make(TrainConfig, {"losses": [{"name": "output", "weight": {"25%": 1}}]}).losses[0].options["weight"] == {
         100_000: 1
     }
+
+
+def test_the_weight_of_the_tasks_terms_is_that_of_the_step():
+    student = MDTv2(**SMALL, num_attention_heads=2)
+    distiller = Distiller(Diffusion(), student, base_weight={0: 1.0, 8: 0.0})
+    batch = batch_of(torch.randn(2, 1, 8, 8), [3, 800], [0, 1])
+    for step, factor in ((0, 1.0), (2, 0.75), (8, 0.0)):
+        total, logs = distiller(replace(batch, step=step))
+        torch.testing.assert_close(total.detach(), factor * (logs["noise"] + logs["variational"]))

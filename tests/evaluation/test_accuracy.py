@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.stats import binomtest
 
 from dit_shd.core.errors import UserError
@@ -60,8 +61,6 @@ def test_shares_of_a_dataset_add_up():
 
 
 def test_an_image_that_cannot_be_decoded_is_left_out_and_no_other_taken_twice(tmp_path, caplog):
-    from PIL import Image
-
     for name, shade in (("cat", 10), ("dog", 200)):
         (tmp_path / name).mkdir()
         for i in range(3):
@@ -99,3 +98,22 @@ def test_an_image_that_cannot_be_decoded_is_left_out_and_no_other_taken_twice(tm
 )
 def test_classes_of_the_same_number_and_other_names(known, names, words):
     assert misnamed(known, names) == words
+
+
+def test_labels_are_those_of_the_images_that_are_whole(tmp_path):
+    """A broken image in the middle of a batch of two classes."""
+    for name, shade in (("cat", 10), ("dog", 200)):
+        (tmp_path / name).mkdir()
+        for i in range(2):
+            Image.new("RGB", (4, 4), (shade,) * 3).save(tmp_path / name / f"{i}.png")
+    (tmp_path / "cat" / "0.png").write_text("no image")
+    data = DATASETS.build(Plugin("images", {"path": str(tmp_path)}))
+
+    def predict(pixels):
+        bright = (pixels.mean((1, 2, 3)) > 0.5).float()
+        return torch.stack([1 - bright, bright], dim=1)
+
+    def transform(image):
+        return torch.tensor(image).permute(2, 0, 1) / 255
+
+    assert measure_accuracy(predict, data, transform, range(4), torch.device("cpu"), 4) == Accuracy(3, {1: 3})

@@ -1,5 +1,7 @@
 """Bootstrap intervals: as wide as the figures of other draws really spread, and around the figure."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -79,3 +81,11 @@ def test_rows_of_one_image_stay_together():
     assert 0 < len(drawn.pooled.unique(dim=0)) < 40
     assert drawn.spatial is not None
     torch.testing.assert_close(drawn.spatial.mean, drawn.pooled.double().mean(0))
+
+
+def test_prompts_stay_with_their_images_and_every_image_may_be_drawn():
+    x = torch.arange(40.0)[:, None].expand(-1, 3)
+    samples = dataclasses.replace(FeatureSet.of(x), texts=2 * x)
+    draws = [resampled(samples, torch.Generator().manual_seed(seed)) for seed in range(20)]
+    assert all(torch.equal(drawn.texts, 2 * drawn.pooled) for drawn in draws)
+    assert set(torch.cat([drawn.pooled for drawn in draws])[:, 0].tolist()) == set(range(40))

@@ -292,7 +292,8 @@ def test_a_student_keeps_its_schedule_its_licence_and_its_classes(tmp_path):
         assert "2 of 3 were trained: 0 one, 2 three" in (out / "README.md").read_text()
         assert list(loading.load(out).config.class_names) == ["one", None, "three"]
         lines = to(source, tmp_path / f"public{i}.safetensors").lines
-        assert any("is not in the file" in line and "200" in line for line in lines)
+        assert "what its run says of sampling is not in the file, so say it then: diffusion_steps=200" in lines
+        assert f"next: dit-shd sample {tmp_path}/public{i}.safetensors count=16 diffusion_steps=200" in lines
 
 
 def test_a_licence_is_known_in_any_case(tmp_path):

@@ -195,3 +195,17 @@ def test_shapes_and_weights_that_do_not_fit_are_refused():
         attention_kl(teacher, student, dataclasses.replace(squeezed, weight=squeezed.weight * 2))
     with pytest.raises(ValueError, match="sum to 1"):
         attention_kl(teacher, student, dataclasses.replace(squeezed, weight=squeezed.weight * float("nan")))
+
+
+def test_weights_that_sum_to_one_but_for_a_hundredth_are_refused():
+    teacher, student = build()
+    squeezed = squeeze(teacher, G)
+    with pytest.raises(ValueError, match="weights that sum to 1 in every group"):
+        attention_kl(teacher, student, dataclasses.replace(squeezed, weight=squeezed.weight * 1.01))
+
+
+def test_kept_maps_of_one_capture_do_not_serve_another():
+    (one, student), (other, _) = build(), build(seed=1)
+    squeezed = squeeze(one, G, keep_maps=True)
+    want = attention_kl(other, student, dataclasses.replace(squeezed, maps={}, of=None))
+    torch.testing.assert_close(attention_kl(other, student, squeezed), want)

@@ -178,3 +178,46 @@ def test_a_teacher_with_nan_is_refused():
     capture.value[0, 0, 0, 0] = float("nan")
     with pytest.raises(ValueError, match="wanted finite q, k and v"):
         squeeze(capture, 2)
+
+
+@pytest.mark.parametrize("method", ["pairwise", "joint", "per_query"])
+def test_autocast_of_a_training_step_takes_no_part(method):
+    fine = random_capture(h=6, n=40, m=40, d=8, bias=False)
+    q, k, v, out = (x.float() for x in (fine.query, fine.key, fine.value, fine.out))
+    capture = Capture(q, k, v, fine.scale, out=out)
+    want = squeeze(capture, 2, method=method)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = squeeze(capture, 2, method=method)
+    assert torch.equal(found.weight, want.weight) and torch.equal(found.residual, want.residual)
+
+
+def test_the_residual_of_weights_by_row_is_the_oracles():
+    capture, plan = random_capture(h=7), [[0, 1, 2], [3, 4], [5, 6]]
+    a, x = naive(capture)
+    found = squeeze(capture, 3, method="per_query")
+    merged = found.mix(a)
+    for g, heads in enumerate(plan):
+        both, goal = x[:, heads].sum(1), (a[:, heads] @ x[:, heads]).sum(1)
+        want = (merged[:, g] @ both - goal).flatten(1).norm(dim=1) / goal.flatten(1).norm(dim=1)
+        torch.testing.assert_close(found.residual[:, g], want, rtol=1e-7, atol=1e-9)
+
+
+def test_the_layers_own_result_serves_sample_by_sample():
+    capture = random_capture(b=3, h=5)
+    given_result = dataclasses.replace(capture, mixed=capture.map() @ capture.value)
+    torch.testing.assert_close(squeeze(given_result, 2, chunk_mib=1e-3).residual, squeeze(capture, 2).residual)
+
+
+def test_some_rows_are_mixed_by_their_own_weights():
+    capture = random_capture(h=5)
+    found, maps = squeeze(capture, 2, method="per_query"), capture.map()
+    some = slice(2, 5)
+    torch.testing.assert_close(found.mix(maps[:, :, some], some), found.mix(maps)[:, :, some])
+
+
+def test_maps_that_differ_by_rounding_alone_share_alike():
+    capture = random_capture(h=2, bias=False, n=40, m=40)
+    q, k, v, out = (x.float() for x in (capture.query, capture.key, capture.value, capture.out))
+    same = Capture(q[:, :1].repeat(1, 2, 1, 1), k[:, :1].repeat(1, 2, 1, 1), v, capture.scale, out=out)
+    same.query[:, 1] *= 1 + 2e-7
+    assert (squeeze(same, 1).alpha == 0.5).all()

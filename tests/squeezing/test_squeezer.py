@@ -1,10 +1,12 @@
-"""Squeezer: memory that all layers share."""
+"""Squeezer: memory that all layers share, and the rows that count."""
 
 import torch
+from random_captures import random_capture
 
 from dit_shd.attention.capture import Capture
 from dit_shd.attention.tiles import Buffers
 from dit_shd.squeezing.divergence import attached, divergence_job, gradients_of
+from dit_shd.squeezing.squeeze import squeeze
 from dit_shd.squeezing.squeezer import Squeezer
 
 
@@ -49,3 +51,10 @@ def test_a_teacher_of_another_precision_has_memory_of_its_own():
     narrow = Buffers(torch.float32, student.query.device)
     want = Squeezer().squeeze("layer", teacher, 2).weight
     torch.testing.assert_close(Squeezer().squeeze("layer", teacher, 2, buffers=narrow).weight, want, rtol=0, atol=0)
+
+
+def test_a_squeezer_squeezes_by_the_rows_that_count():
+    capture = random_capture(h=5)
+    rows = torch.tensor([[1.0, 0, 2.5, 1, 0, 1, 0], [0, 1, 1, 0.5, 1, 1, 1]], dtype=torch.float64)
+    want = squeeze(capture, 2, row_weight=rows)
+    assert torch.equal(Squeezer().squeeze("layer", capture, 2, row_weight=rows).weight, want.weight)

@@ -1,9 +1,12 @@
 """The task diffusion: its keys, where they stood in 0.1.0 and which may change while a run goes on; what it draws."""
 
+import math
+
 import pytest
 import torch
 from runs import diffusion, drawn, rows, run
 from small_runs import STUDENT
+from small_steps import batch_of
 
 from dit_shd.core.config import make, resolve
 from dit_shd.core.errors import UserError
@@ -11,7 +14,9 @@ from dit_shd.core.plugins import Plugin
 from dit_shd.core.yaml_files import override
 from dit_shd.data.datasets import DATASETS
 from dit_shd.diffusion.denoiser import NO_LABEL
+from dit_shd.diffusion.guidance import Guidance
 from dit_shd.models.families import FAMILIES
+from dit_shd.tasks import Output
 from dit_shd.tasks.diffusion import Diffusion
 from dit_shd.training.config import TrainConfig, resolved
 
@@ -138,3 +143,14 @@ def test_the_mask_ratio_varies_up_to_a_fifth_more(shapes):
     assert max(kept) <= 70
     assert min(kept) >= 50
     assert max(kept) - min(kept) > 12
+
+
+def test_the_guided_target_is_along_the_schedule_that_is_trained():
+    """Half of 100 steps is half of the way of the ramp."""
+    x = torch.zeros(1, 1, 2, 2)
+    batch = batch_of(x, t=[50], labels=[0])
+    guided = Diffusion(mask_ratio=None, timesteps=100).guided(
+        Output(x + 1), Output(x + 5), batch, Guidance(3.0, "power-cosine")
+    )
+    weight = 1 + 2 * (1 - math.cos(math.pi * 0.5**4)) / 2
+    torch.testing.assert_close(guided.prediction, x + 5 + weight * (1 - 5))

@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import torch
 from accelerate.state import AcceleratorState
-from runs import weights
+from runs import run, weights
+from safetensors.torch import load_file
 from task_cases import COMMON, text_to_image
 
 from dit_shd.core.config import make
@@ -37,3 +38,12 @@ def test_a_student_is_exported_and_evaluated_with_its_own_buffers(tmp_path):
     assert torch.equal(weights(tmp_path / "run", "student_ema_0.5")[name], table)
     for student in trainer.services.validation.students.values():
         assert torch.equal(student().get_buffer(name), table)
+
+
+def test_each_exported_student_has_the_weights_of_its_own_average(values):
+    plain = {**values, "losses": [], "teacher": None, "mask_ratio": None, "optimizer": {"name": "adamw", "lr": 1e-2}}
+    config, _ = run(plain, ema=[0.9, 0.5], steps=2)
+    checkpoint = config.run / "checkpoints" / "step_00000002"
+    for folder, rate in (("student", 0.9), ("student_ema_0.5", 0.5)):
+        exported, average = weights(config.run, folder), load_file(checkpoint / f"ema_{rate}.safetensors")
+        assert all(torch.equal(exported[name], average[name]) for name in average)

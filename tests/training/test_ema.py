@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 from runs import diffusion, drawn, run, weights
+from safetensors.torch import load_file
 from torch import nn
 
 from dit_shd.cli.program import main
@@ -140,3 +141,14 @@ def test_a_dry_run_says_it_too(plain, tmp_path, capsys):
     assert main(["train", str(file), "dry_run=true", "estimate.measure=false"]) == 0
     assert "after 300 steps 97% of the average 0.9999" in capsys.readouterr().out
     assert math.isclose(share_of_first(TrainConfig().ema, 300, False), 0.97, abs_tol=0.005)
+
+
+def test_every_average_goes_on_where_it_was(values, tmp_path):
+    plain = {**values, "losses": [], "teacher": None, "mask_ratio": None, "ema": [0.9, 0.5]}
+    whole, _ = run(plain, run=str(tmp_path / "whole"), steps=3)
+    run(plain, run=str(tmp_path / "parts"), steps=2)
+    parts, _ = run(plain, run=str(tmp_path / "parts"), steps=3)
+    for name in ("ema_0.9", "ema_0.5"):
+        files = (c.run / "checkpoints" / "step_00000003" / f"{name}.safetensors" for c in (whole, parts))
+        one, other = map(load_file, files)
+        assert all(torch.equal(one[key], other[key]) for key in one), name

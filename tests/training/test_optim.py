@@ -163,3 +163,8 @@ def test_what_only_has_the_shape_of_a_matrix_is_not_decayed(name):
     named = {name: torch.nn.Parameter(torch.ones(6, 8)), "proj.weight": torch.nn.Parameter(torch.ones(6, 8))}
     groups = build(OptimizerConfig(name="adamw", weight_decay=0.1, decayed="matrices"), named.items()).param_groups
     assert groups[0]["params"] == [named["proj.weight"]] and groups[1]["params"][0] is named[name]
+
+
+def test_the_defaults_are_mdts_recipe():
+    config = OptimizerConfig()
+    assert (config.name, config.lr, config.weight_decay, config.clip) == ("adan", 5e-4, 0.0, 1.0)

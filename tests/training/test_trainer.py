@@ -224,3 +224,10 @@ def test_dropout_of_a_student_is_resumed(values, tmp_path, monkeypatch):
     assert len(masks) == 2 * len(resumed) > 0
     assert all(torch.equal(one, other) for one, other in zip(masks[len(resumed) :], resumed))
     assert not torch.equal(masks[0], resumed[0])
+
+
+def test_the_tasks_own_terms_weigh_as_the_config_says(values):
+    _, (m, *_) = run({**values, "base_weight": 0.25}, steps=1)
+    base = sum(m[f"{p}/{t}"] for p in ("plain", "masked") for t in ("noise", "variational"))
+    learned = sum(m[f"{p}/output"] for p in ("plain", "masked")) + 0.5 * m["plain/shd"]
+    assert m["loss"] == pytest.approx(0.25 * base + learned, rel=1e-5)

@@ -12,6 +12,7 @@ SiT, REPA and other files of flow matching look like DiT's and predict velocity:
 from typing import ClassVar
 
 from dit_shd.cli.commands import Command
+from dit_shd.diffusion.sampled_run import words_of_run
 from dit_shd.models.conversion import ConvertConfig, convert
 
 
@@ -24,4 +25,4 @@ class Convert(Command[ConvertConfig]):
     places: ClassVar = {"source": ("model", "FILE")}
 
     def run(self, config: ConvertConfig) -> None:
-        print("\n".join(convert(config).lines))
+        print("\n".join(convert(config, words_of_run).lines))

@@ -207,3 +207,11 @@ def test_an_index_that_is_none(folder, text):
     (folder / "latents.json").write_text(text)
     with pytest.raises(UserError, match="not written by dit-shd encode"):
         Latents(folder)
+
+
+def test_labels_are_of_the_images_that_could_be_read(tmp_path):
+    """The broken one is the first of its shard, and of another class than the next but one."""
+    write_folder(tmp_path / "set", pictures(6), np.array([0, 1, 1, 2, 2, 2]))
+    (tmp_path / "set" / "class0" / "0000.png").write_text("no image")
+    data = Latents(encode(tmp_path / "set", tmp_path / "l", shard_size=4))
+    assert data.labels().tolist() == [1, 1, 2, 2, 2]

@@ -39,3 +39,11 @@ def test_latents_are_not_mirrored(tmp_path):
     np.savez(tmp_path / "x.npz", np.zeros((2, 4, 8, 8), np.float32), np.zeros(2, int))
     with pytest.raises(UserError, match="flip: wanted none of latents"):
         DATASETS.build(Plugin("npz", {"path": str(tmp_path / "x.npz"), "flip": True}))
+
+
+def test_images_fill_the_range_from_minus_one_to_one(tmp_path):
+    images = np.array([0, 51, 255], np.uint8).reshape(3, 1, 1, 1)
+    np.savez(tmp_path / "x.npz", images, np.zeros(3, int))
+    data = DATASETS.build(Plugin("npz", {"path": str(tmp_path / "x.npz")}))
+    found = data.batch(np.arange(3), Draws(0, 0, range(3), 3))["latents"]
+    assert found.flatten().tolist() == pytest.approx([-1, -0.6, 1])

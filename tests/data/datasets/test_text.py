@@ -132,3 +132,18 @@ def test_it_holds_no_images(tmp_path):
     for ask in (data.images, data.labels):
         with pytest.raises(UserError, match="data text: holds text"):
             ask()
+
+
+def test_a_tokenizer_has_no_token_of_held_out_text(tmp_path):
+    """One of 262 has a few merges alone: those of the held out lines, were they in it."""
+    (tmp_path / "a.txt").write_text("the cat sat on the mat\n" * 20 + "zqzqzqzqzqzq\n" * 20)
+    options = {"document": "file", "by": "position", "held_out": 0.362, "length": 8}
+    file = tmp_path / "bpe.json"
+    data = text(str(tmp_path / "a.txt"), **options, tokenizer=str(file), vocabulary=262)
+    assert "zq" not in file.read_text()
+    assert "z" not in "".join(d.text for d in data.documents)
+
+
+def test_bytes_are_those_of_letters_beyond_ascii(tmp_path):
+    (tmp_path / "a.txt").write_text("äöü\nabc\n", "utf-8")
+    assert text(str(tmp_path / "a.txt"), document="line", split="all").text_bytes == 6 + 3

@@ -32,3 +32,15 @@ def test_a_reading_is_the_ridge_regression():
     assert reading.matrix.abs().max() < 10 and reading.offset.abs().max() < 100
     nothing = RegressionMoments().regression(torch.from_numpy(start))
     assert torch.equal(nothing.matrix, torch.from_numpy(start)) and not nothing.offset.any()
+
+
+def test_a_regression_without_an_offset_goes_through_zero():
+    draw = torch.Generator().manual_seed(0)
+    z = torch.randn(500, 3, generator=draw) + 2
+    x = z @ torch.randn(3, 4, generator=draw) + 5
+    moments = RegressionMoments()
+    moments.add(z, x)
+    found = moments.regression(torch.zeros(4, 3, dtype=torch.float64), offset=False)
+    want = torch.linalg.lstsq(z.double(), x.double()).solution.T
+    torch.testing.assert_close(found.matrix, want, rtol=0.01, atol=0.02)
+    assert not found.offset.any()

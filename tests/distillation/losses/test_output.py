@@ -66,3 +66,14 @@ def test_predictions_of_other_shapes_are_refused():
         UserError, match=r"output: wanted predictions of one shape, found \[2, 1, 4, 4\] .* \[2, 1, 8, 8\]"
     ):
         Output().term(*(Prediction(x[:, :1]) for x in models), batch_of(torch.randn(2, 1, 4, 4), (1, 500)))
+
+
+def test_the_variance_alone_learns_from_the_teachers_distribution():
+    draw = torch.Generator().manual_seed(0)
+    (noise, mean, log), (t_noise, t_mean, t_log) = torch.randn(2, 3, 2, 1, 4, 4, generator=draw)
+    leaves = [x.requires_grad_() for x in (mean, log)]
+    student = Prediction(noise, {"variance": log, "mean": mean, "log_variance": log})
+    teacher = Prediction(t_noise, {"variance": t_log, "mean": t_mean, "log_variance": t_log})
+    value = Output(variance=True).term(student, teacher, batch_of(torch.zeros(2, 1, 4, 4))).value.sum()
+    of_mean, of_log = torch.autograd.grad(value, leaves, allow_unused=True)
+    assert of_mean is None and of_log.abs().sum() > 0

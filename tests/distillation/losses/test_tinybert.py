@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dit_shd.attention.bias import DenseBias
+from dit_shd.attention.capture import Capture
 from dit_shd.core.errors import UserError
 
 
@@ -60,3 +61,15 @@ def test_other_heads_are_refused_with_the_losses_that_take_them():
         checks.term(checks.build("tinybert"), checks.captures(2), checks.captures(4))
     with pytest.raises(UserError, match="heads: wanted each or mean, found 'sum'"):
         checks.build("tinybert", heads="sum")
+
+
+def test_a_key_that_one_head_hides_is_in_no_mean_of_heads():
+    bias = torch.zeros(1, 2, 3, 3, dtype=torch.float64)
+    bias[0, 0, :, 1] = -10_000
+    draw = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(1, 2, 3, 4, generator=draw, dtype=torch.float64) for _ in range(2))
+    s, t = {"a": Capture(x, x, x, 0.5)}, {"a": Capture(y, y, y, 0.5, DenseBias(bias))}
+    gap = (0.5 * (x @ x.mT - y @ y.mT)).mean(1).square()
+    gap[:, :, 1] = 0
+    found = checks.term(checks.build("tinybert", heads="mean"), s, t).value
+    torch.testing.assert_close(found, gap.mean((1, 2)))

@@ -135,3 +135,7 @@ def test_inception_score_without_logits_is_refused():
     features = FeatureSet.of(rows(9, 3, seed=0))
     with pytest.raises(UserError, match="no logits"):
         InceptionScore().compute(features, features)
+
+
+def test_chunks_are_those_of_adms_evaluator():
+    assert InceptionScore().chunk == 5000

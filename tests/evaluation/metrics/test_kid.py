@@ -124,3 +124,11 @@ def test_one_image_of_each_number_is_no_plan_of_classes():
     """Numbers of prompts stand where labels do."""
     assert not _are_balanced(np.arange(500))
     assert _are_balanced(np.repeat(np.arange(5), 3)) and not _are_balanced(None)
+
+
+def test_defaults_are_those_of_published_figures():
+    from torch_fidelity.defaults import DEFAULTS
+
+    metric = KID()
+    assert (metric.subsets, metric.subset_size) == (DEFAULTS["kid_subsets"], DEFAULTS["kid_subset_size"])
+    assert metric.seed == DEFAULTS["rng_seed"]

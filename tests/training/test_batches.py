@@ -1,0 +1,17 @@
+"""Batches of a step: what the task draws, and what losses read of the data beside it."""
+
+import torch
+
+from dit_shd.data.datasets.npz import Npz
+from dit_shd.tasks.diffusion import Diffusion
+from dit_shd.training.batches import Batches
+
+
+def test_what_losses_read_of_the_data_is_augmented_as_what_is_learned(shapes):
+    """Half of the samples are mirrored, drawn each time: the clean image of REPA is the one that is noised."""
+    task = Diffusion(mask_ratio=None)
+    task.dataset = Npz(shapes, flip=True)
+    batches = Batches(task, 3, 16, 16, fields=frozenset({"latents"}))
+    for step in range(3):
+        (batch,) = batches.whole(step)
+        assert torch.equal(batch.data["latents"], batch.x_0)
