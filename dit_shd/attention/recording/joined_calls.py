@@ -37,17 +37,12 @@ def joined(calls: Sequence[Call], tokens: Tokens) -> list[Call]:
     Raises:
         ValueError: Each call has some of the heads.
     """
-    first = calls[0]
     if len(calls) < 2:
         return list(calls)
     _refuse_heads(calls, tokens)
-    alike = all(
-        (x.query.shape[1], x.query.shape[3], x.value.shape[1], x.value.shape[3], x.scale, x.mixed is None)
-        == (first.query.shape[1], first.query.shape[3], *first.value.shape[1::2], first.scale, first.mixed is None)
-        for x in calls
-    )
+    kinds = {(x.query.shape[1::2], x.value.shape[1::2], x.scale, x.mixed is None) for x in calls}
     batches = {len(x.query) for x in calls}
-    if not alike:
+    if len(kinds) > 1:
         return list(calls)
     known = _union(calls) if len(batches) == 1 and _follow(calls, tokens) else None
     if known is not None and all(x.key.shape[2] == known[0].shape[2] for x in calls):
