@@ -20,9 +20,10 @@ from dit_shd.core.yaml_files import parse_yaml, read_yaml
 from dit_shd.evaluation.metrics import METRICS
 from dit_shd.evaluation.statistics_file import is_statistics
 from dit_shd.study.cell_run import STOPPED, assignments, run_cell
-from dit_shd.study.design import Cell, Evaluator, canonical_sha256, cells_of, read_study
+from dit_shd.study.design import Cell, Evaluator, cells_of, read_study
 from dit_shd.study.processes import DIT_SHD, Commands
 from dit_shd.study.results import RESULTS, CellResult, Progress, collect, of_cells
+from dit_shd.study.settings import canonical_sha256
 from dit_shd.training.run_folder import LOCK as RUN_LOCK
 
 CELL_LOCK = ".cell.lock"
