@@ -36,8 +36,8 @@ from dit_shd.profiling.memory import step_memory
 from dit_shd.profiling.step import StepShape
 from dit_shd.tasks import TASKS, Batch, Task
 from dit_shd.training import checks, optim
-from dit_shd.training.config import TrainConfig, filled, sized
-from dit_shd.training.dry_sizes import data_sizes, student_sizes
+from dit_shd.training.config import TrainConfig, filled
+from dit_shd.training.dry_sizes import data_sizes, with_sizes
 from dit_shd.training.ema import EMA, too_slow
 
 _log = logging.getLogger("dit_shd")
@@ -62,11 +62,9 @@ def dry_run(config: TrainConfig) -> DryRun:
     task = step.task
     checks.teaching(config, step.losses)
     checks.passes(task, step.losses)
-    sizes = data_sizes(config)
-    teachers, missing = _teachers(config, task, {**sizes, **task.student_options()})
-    config = replace(config, student=_student(config))
-    sizes, assumed = student_sizes(config, sizes, teachers)
-    config = sized(config, {**sizes, **task.student_options()})
+    keywords = {**data_sizes(config), **task.student_options()}
+    teachers, missing = _teachers(config, task, keywords)
+    config, assumed = with_sizes(replace(config, student=_student(config)), keywords, teachers)
     student = meta.build(config.student, "student")
     if config.validate_every:
         task.check_evaluation(student, None)

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -9,7 +10,7 @@ from dit_shd.data.datasets import DATASETS
 from dit_shd.distillation.teachers import role
 from dit_shd.models.families import FAMILIES
 from dit_shd.models.language_model import text_config
-from dit_shd.training.config import TrainConfig
+from dit_shd.training.config import TrainConfig, sized
 
 SIZES = {"num_classes": "classes", "vocab_size": "tokens"}
 """Keywords of families that follow from the data, and what each counts."""
@@ -28,31 +29,31 @@ def data_sizes(config: TrainConfig) -> dict[str, int]:
     return dict(DATASETS.find(data.name).sizes_of(**data.options)) if _missing(config) else {}
 
 
-def student_sizes(
-    config: TrainConfig, data: Mapping[str, int], teachers: Mapping[str, nn.Module]
-) -> tuple[dict[str, int], Sequence[str]]:
-    """The sizes that the config leaves to the data: the data's, or else those of a teacher; and that in words.
+def with_sizes(
+    config: TrainConfig, keywords: Mapping[str, Any], teachers: Mapping[str, nn.Module]
+) -> tuple[TrainConfig, Sequence[str]]:
+    """The config whose student has the sizes that it leaves to the data, or else those of a teacher; and that in words.
 
     Args:
         config: Of the run.
-        data: What is known of the data.
+        keywords: Of families, as they follow from task and data; sizes among them are the data's.
         teachers: By name, with weights or without.
     """
-    sizes, lines = dict(data), list[str]()
+    sizes, lines = dict(keywords), list[str]()
     options = config.student.options
     for key in _missing(config):
         if "source" in options or key in (options.get("config") or {}):
             continue  # it has a size already, which holds but where the data need more
         known = {name: size for name, model in teachers.items() if (size := _size(model, key)) is not None}
-        if key in data:
-            lines.append(f"The student has {data[key]:,} {SIZES[key]}, as the data have.")
+        if key in keywords:
+            lines.append(f"The student has {keywords[key]:,} {SIZES[key]}, as the data have.")
         elif known:
             name, sizes[key] = next(iter(known.items()))
             count = f"{sizes[key]:,} {SIZES[key]}"
             lines.append(f"The data are not here; the student was given the {count} of the {role(name)}.")
         else:
             lines.append(f"The data are not here; {key} of the student is the default of its family.")
-    return sizes, lines
+    return sized(config, sizes), lines
 
 
 def _missing(config: TrainConfig) -> list[str]:
