@@ -18,7 +18,7 @@ from dit_shd.core.errors import UserError, unknown
 from dit_shd.core.places import check_utf8
 from dit_shd.core.plugin_source import plugin_names, plugin_source
 from dit_shd.core.shipped_configs import read_config
-from dit_shd.core.yaml_files import override, parse_yaml
+from dit_shd.core.yaml_files import override, parse_yaml, replaced
 
 FORMS = ("{0}", "[{0}, ...]", "{0} | [{0}, ...]", "{0} | {{text: {0}}}")
 TEXTS = [form.format(WORDS[kind]) for form in FORMS for kind in ("str", "Path", "Place")]
@@ -88,10 +88,13 @@ def values_of(line: Line, command: Specification) -> dict[str, Any]:
     if line.flags:
         raise foreign_words.flag(line.flags[0], command)
     line = _with_paths(line, command)
-    for key in dict.fromkeys(word.partition("=")[0] for word in line.assignments):
+    keys = [word.partition("=")[0] for word in line.assignments]
+    for key in dict.fromkeys(keys):
         words = [word for word in line.assignments if word.startswith(f"{key}=")]
         if len(words) > 1:  # as in a script that ends in "$@"
             _log.warning("%s: given %d times; %s is taken", key, len(words), words[-1])
+    for key, outer in replaced(keys):
+        _log.warning("%s: given before %s=, which replaces it; put it after that, or into its value", key, outer)
     values = _named(line, command)
     where = "config" if "" in command.words else command.name
     for word in line.assignments:

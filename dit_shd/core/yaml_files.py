@@ -130,6 +130,16 @@ def override(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, An
     return result
 
 
+def replaced(keys: Sequence[str]) -> list[tuple[str, str]]:
+    """Assigned keys of which nothing is left, each with the key that it is inside of and that is assigned after it.
+
+    Args:
+        keys: In the order in which they are assigned, of which the last of a key counts.
+    """
+    last = {key: place for place, key in enumerate(keys)}
+    return [(key, outer) for key in last for outer in last if key.startswith(f"{outer}.") and last[key] < last[outer]]
+
+
 def _step(node: Any, part: str, where: str) -> Any:
     if isinstance(node, list):
         return node[_position(node, part, where)]

@@ -69,6 +69,8 @@ class DryRun:
     assumed: EstimateConfig
     warning: str | None = None
     """A warning about the configuration."""
+    sizes: Sequence[str] = ()
+    """Where the student's sizes are from that its config leaves to the data, in words."""
     beginning: Sequence[str] = ()
     """What the student begins with of its teacher's weights, in words, where that is known before a run."""
     fsdp2_refusal: str | None = None

@@ -25,6 +25,8 @@ def dry_run_text(run: DryRun) -> str:
         sections.append("\n".join(["The student begins with its teacher's weights:", *run.beginning]))
     if run.warning is not None:
         sections.append(run.warning)
+    if run.sizes:
+        sections.append("\n".join(run.sizes))
     for place in run.teachers_missing:
         sections.append(f"{place} is not here; the teacher was counted as estimate.teacher describes it.")
     return "\n\n".join(sections)

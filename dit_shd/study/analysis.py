@@ -23,6 +23,7 @@ Verdict = Literal[
     "one seed so far",
     "not all seeds yet",
     "seeds failed",
+    "figure missing",
     "not run yet",
     "wants higher_is_better",
 ]
@@ -71,6 +72,9 @@ class Comparison:
 
     failed: bool = False
     """Whether a seed of one of the two failed: those that are left are chosen by it, as where training diverged."""
+
+    missing: bool = False
+    """Whether a cell of one of the two is done and lacks the figure."""
 
     def reversed(self) -> "Comparison":
         """The same test, of the other variant against this one."""
@@ -163,9 +167,19 @@ def compare(study: Study, variants: Sequence[Variant], figure: str) -> list[Comp
     p_values = [difference.p for *_, difference in pairs]
     levels = zip(pairs, holm(p_values), holm_confidence(p_values))
     ended = {v.name: {row.seed for row in (*v.done, *v.failed)} >= set(study.seeds) for v in variants}
-    failed = {v.name: bool(v.failed) for v in variants}
+    failed = {v.name for v in variants if v.failed}
+    missing = {v.name for v in variants if any(figure not in row.figures for row in v.done if row.seed in study.seeds)}
     return [
-        Comparison(one, other, d, p, interval(d, level), ended[one] and ended[other], failed[one] or failed[other])
+        Comparison(
+            variant=one,
+            other=other,
+            difference=d,
+            holm_p=p,
+            corrected=interval(d, level),
+            complete=ended[one] and ended[other],
+            failed=bool(failed & {one, other}),
+            missing=bool(missing & {one, other}),
+        )
         for (one, other, d), p, level in levels
     ]
 
@@ -176,14 +190,16 @@ def verdict_of(comparison: Comparison, higher_is_better: bool | None, relevant: 
     seen: better, and unlikely by chance (p below 0.05 after Holm's correction); too small to matter where the whole
     interval lies within the smallest difference that would. not seen: the whole interval lies below that. Else it
     cannot be told from so few seeds. Nothing is said before all seeds of the study have ended, nor where some of the
-    two failed.
+    two failed, or lack the figure.
     """
+    if comparison.missing:
+        return "figure missing"
+    if comparison.failed:
+        return "seeds failed" if comparison.complete else "not all seeds yet"
     if comparison.difference.n < 2:
         return "one seed so far" if comparison.difference.n else "not run yet"
     if not comparison.complete:
         return "not all seeds yet"
-    if comparison.failed:
-        return "seeds failed"
     if higher_is_better is None:
         return "wants higher_is_better"
     sign = 1 if higher_is_better else -1

@@ -22,9 +22,10 @@ from dit_shd.core.files import write_text
 from dit_shd.core.json_files import read_object
 from dit_shd.core.signals import Stopped
 from dit_shd.core.yaml_files import dump, read_yaml
-from dit_shd.study.design import Cell, Evaluator, Study, canonical_sha256
+from dit_shd.study.design import Cell, Evaluator, Study
 from dit_shd.study.processes import DIT_SHD, Commands, Usage, commit
 from dit_shd.study.results import REFERENCE, ROW, WEIGHTS, CellResult, json_lines, read_results, rounded, write_row
+from dit_shd.study.settings import canonical_sha256
 
 POINTS = 60
 """Of a loss curve that a row keeps."""

@@ -13,7 +13,6 @@ A variant is one level of each factor of `grid`, named by the levels (`teacher-s
 sampled and scored as they are; a cell is a variant and a seed.
 """
 
-import hashlib
 import itertools
 import json
 import re
@@ -27,15 +26,14 @@ from typing import Any
 from dit_shd.core.config import REQUIRED, check_ranges, make, option
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
-from dit_shd.core.yaml_files import override, read_yaml
+from dit_shd.core.yaml_files import read_yaml, replaced
 from dit_shd.evaluation.reference_statistics import LARGEST
+from dit_shd.study.settings import applied, canonical_sha256, in_turn, seeded
 
 Settings = dict[str, Any]
 """Key (dots reach inside, as in optimizer.lr) -> value."""
 NAME = re.compile(r"\w[\w.+]*")
 """Of a level or an evaluator: a part of a file's name."""
-SEED = "{seed}"
-"""A value that stands for the cell's seed, for keys other than `seed`."""
 RESERVED = ("run", "seed", "dry_run")
 """Keys of training that are the study's to set."""
 RECORDS = ("row", "samples", "stages")
@@ -139,6 +137,7 @@ class Study:
         for one, other in itertools.combinations(self.variants, 2):
             if self.variants[one] == self.variants[other]:  # a later factor may set all that an earlier one does
                 raise UserError(f"study.grid: {one} and {other} are one run, with the same settings; wanted others")
+        self._refuse_replaced()
         for line in self.prepare:
             words = _words(line, "study.prepare")
             if refused := next((word for word in words if word == "study" or word.startswith("--")), None):
@@ -161,6 +160,19 @@ class Study:
                     f"study.baseline: wanted a factor of the grid and one of its levels, found {factor}: {level}"
                 )
 
+    def _refuse_replaced(self) -> None:
+        """Refuse settings inside of a value that comes after them: they would be dropped without a word."""
+        for levels in itertools.product(*self.grid.values()):
+            places = {"settings": self.settings}
+            places |= {f"grid.{factor}.{level}": self.grid[factor][level] for factor, level in zip(self.grid, levels)}
+            keys = [(key, place) for place, settings in places.items() for key in settings]
+            for inner, outer in replaced([key for key, _ in keys]):
+                place, later = dict(keys)[inner], dict(keys)[outer]
+                raise UserError(
+                    f"study.{place}: {inner} is lost in {'-'.join(levels)}, as {outer} of study.{later} comes after it "
+                    f"and is a whole value; write it into that {outer}, or put its factor or line after it"
+                )
+
     def _named_variants(self) -> list[tuple[str, str]]:
         """Where a variant is named, and its name."""
         ordered = [("order", name) for block in self.order for name in block]
@@ -177,7 +189,7 @@ class Study:
         variants = {}
         for levels in itertools.product(*self.grid.values()):
             settings = [factor[level] for factor, level in zip(self.grid.values(), levels)]
-            variants["-".join(levels)] = {key: value for changes in settings for key, value in changes.items()}
+            variants["-".join(levels)] = in_turn(*settings)
         return variants
 
     @cached_property
@@ -241,9 +253,21 @@ def cells_of(study: Study, file: Path) -> list[Cell]:
     Args:
         study: What is varied.
         file: The study's, which `config` is relative to.
+
+    Raises:
+        UserError: No such config, or two variants that are one run.
     """
     base = read_yaml(file.parent / study.config)
-    return [_cell(study, base, number, *chosen) for number, chosen in enumerate(_ordered(study))]
+    cells = [_cell(study, base, number, *chosen) for number, chosen in enumerate(_ordered(study))]
+    known: dict[tuple[int, str], str] = {}
+    for cell in cells:
+        other = known.setdefault((cell.seed, cell.sha256), cell.variant)
+        if other != cell.variant:
+            raise UserError(
+                f"study: {other} and {cell.variant} are one run, with the same "
+                f"{'model' if cell.model else 'config'}; wanted others"
+            )
+    return cells
 
 
 def _ordered(study: Study) -> list[tuple[str, int]]:
@@ -260,8 +284,8 @@ def _cell(study: Study, base: Mapping[str, Any], number: int, variant: str, seed
     if variant in study.models:
         model = study.models[variant]
         return Cell(number, variant, seed, {}, canonical_sha256([model, study.sampling, evaluators]), model)
-    values = applied(dict(base), {**study.settings, **study.variants[variant]})
-    training = {key: _seeded(value, seed) for key, value in values.items() if key != "run"} | {"seed": seed}
+    values = applied(dict(base), in_turn(study.settings, study.variants[variant]))
+    training = {key: seeded(value, seed) for key, value in values.items() if key != "run"} | {"seed": seed}
     return Cell(number, variant, seed, training, canonical_sha256([training, study.sampling, evaluators]))
 
 
@@ -270,26 +294,3 @@ def _evaluation(study: Study) -> dict[str, Any]:
     evaluators: dict[str, Any] = {name: evaluator.identity() for name, evaluator in study.evaluators.items()}
     networks = [json.dumps(identity[0]) for identity in evaluators.values()]
     return evaluators | ({"": list(evaluators)} if len(set(networks)) < len(networks) else {})
-
-
-def _seeded(value: object, seed: int) -> object:
-    """Plain values with the seed in place of the text {seed}."""
-    if isinstance(value, dict):
-        return {key: _seeded(entry, seed) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_seeded(entry, seed) for entry in value]
-    return seed if value == SEED else value
-
-
-def canonical_sha256(values: object) -> str:
-    """sha256 of plain values, whatever the order of keys."""
-    try:
-        text = json.dumps(values, sort_keys=True)
-    except TypeError:  # steps and shares of a schedule are keys of two types
-        text = json.dumps(json.loads(json.dumps(values)), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def applied(values: dict[str, Any], settings: Settings) -> dict[str, Any]:
-    """A config with settings over it, by the rules of key=value on the command line."""
-    return override(values, [f"{key}={json.dumps(value)}" for key, value in settings.items()])

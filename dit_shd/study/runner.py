@@ -20,9 +20,10 @@ from dit_shd.core.yaml_files import parse_yaml, read_yaml
 from dit_shd.evaluation.metrics import METRICS
 from dit_shd.evaluation.statistics_file import is_statistics
 from dit_shd.study.cell_run import STOPPED, assignments, run_cell
-from dit_shd.study.design import Cell, Evaluator, canonical_sha256, cells_of, read_study
+from dit_shd.study.design import Cell, Evaluator, cells_of, read_study
 from dit_shd.study.processes import DIT_SHD, Commands
 from dit_shd.study.results import RESULTS, CellResult, Progress, collect, of_cells
+from dit_shd.study.settings import canonical_sha256
 from dit_shd.training.run_folder import LOCK as RUN_LOCK
 
 CELL_LOCK = ".cell.lock"
@@ -66,7 +67,7 @@ class Runner:
         self.folder = (config.cells or self.home / "cells").absolute()
         self.errors: dict[Cell, str] = {}
         """Of cells that could not have a row: files of them that are damaged or cannot be written."""
-        self._over_budget = False
+        self._over_budget, self._said_missing = False, False
         self.commands = Commands(config.launcher, config.threads)
 
     def place(self, cell: Cell) -> Path:
@@ -187,6 +188,13 @@ class Runner:
         words = f"{figure} {result.figures.get(figure, float('nan')):.3f}" if result.done else f"failed: {result.error}"
         taken = sum(result.seconds.values())
         self.say(f"[{len(progress.results)}/{len(self.cells)}] {cell.name}: {words} ({taken:.0f} s)")
+        if result.done and self.study.figure not in ("", *result.figures) and not self._said_missing:
+            self._said_missing = True
+            known = ", ".join(result.figures) or "none"
+            self.say(
+                f"study.figure: wanted '{self.study.figure}', which decides, found {known} "
+                f"in {cell.name}; name one of them, or an evaluator that gives it: without it nothing is compared"
+            )
 
     def _shared(self) -> dict[str, str]:
         """Do the work that all cells share, each part once for all processes: evaluator -> its reference."""

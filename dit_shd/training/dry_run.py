@@ -37,6 +37,7 @@ from dit_shd.profiling.step import StepShape
 from dit_shd.tasks import TASKS, Batch, Task
 from dit_shd.training import checks, optim
 from dit_shd.training.config import TrainConfig, filled
+from dit_shd.training.dry_sizes import data_sizes, with_sizes
 from dit_shd.training.ema import EMA, too_slow
 
 _log = logging.getLogger("dit_shd")
@@ -45,7 +46,7 @@ _log = logging.getLogger("dit_shd")
 def dry_run(config: TrainConfig) -> DryRun:
     """Count a run, and take one step of it (`estimate.measure`).
 
-    The data need not exist, nor, with `estimate.teacher`, the teacher.
+    The data need not exist, nor, with `estimate.teacher`, the teacher. Data that do give the student its sizes.
 
     Args:
         config: The config of the run.
@@ -61,11 +62,12 @@ def dry_run(config: TrainConfig) -> DryRun:
     task = step.task
     checks.teaching(config, step.losses)
     checks.passes(task, step.losses)
-    config = replace(config, student=filled(_student(config), task.student_options()))
+    keywords = {**data_sizes(config), **task.student_options()}
+    teachers, missing = _teachers(config, task, keywords)
+    config, assumed = with_sizes(replace(config, student=_student(config)), keywords, teachers)
     student = meta.build(config.student, "student")
     if config.validate_every:
         task.check_evaluation(student, None)
-    teachers, missing = _teachers(config, task)
     beginning = _beginning(config, step.losses, student, teachers, missing)
     if config.lora.rank:
         check_lora(student, config.lora)
@@ -100,6 +102,7 @@ def dry_run(config: TrainConfig) -> DryRun:
         precision=config.precision,
         peak_tflops=config.peak_tflops,
         assumed=config.estimate,
+        sizes=assumed,
         warning=too_slow(config.ema_rates, config.steps, config.ema_warmup) or None,
         beginning=beginning,
         fsdp2_refusal=checks.fsdp2_refusal(config),
@@ -149,14 +152,16 @@ def step_shape(config: TrainConfig, images: int) -> StepShape:
     )
 
 
-def _teachers(config: TrainConfig, task: Task[Any]) -> tuple[dict[str, Any], dict[str, Plugin]]:
+def _teachers(
+    config: TrainConfig, task: Task[Any], keywords: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Plugin]]:
     """The teachers, with their weights where those exist; and what the others are, by estimate.teacher."""
     teachers: dict[str, Any] = {}
     missing: dict[str, Plugin] = {}
     for name, source in config.teachers.items():
         stand_in = _stand_in(config, name)
         if stand_in is not None and not places.is_here(source, "model"):
-            missing[name] = filled(stand_in, task.student_options())
+            missing[name] = filled(stand_in, keywords)
             teachers[name] = meta.build(missing[name], "estimate.teacher")
             continue
         try:

@@ -46,6 +46,22 @@ def test_of_a_key_that_is_given_twice_the_last_counts_and_it_is_said(caplog):
     assert caplog.messages == ["steps: given 2 times; steps=4 is taken"]
 
 
+@pytest.mark.parametrize(
+    ("words", "key", "outer"),
+    [
+        (("optimizer.lr=1e-4", "optimizer={name: adamw}"), "optimizer.lr", "optimizer"),
+        (("task.label_dropout=0.5", "task=flow_matching"), "task.label_dropout", "task"),
+        (("losses.1.weight=5", "losses=[{name: output}]"), "losses.1.weight", "losses"),
+    ],
+)
+def test_a_key_before_the_value_that_it_is_inside_of_is_dropped_and_it_is_said(words, key, outer, caplog):
+    values("train", "digits_shd", *words)
+    assert caplog.messages == [f"{key}: given before {outer}=, which replaces it; put it after that, or into its value"]
+    caplog.clear()
+    values("train", "digits_shd", "task=flow_matching", "task.label_dropout=0.5")
+    assert not caplog.messages
+
+
 def test_text_may_have_a_colon():
     prompts = "two digits: four and seven", "a: b: c", "plain", '"null"'
     found = [values("inspect", "asset:captioned_digits", f"prompt={text}")["prompt"] for text in prompts]

@@ -189,4 +189,18 @@ def test_nothing_is_said_of_the_seeds_that_are_left_where_some_failed():
     last = max(row.seed for row in ROWS)
     left = [row for row in ROWS if (row.variant, row.seed) != ("shd", last)]
     assert analysis([*left, failed("shd", last)], claims=claims).judgements[0].verdict == "seeds failed"
+    only, every = (range(last), "seeds failed"), (range(last + 1), "seeds failed")
+    for seeds, verdict in (only, every, (range(1, last + 1), "seeds failed")):
+        kept = [row for row in ROWS if row.variant != "shd" or row.seed not in seeds]
+        rows = [*kept, *(failed("shd", seed) for seed in seeds)]
+        assert analysis(rows, claims=claims).judgements[0].verdict == verdict, "and not: one seed so far, not run yet"
+        assert analysis(rows[:-1], claims=claims).judgements[0].verdict == "not all seeds yet", "of cells that ran"
     assert analysis([*ROWS, failed("hard", last + 1)], claims=claims).judgements[0].verdict != "seeds failed"
+
+
+def test_a_figure_that_rows_lack_is_missing_and_not_yet_to_come():
+    assert analysis(ROWS, figure="FID(a)").judgements[0].verdict == "figure missing"
+    assert analysis(ROWS[:3] + ROWS[8:], figure="FID(a)").judgements[0].verdict == "figure missing", "shd is to come"
+    assert analysis([], figure="FID(a)").judgements[0].verdict == "not run yet"
+    last = replace(ROWS[-1], figures={"FD(b)": 1.0})
+    assert analysis([*ROWS[:-1], last], figure="FD(a)").judgements[0].verdict == "figure missing", "of one seed"

@@ -7,7 +7,7 @@ from dit_shd.cli.specification import specification
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.diffusion.sample_config import SampleConfig
-from dit_shd.study.design import Study, canonical_sha256, cells_of, read_study
+from dit_shd.study.design import Study, cells_of, read_study
 
 VALUES = {
     "title": "t",
@@ -122,12 +122,42 @@ def test_claims_come_first_and_every_level_is_compared_with_the_baseline(file):
         ({"grid": {"loss": {"a": {}}}, "models": {"a": "x"}}, "study.models.a: a variant of the grid has this name"),
         ({"models": {"../x": "x"}}, "a name of letters"),
         ({"grid": {"one": {"a": {"lr": 1}, "b": {"lr": 2}}, "two": {"c": {"lr": 3}}}}, "a-c and b-c are one run"),
+        (
+            {"grid": {"w": {"a": {"losses.0.weight": 1}}, "kind": {"b": {"losses": [{"name": "shd"}]}}}},
+            "study.grid.w.a: losses.0.weight is lost in a-b, as losses of study.grid.kind.b comes after it",
+        ),
+        (
+            {"settings": {"losses.0.weight": 1}},
+            "study.settings: losses.0.weight is lost in warm-shd, as losses of study.grid.loss.shd comes after it",
+        ),
+        (
+            {"grid": {"w": {"a": {"optimizer.lr": 1, "optimizer": {"name": "adamw"}}}}},
+            "study.grid.w.a: optimizer.lr is lost in a, as optimizer of study.grid.w.a",
+        ),
         ({"sead": [1]}, "unknown key 'sead', did you mean 'seeds'"),
     ],
 )
 def test_what_is_refused(changes, words, file):
     with pytest.raises(UserError, match=words):
         read_study(file(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"grid": {"weight": {"one": {}, "same": {"losses.0.weight": 1}}}}, "one and same are one run, .* same config"),
+        ({"models": {"a": "teacher", "b": "teacher"}}, "a and b are one run, with the same model"),
+    ],
+)
+def test_variants_whose_runs_are_one_are_refused(changes, words, file):
+    with pytest.raises(UserError, match=words):
+        cells(file(**changes))
+
+
+def test_a_key_that_is_set_again_counts_where_it_is_set_last(file):
+    shd, hard = {"losses": [{"name": "shd"}]}, {"losses.0.weight": 3}
+    (cell,) = cells(file(settings={"losses.0.weight": 2}, grid={"a": {"shd": shd}, "b": {"hard": hard}}, seeds=[4]))
+    assert cell.training["losses"] == [{"name": "shd", "weight": 3}]
 
 
 def test_a_base_config_that_is_not_there(file):
@@ -142,8 +172,3 @@ def test_the_study_file_that_help_shows_is_one(tmp_path):
     study = read_study(tmp_path / "study.yaml")
     assert len(cells_of(study, tmp_path / "study.yaml")) == 6 and study.comparisons == [("shd", "output")]
     make(SampleConfig, study.sampling)
-
-
-def test_a_schedule_by_steps_and_shares_has_a_hash():
-    one, other = {"weight": {0: 1.0, "20%": 0.5}}, {"weight": {"20%": 0.5, 0: 1.0}}
-    assert canonical_sha256(one) == canonical_sha256(other) != canonical_sha256({"weight": {0: 1.0, "30%": 0.5}})

@@ -135,6 +135,15 @@ def test_every_cell_is_a_row_and_nothing_runs_twice(study, tmp_path):
     assert len(calls()) == 13 and (tmp_path / "results.jsonl").read_bytes() == before
 
 
+def test_a_figure_that_decides_and_that_no_cell_has_is_said_once_and_at_once(study):
+    results, said = run(study(figure="FID(x)"))
+    lines = [i for i, line in enumerate(said) if "study.figure" in line]
+    first = next(i for i, line in enumerate(said) if line.startswith("[1/4]"))
+    assert lines == [first + 1] and len(results) == 4
+    assert "wanted 'FID(x)', which decides, found FD(x), IS(x), IS(x) std in output-seed1" in said[first + 1]
+    assert not any("study.figure" in line for line in run(study(figure="FD(x)"))[1])
+
+
 def test_single_cells_and_several_at_once_give_the_same_rows(study, tmp_path):
     def plain(results):
         return {name: (row.sha256, row.figures) for name, row in results.items()}

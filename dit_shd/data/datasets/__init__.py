@@ -2,12 +2,14 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dit_shd.core.places import expanded
 from dit_shd.core.plugins import PluginFolder
 from dit_shd.core.rng import Draws
 from dit_shd.data.latent_origin import Origin
@@ -42,6 +44,18 @@ class Dataset(ABC):
     def sizes(self) -> dict[str, int]:
         """What of the data a model has to know, by the keyword of its family: how many classes, say."""
         return {"num_classes": self.classes}
+
+    @classmethod
+    def sizes_of(cls, **options: Any) -> dict[str, int]:
+        """The same of data that are not opened for training; nothing is written, and empty where they are not here.
+
+        Args:
+            options: Those of __init__, with their defaults.
+        """
+        if isinstance(getattr(cls, "classes", None), int):
+            return {"num_classes": cls.classes}
+        path = options.get("path")
+        return cls(**options).sizes if path is not None and Path(expanded(path)).exists() else {}
 
     @abstractmethod
     def __len__(self) -> int: ...

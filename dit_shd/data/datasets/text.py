@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dit_shd.core.errors import UserError
 from dit_shd.core.installation import require
-from dit_shd.core.places import Place
+from dit_shd.core.places import Place, expanded
 from dit_shd.core.rng import Draws, stream
 from dit_shd.data.datasets import Dataset
 from dit_shd.data.documents import Columns, Document, Unit, read_documents
@@ -156,6 +156,15 @@ class Text(Dataset):
     def sizes(self) -> dict[str, int]:
         """What a model has to know of the data."""
         return {"vocab_size": self.tokenizer.vocabulary}
+
+    @classmethod
+    def sizes_of(cls, **options: Any) -> dict[str, int]:
+        """Those of the tokenizer: the text is not read for them, and none is trained."""
+        tokenizer, vocabulary = str(options["tokenizer"]), options["vocabulary"]
+        if isinstance(vocabulary, int):
+            return {"vocab_size": vocabulary}
+        here = tokenizer == BYTES or Path(expanded(tokenizer)).exists()
+        return {"vocab_size": open_tokenizer(tokenizer, None, ()).vocabulary} if here else {}
 
     @property
     def cut_tokens(self) -> int:

@@ -53,6 +53,10 @@ class TextBuckets(Dataset):
     def sizes(self) -> dict[str, int]:
         return {}
 
+    @classmethod
+    def sizes_of(cls, **options: Any) -> dict[str, int]:
+        return {}
+
     def __len__(self) -> int:
         return int(self._firsts[-1])
 

@@ -63,6 +63,10 @@ class TextLatents(Dataset):
     def sizes(self) -> dict[str, int]:
         return {}
 
+    @classmethod
+    def sizes_of(cls, **options: Any) -> dict[str, int]:
+        return {}
+
     def __len__(self) -> int:
         return len(self._latents)
 
