@@ -59,6 +59,8 @@ def command(spec: Specification) -> str:
         lines += ["", f"  {' '.join(spec.words.values())}: {spec.words_help}"]
     if spec.keys:
         lines += ["", "keys (key=value; dots reach inside, as optimizer.lr=1e-4; values are YAML):", *_lines(spec.keys)]
+    if spec.file_keys:
+        lines += ["", f"keys of {next(iter(spec.words.values()))}:", *_lines(spec.file_keys)]
     for key, package in spec.plugins.items():
         lines += ["", f"{key}: {', '.join(plugin_names(package))}"]
     if spec.plugins:
@@ -78,7 +80,9 @@ def topic(spec: Specification, word: str) -> str:
         UserError: There is none of this name.
     """
     plugins = [(key, package) for key, package in spec.plugins.items() if word in plugin_names(package)]
-    keys = [key for key in spec.keys if word in (key.name, key.name.rpartition(".")[2])]
+    every = [*spec.keys, *spec.file_keys]
+    wanted = (word, f"{word}_run") if word in spec.moved else (word,)  # from=RUN
+    keys = [key for key in every if key.name in wanted or key.name.rpartition(".")[2] in wanted]
     inside = [key for key in spec.keys if key.name.startswith(f"{word}.")]
     blocks = [_plugin(key, package, word) for key, package in plugins]
     if keys:
@@ -87,14 +91,26 @@ def topic(spec: Specification, word: str) -> str:
         package = spec.plugins[word]
         rows = (f"  {name}: {plugin_source(package, name).text.splitlines()[0]}" for name in plugin_names(package))
         blocks.append("\n".join(["it can be:", *rows, f"with all keys: dit-shd {spec.name} --help NAME"]))
+    blocks += _inside_plugins(spec, word)
     if blocks:
         return "\n\n".join(blocks)
-    known = [*(key.name for key in spec.keys), *(name for p in spec.plugins.values() for name in plugin_names(p))]
+    known = [*(key.name for key in every), *(name for p in spec.plugins.values() for name in plugin_names(p))]
     near = difflib.get_close_matches(word, known, 1, 0.5)
     raise UserError(
         f"--help {word}: no key or plug-in of this name{f', did you mean {near[0]}?' if near else ''}; "
         f"dit-shd {spec.name} --help lists them"
     )
+
+
+def _inside_plugins(spec: Specification, word: str) -> list[str]:
+    """Keys of plug-ins that have keys inside, by their names: evaluation, task.evaluation."""
+    blocks: list[str] = []
+    for place, package in spec.plugins.items():
+        for name in plugin_names(package):
+            source = plugin_source(package, name)
+            keys = [key for key in source.keys if key.inside and word in (key.name, f"{place}.{key.name}")]
+            blocks += [f"of {name} ({source.kind}):\n" + "\n".join(_lines(keys))] if keys else []
+    return blocks
 
 
 def _plugin(key: str, package: str, name: str) -> str:
@@ -115,4 +131,5 @@ def _lines(keys: Iterable[Key]) -> list[str]:
         lines += textwrap.wrap(
             f"{indent}{key.line()}", width, subsequent_indent=f"{indent}      ", break_long_words=False
         )
+        lines += _lines(key.inside)
     return lines

@@ -25,11 +25,17 @@ class Specification:
     places: Mapping[str, Any]
     plugins: Mapping[str, str]
     synonyms: Mapping[str, str]
+    file: tuple[str, str]
 
     @cached_property
     def keys(self) -> list[Key]:
         """Every key of its config."""
         return keys_of(*self.config)
+
+    @cached_property
+    def file_keys(self) -> list[Key]:
+        """Every key of the file that its first word names."""
+        return keys_of(*self.file) if self.file[0] else []
 
     @property
     def moved(self) -> Sequence[str]:
@@ -54,6 +60,7 @@ def specification(name: str) -> Specification:
     module = name.rpartition(".")[0] or f"{COMMANDS.package}.{name}"
     tree = parse(module)
     attributes: dict[str, Any] = {"words": {}, "words_help": "", "places": {}, "plugins": {}, "synonyms": {}}
+    attributes["file"] = ("", "")
     config = ""
     for cls in (node for node in tree.body if isinstance(node, ast.ClassDef)):
         if not any(ast.unparse(base).partition("[")[0] == "Command" for base in cls.bases):

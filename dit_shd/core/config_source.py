@@ -70,6 +70,8 @@ class Key:
     """The heading above it in help."""
     nested: bool = False
     """Whether it is a group of keys, which follow it."""
+    inside: "tuple[Key, ...]" = ()
+    """The keys of its value, where that is a mapping with keys of its own."""
 
     @property
     def depth(self) -> int:
@@ -113,10 +115,30 @@ def keys_of(module: str, name: str, prefix: str = "") -> list[Key]:
             keys += keys_of(imported_from(tree, nested, module), nested, f"{key}.")
             continue
         default = value_of(call.args[0], known)
-        bounds = value_of(options["range"], known) if "range" in options else None
+        bounds = _bounds(options["range"], known) if "range" in options else None
         kind = kind_of(node.annotation, tree) + (_range(*bounds) if bounds else "")
-        keys.append(Key(key, kind, shown(default), doc, heading))
+        keys.append(Key(key, kind, shown(default), doc, heading, inside=keys_inside(node.annotation, module, key)))
     return keys
+
+
+def keys_inside(annotation: ast.expr | None, module: str, key: str) -> tuple[Key, ...]:
+    """The keys of the configs of dit_shd that an annotation names.
+
+    Args:
+        annotation: As in the source of `module`; None where there is none.
+        module: Where it stands.
+        key: The key whose annotation it is.
+    """
+    keys: list[Key] = []
+    for node in ast.walk(annotation) if annotation is not None else ():
+        if not isinstance(node, ast.Name):
+            continue
+        home = defined_in(node.id, module)
+        if home.startswith("dit_shd") and any(
+            isinstance(cls, ast.ClassDef) and cls.name == node.id for cls in parse(home).body
+        ):
+            keys += keys_of(home, node.id, f"{key}.")
+    return tuple(keys)
 
 
 def shown(default: object) -> str:
@@ -125,6 +147,14 @@ def shown(default: object) -> str:
         return default
     default = list(default) if isinstance(default, tuple) else default
     return "needed" if default is REQUIRED else yaml.safe_dump(default, default_flow_style=True).splitlines()[0]
+
+
+def _bounds(node: ast.expr, known: dict[str, Any]) -> tuple[float, float] | None:
+    """The range of a number; None where one of its ends is known at run time only."""
+    try:
+        return value_of(node, known)
+    except NameError:
+        return None
 
 
 def _range(low: float, high: float) -> str:

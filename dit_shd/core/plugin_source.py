@@ -6,7 +6,17 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-from dit_shd.core.config_source import Key, constants, defined_in, kind_of, parse, shown, source_file, value_of
+from dit_shd.core.config_source import (
+    Key,
+    constants,
+    defined_in,
+    keys_inside,
+    kind_of,
+    parse,
+    shown,
+    source_file,
+    value_of,
+)
 
 
 @dataclass(frozen=True)
@@ -55,7 +65,7 @@ def plugin_source(package: str, name: str) -> PluginSource:
         where, node, owner = home
         docs = {**_documented(ast.get_docstring(owner) or ""), **_documented(ast.get_docstring(node) or ""), **docs}
         is_open |= function == "__init__" and node.args.kwarg is not None
-        keys |= {key.name: key for key in _parameters(node, parse(where), {**docs, **_documented(text)})}
+        keys |= {key.name: key for key in _parameters(node, where, {**docs, **_documented(text)})}
     return PluginSource(name, kind, re.split(r"\n\s*Args:|\n\s*Raises:", text)[0].strip(), list(keys.values()), is_open)
 
 
@@ -100,15 +110,16 @@ def _method(module: str, cls: ast.ClassDef, name: str) -> tuple[str, ast.Functio
     return None
 
 
-def _parameters(function: ast.FunctionDef, tree: ast.Module, docs: dict[str, str]) -> Iterator[Key]:
-    arguments = function.args
+def _parameters(function: ast.FunctionDef, module: str, docs: dict[str, str]) -> Iterator[Key]:
+    arguments, tree = function.args, parse(module)
     positional = [*arguments.posonlyargs, *arguments.args][1:]
     defaults: list[ast.expr | None] = [None] * (len(positional) - len(arguments.defaults))
     defaults += arguments.defaults[-len(positional) :] if positional else []
     pairs = [*zip(positional, defaults), *zip(arguments.kwonlyargs, arguments.kw_defaults)]
     for argument, default in pairs:
         kind, doc = kind_of(argument.annotation, tree), docs.get(argument.arg, "")
-        yield Key(argument.arg, kind, _default(default, tree), doc)
+        inside = keys_inside(argument.annotation, module, argument.arg)
+        yield Key(argument.arg, kind, _default(default, tree), doc, inside=inside)
 
 
 def _default(node: ast.expr | None, tree: ast.Module) -> str:

@@ -252,3 +252,21 @@ def test_text_and_paths_are_what_was_written(text):
     assert values("sample", "runs/x", f"out={text}")["out"] == text
     assert values("compare", "a", "b", f"names=[{text},b]", f"out={text}")["names"] == [text, "b"]
     assert values("sample", "runs/x", "vae=null", "count=1_000") == {"run": "runs/x", "vae": None, "count": 1000}
+
+
+@pytest.mark.parametrize(
+    ("argv", "lines"),
+    [
+        (["train", "--help", "evaluation"], ["of diffusion (task):", "    count=1000  [whole number] images;"]),
+        (["train", "--help", "task.evaluation"], ["of language_modeling (task):", "    batch_size=16  [whole"]),
+        (["train", "--help", "timestep_density"], ["of flow_matching (task):", "    mean=0.0  [number, -20 to 20]"]),
+        (["train", "--help", "from"], ["  from_run=null  ["]),
+        (["study", "--help", "grid"], ["  grid=needed  ["]),
+        (["study", "--help"], ["keys of STUDY.yaml:", "  evaluators={}  [", "    reference=''  [text] images"]),
+    ],
+)
+def test_help_reaches_keys_inside_of_keys(argv, lines, capsys):
+    assert main(argv) == 0
+    printed = capsys.readouterr().out.splitlines()
+    places = [next(i for i, line in enumerate(printed) if line.startswith(wanted)) for wanted in lines]
+    assert places == sorted(places)

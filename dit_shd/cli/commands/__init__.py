@@ -28,6 +28,8 @@ class Command(ABC, Generic[Config]):
     """Key -> kind of file that must exist, and its name in errors; checked before anything heavy is imported."""
     plugins: ClassVar[dict[str, str]] = {}
     """Key -> the package of the plug-ins that it names, for help and checks."""
+    file: ClassVar[tuple[str, str]] = ("", "")
+    """Module and class of what the file of the first word holds, for help."""
     synonyms: ClassVar[dict[str, str]] = {}
     """Words of other programs -> the key that says the same here, or what to do; in lower case with underscores."""
 

@@ -2,7 +2,7 @@
 
 The same command goes on where it stopped. A queue runs single cells: dit-shd study STUDY.yaml cell=17
 
-A study file; all of its keys: dit_shd/study/design.py, experiments/README.md
+A study file (all of its keys are below, and in experiments/README.md):
 
     title: Does attention help?
     config: base.yaml  # of training, beside this file; run and seed are the study's
@@ -39,6 +39,7 @@ class StudyCommand(Command[StudyConfig]):
     config = StudyConfig
     words: ClassVar = {"study": "STUDY.yaml"}
     words_help = "a study file, see experiments/"
+    file = ("dit_shd.study.design", "Study")
 
     def run(self, config: StudyConfig) -> None:
         runner = Runner(config)
