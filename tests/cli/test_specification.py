@@ -29,7 +29,7 @@ def rows(cls, prefix=""):
 def test_help_is_what_the_class_says(name):
     read, cls = specification(name), COMMANDS.find(name)
     assert [(k.name, k.default, k.doc, k.heading) for k in read.keys] == list(rows(cls.config))
-    for attribute in ("words", "words_help", "places", "plugins", "synonyms"):
+    for attribute in ("words", "words_help", "places", "plugins", "synonyms", "file"):
         assert getattr(read, attribute) == getattr(cls, attribute), attribute
     assert read.text and "\n" not in read.text.partition("\n\n")[0]
     assert all(key.kind not in ("", "any") for key in read.keys if not key.nested and "dict[str, Any]" not in key.kind)
