@@ -14,6 +14,7 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
 from dit_shd.core.rng import Draws
 from dit_shd.data.datasets import DATASETS
+from dit_shd.data.packing import PADDING
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.losses import LOSSES
 from dit_shd.distillation.losses.shd import SHD
@@ -281,7 +282,11 @@ def test_rows_of_prompts_can_take_part(tmp_path):
     options = {"pack": False, "column": "a", "prompt": "{q}: ", "split": "all", "length": 30}
     without, within = (task(instructions(tmp_path), prompt_rows=rows, **options) for rows in (False, True))
     one, other = batch_of(without), batch_of(within)
-    assert (one.query_weight > 0).sum() < (other.query_weight > 0).sum()
+    sample = without.dataset.batch(Draws(0, 0, range(8), 8).indices(len(without.dataset)), Draws(0, 0, range(8), 8))
+    there, prompt = sample["documents"][:, :-1] != PADDING, sample["prompt"][:, :-1]
+    assert torch.equal(one.query_weight > 0, there & ~prompt), "rows whose own token is no prompt's"
+    assert torch.equal(other.query_weight > 0, there)
+    assert prompt.any()
     assert torch.equal(one.target_weight, other.target_weight)
     with pytest.raises(UserError, match=r"a layer has 7 query rows, the batch 30 tokens"):
         one.row_weight(7)

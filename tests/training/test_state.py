@@ -17,3 +17,18 @@ def test_a_student_has_the_weights_of_the_average_that_is_asked_for():
     one, other = state.student(0.9)["weight"], state.student(0.5)["weight"]
     torch.testing.assert_close(one / 0.9, other / 0.5)
     assert not torch.equal(one, other)
+
+
+def test_the_scale_of_fp16_goes_on_where_it_was():
+    """It had begun anew at 65,536, and the first steps after a stop been left out as overflows."""
+
+    def state(scale):
+        model = nn.Linear(3, 2)
+        distiller = nn.ModuleDict({"student": model})
+        distiller.student = model
+        optimizer = torch.optim.SGD(model.parameters())
+        return TrainState(distiller, optimizer, EMA(model, []), torch.amp.GradScaler("cpu", init_scale=scale))
+
+    saved, later = state(8.0), state(65536.0)
+    later.restore({**saved.tensors(), "optimizer": saved.optimizer_state(), **saved.numbers()})
+    assert later.scaler.get_scale() == 8.0
