@@ -294,7 +294,10 @@ def test_dry_run_writes_nothing(file, values, capsys, monkeypatch, tmp_path):
         (["estimate.mfu=x"], "estimate.mfu"),
         (["losses=[{name: shd, passes: [side]}]"], "losses.0.passes: wanted one or more of plain, masked"),
         (["losses=[{name: shd, passes: [masked]}]", "mask_ratio=null"], "losses.0.passes: wanted one or more of plain"),
-        (["evaluation.every=1", "evaluation.steps=2000"], "evaluation: steps: wanted 1 to 1000, found 2000"),
+        (
+            ["evaluation.every=1", "evaluation.steps=2000", "estimate.teacher={name: mdt, size: S/2}"],
+            "evaluation: steps: wanted 1 to 1000, found 2000",
+        ),
     ],
 )
 def test_dry_run_says_what_is_missing(file, capsys, words, message):
