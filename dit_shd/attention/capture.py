@@ -16,6 +16,8 @@ from dit_shd.attention.softmax import softmax
 from dit_shd.core.errors import UserError
 from dit_shd.core.precision import wide_dtype
 
+IMAGE = "image=slice(77, None), or slice(None, -77) where it comes first"
+"""How to say where the image stands, where a model does not tell."""
 WeightSource = Callable[[], Tensor | str]
 """Gives W^O by head [h,d,e] when it is wanted, or the reason why it cannot be had."""
 
@@ -180,8 +182,7 @@ class Capture:
         if self.image.start == self.image.stop:
             raise UserError(
                 f"capture: where the image stands among {self.key.shape[2]} tokens of text and image is not known, so "
-                "that its block cannot be cut; block=joint, or capture(model, image=slice(77, None)), slice(None, -77) "
-                "where it comes first"
+                f"that its block cannot be cut; block=joint, or say it to capture: {IMAGE}"
             )
         if self.causal or not isinstance(self.bias, DenseBias | None):
             raise UserError("capture: the image's block of a causal map, or of one with a bias of rules, cannot be cut")

@@ -20,7 +20,7 @@ def test_a_student_has_the_weights_of_the_average_that_is_asked_for():
 
 
 def test_the_scale_of_fp16_goes_on_where_it_was():
-    """It had begun anew at 65,536, and the first steps after a stop been left out as overflows."""
+    """A new scale of 65,536 would leave out the first steps after a stop as overflows."""
 
     def state(scale):
         model = nn.Linear(3, 2)

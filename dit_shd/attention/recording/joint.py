@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import torch
 
 from dit_shd.attention.bias import DenseBias
-from dit_shd.attention.capture import Capture
+from dit_shd.attention.capture import IMAGE, Capture
 from dit_shd.attention.recording.discovery import NO_PROJECTION
 from dit_shd.attention.recording.projection import Projection
 from dit_shd.attention.recording.results import Part
@@ -22,10 +22,6 @@ from dit_shd.core.errors import UserError
 
 Block = Literal["joint", "image", "image-text", "text-image"]
 """Queries-keys; `image` is image queries over image keys. A block of a map is renormalised over its keys."""
-
-
-IMAGE = "image=slice(77, None), or slice(None, -77) where it comes first"
-"""How to say where the image stands, where a model does not tell."""
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ from types import MappingProxyType
 
 from torch import nn
 
+from dit_shd.attention.capture import IMAGE
 from dit_shd.attention.recording import discovery
-from dit_shd.attention.recording.joint import IMAGE, BlockChoice, Layout
+from dit_shd.attention.recording.joint import BlockChoice, Layout
 from dit_shd.attention.recording.knowledge import Site, Sites
 from dit_shd.attention.recording.survey import Survey
 from dit_shd.core.errors import UserError
