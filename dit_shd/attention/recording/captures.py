@@ -209,7 +209,7 @@ class Recording(LastForward):
     def _learn(self, survey: Survey) -> None:
         """Keep what the first forward has shown, and make its captures."""
         self._sites = knowledge.learn(survey)
-        if self._sites and self._sites.settled:
+        if self._sites:
             knowledge.remember(self._core, self._key, self._sites)
         self.selection.check(self._sites, survey.ran)
         self._instrument(self._sites)

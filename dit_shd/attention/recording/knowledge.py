@@ -59,7 +59,7 @@ class Sites(dict[str, Site]):
     numbers: Key = ()
     """What the weights were that are read of them between forwards."""
     settled = True
-    """Whether all was seen; layers whose results were all zeros are looked at again in the next forward."""
+    """Whether all was seen; layers whose results were all zeros, or that were idle, are looked at once more."""
     silent: Mapping[str, str] = {}
     """Modules that are attention by their names and called none, and why that may be."""
     idle: tuple[str, ...] = ()
@@ -139,7 +139,7 @@ def _processor(module: nn.Module) -> type:
 def known(model: nn.Module, key: Key) -> Sites | None:
     """The attention of a model, unless weights that are read of it are others than they were (moved, quantised)."""
     sites = _KNOWN.get(model, {}).get(key)
-    return sites if sites is not None and numbers(sites) == sites.numbers else None
+    return sites if sites is not None and sites.settled and numbers(sites) == sites.numbers else None
 
 
 def numbers(sites: Sites) -> Key:
@@ -149,12 +149,19 @@ def numbers(sites: Sites) -> Key:
 
 def all_known(model: nn.Module, structure: int) -> list[Sites]:
     """The attention of a model in all kinds of forwards that were seen."""
-    return [sites for key, sites in _KNOWN.get(model, {}).items() if key[-1] == structure]
+    return [sites for key, sites in _KNOWN.get(model, {}).items() if key[-1] == structure and sites.settled]
 
 
 def remember(model: nn.Module, key: Key, sites: Sites) -> None:
-    """Keep what a survey has shown; what other modules had shown is forgotten."""
+    """Keep what a survey has shown; what other modules had shown is forgotten.
+
+    Layers that were idle may run in the next forward (layers dropped at random): only if the same ones are idle in two
+    surveys is the second one kept for good.
+    """
     kept = {k: v for k, v in _KNOWN.get(model, {}).items() if k[-1] == key[-1]}
+    before = kept.get(key)
+    if sites.idle and (before is None or before.idle != sites.idle):
+        sites.settled = False
     _KNOWN[model] = {**kept, key: sites}
 
 

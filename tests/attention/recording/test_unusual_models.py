@@ -11,6 +11,7 @@ from small_attention import Attention, E, H, Net, inputs, recorded
 from torch import nn
 
 from dit_shd import SHD, capture, squeeze
+from dit_shd.attention.recording.survey import Survey
 from dit_shd.core.errors import UserError
 
 
@@ -151,20 +152,33 @@ def test_layers_may_share_their_output_projection():
 
 def test_layers_that_are_skipped_are_not_paired_by_their_depth():
     teacher, student = Net(depth=4).eval(), Net(depth=4, heads=2)
-    for skip in ((1,), (), (0, 1)):  # the first forward lacks a layer, too
+    for skip in ((1,), (2,), (), (0, 1)):  # the first forwards lack a layer, too: they are looked at once more
         student.skip = skip
         with capture(teacher) as t, capture(student) as s:
             with torch.no_grad():
                 teacher(inputs())
             student(inputs())
-        missing = f"blocks.{skip[0]}" if skip else "blocks.1"  # it was not there when the model was looked at
-        with pytest.raises(UserError, match=f"{missing} of the student did not run in its last forward"):
-            SHD()(t, s)
+        assert list(s) == [f"blocks.{i}" for i in range(4) if i not in skip]
+        if skip:
+            with pytest.raises(UserError, match=f"blocks.{skip[0]} of the student did not run in its last forward"):
+                SHD()(t, s)
+        else:
+            assert SHD()(t, s) > 0
     with capture(teacher) as t, capture(student, layers=["blocks.2", "blocks.3"]) as s:
         with torch.no_grad():
             teacher(inputs())
         student(inputs())
     assert SHD()(t, s) > 0
+
+
+def test_a_layer_that_never_runs_is_looked_for_twice():
+    model, surveys = Net(depth=4), []
+    model.skip = (1,)
+    for _ in range(4):
+        with capture(model), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Survey, "stop", lambda survey, stop=Survey.stop: (surveys.append(survey), stop(survey)))
+            model(inputs())
+    assert len(set(surveys)) == 2
 
 
 class AttentionByHand(Attention):
