@@ -16,7 +16,7 @@ from dit_shd.cli.specification import Specification, command_names
 from dit_shd.core.config_source import WORDS
 from dit_shd.core.errors import UserError, unknown
 from dit_shd.core.places import check_utf8
-from dit_shd.core.plugin_source import plugin_names, plugin_source
+from dit_shd.core.plugin_source import plugin_names, plugin_source, plugin_synonyms
 from dit_shd.core.shipped_configs import read_config
 from dit_shd.core.yaml_files import override, parse_yaml, replaced
 
@@ -224,7 +224,9 @@ def _check_plugin(value: object, package: str, where: str) -> None:
         return  # somebody's own, or refused when it is cast
     names = plugin_names(package)
     if name not in names:
-        raise UserError(f"{where}: no plug-in called {_spelt(name, names)} Available: {', '.join(names)}")
+        meant = plugin_synonyms(package).get(name.lower())
+        spelt = _spelt(name, names) if meant is None else f"'{name}', did you mean '{meant}'?"
+        raise UserError(f"{where}: no plug-in called {spelt} Available: {', '.join(names)}")
     source = plugin_source(package, name)
     known = [key.name for key in source.keys]
     for key in value if isinstance(value, Mapping) else ():

@@ -1,6 +1,7 @@
 """JSON files that may be missing, damaged, or somebody else's."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,3 +13,12 @@ def read_object(file: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
+
+
+def finite(value: object) -> object:
+    """What Python read of somebody's JSON, as JSON has it: NaN and infinities, which it does not know, as texts."""
+    if isinstance(value, dict):
+        return {key: finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [finite(each) for each in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

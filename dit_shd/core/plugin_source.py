@@ -71,14 +71,29 @@ def plugin_source(package: str, name: str) -> PluginSource:
 
 def _base(package: str) -> tuple[str, str]:
     """The name of the class of which a folder's plug-ins are, and what errors call them."""
+    call = _folder(package)
+    return ast.unparse(call.args[1]).partition("[")[0], str(ast.literal_eval(call.args[2]))
+
+
+def _folder(package: str) -> ast.Call:
+    """The call of PluginFolder that a package makes."""
     for node in parse(package).body:
         match node:
             case ast.Assign(value=ast.Call() as call) | ast.AnnAssign(value=ast.Call() as call):
                 if ast.unparse(call.func) == "PluginFolder":
-                    return ast.unparse(call.args[1]).partition("[")[0], str(ast.literal_eval(call.args[2]))
+                    return call
             case _:
                 continue
     raise AssertionError(f"{package} defines no PluginFolder")
+
+
+def plugin_synonyms(package: str) -> dict[str, str]:
+    """Other names for the plug-ins of a folder, in lower case -> the plug-in that is meant."""
+    for name in _folder(package).args[3:]:
+        for node in parse(package).body:
+            if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == [ast.unparse(name)]:
+                return dict(ast.literal_eval(node.value))
+    return {}
 
 
 def _ancestors(module: str, cls: ast.ClassDef) -> Iterator[tuple[str, ast.ClassDef]]:

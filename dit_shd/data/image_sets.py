@@ -19,12 +19,15 @@ from dit_shd.core import hashing
 from dit_shd.core.errors import UserError
 from dit_shd.core.json_files import read_object
 from dit_shd.data.npz_files import BROKEN_FILE, broken_file_error, check_images, read_npy_header
+from dit_shd.data.sources.listing import SUFFIXES, counted
 
 WIDEST, LONGEST = 2**17, 2**10
 """Largest size in bytes of one image's label in a file, and of a label that is a text."""
 
 CRC = "arr_0_crc32"
 """In the sampler's settings the CRC-32 of arr_0, as the npz's directory has it."""
+MODEL = "model_sha256"
+"""In the sampler's settings the hash of the model."""
 MOST_BYTES = 2**28
 """Of a file of settings, in which there may be a prompt for each image."""
 
@@ -70,7 +73,7 @@ class ImageSet(ABC):
     def sidecar(self) -> dict[str, Any] | None:
         """The sampler's settings: known already, or in the file beside the images.
 
-        Beside a folder may be anything else of that name: the sampler's has the hash of the model. Of an npz it may be
+        Beside a folder may be anything of that name: they have the hash of the model, or prompts. Of an npz they may be
         of others that stood there: then its count or its checksum is another. The record of an evaluation is none.
         """
         if self.settings is not None:
@@ -91,9 +94,10 @@ class ImageSet(ABC):
             return None
         file = settings_file(self.path)
         content = read_object(file) if file.is_file() and file.stat().st_size < MOST_BYTES else None
-        if content is None or "figures" in content or not (self.path.is_file() or "model_sha256" in content):
+        if content is None or "figures" in content:
             return None
-        return content
+        of_images = self.path.is_file() or MODEL in content or isinstance(content.get("prompts"), list)
+        return content if of_images else None
 
     def _of_others(self, content: dict[str, Any]) -> str:
         """Why settings are of other images; empty where nothing says so."""
@@ -104,11 +108,20 @@ class ImageSet(ABC):
 
     @property
     def prompts(self) -> list[str] | None:
-        """The prompt of each image, of images that `dit-shd sample prompts=...` made; else None."""
-        prompts, numbers = (self.sidecar or {}).get("prompts"), self.prompt_numbers
-        if not isinstance(prompts, list) or numbers is None or not len(numbers):
+        """The prompt of each image, as its settings have it; else None.
+
+        The sampler's images say which of its prompts they are of. Somebody else's are of as many prompts, in order,
+        unless all have different numbers.
+        """
+        sidecar = self.sidecar or {}
+        prompts, numbers, n = sidecar.get("prompts"), self.prompt_numbers, self.shape[0]
+        if not isinstance(prompts, list):
             return None
-        return [str(prompts[number]) for number in numbers] if max(numbers) < len(prompts) else None
+        if len(prompts) == n and MODEL not in sidecar and (numbers is None or len(set(numbers.tolist())) < n):
+            numbers = np.arange(n)
+        if numbers is None or not len(numbers) or not 0 <= min(numbers) <= max(numbers) < len(prompts):
+            return None
+        return [str(prompts[number]) for number in numbers]
 
     @property
     def prompt_numbers(self) -> np.ndarray | None:
@@ -202,10 +215,7 @@ class NpzImages(ImageSet):
             with zipfile.ZipFile(path) as archive:
                 members = archive.namelist()
                 if "arr_0.npy" not in members:
-                    raise UserError(
-                        f"{name}: wanted images in arr_0, found {', '.join(members) or 'an empty file'}; "
-                        "write them with numpy.savez(path, images)"
-                    )
+                    raise UserError(f"{name}: wanted images in arr_0, found {_instead(members)}")
                 if members.count("arr_0.npy") > 1:
                     raise UserError(f"{name}: wanted one arr_0, found {members.count('arr_0.npy')}; write it again")
                 with archive.open("arr_0.npy") as stream:
@@ -242,6 +252,15 @@ class NpzImages(ImageSet):
 
         assert self.path is not None
         return hashing.sha256(self.path)
+
+
+def _instead(members: list[str]) -> str:
+    """What an archive has in place of arr_0, and what to do."""
+    if not members:
+        return "an empty file; write them with numpy.savez(path, images)"
+    if any(member.lower().endswith(SUFFIXES) for member in members):
+        return f"{counted(members)}; unpack it and give the folder"
+    return f"{counted(members)}; write them with numpy.savez(path, images)"
 
 
 def _labels(archive: zipfile.ZipFile, count: int, name: str) -> tuple[np.ndarray | None, list[str]]:

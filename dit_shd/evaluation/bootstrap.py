@@ -1,6 +1,7 @@
 """Confidence intervals by the bootstrap over images (Efron 1979): how far a figure moves with other samples.
 
-The samples are drawn again from themselves, as many with replacement, and every figure is computed anew against the
+The samples are drawn again from themselves, as many with replacement (of images that share prompts as many prompts,
+each with its images, which are alike), and every figure is computed anew against the
 same reference. The interval is the figure plus and minus 1.96 times the deviation over the resamplings. Percentiles
 of the resamplings themselves would not do: a resampled set has fewer different images, which biases a Frechet
 distance as a smaller set would, so often the figure would not lie in its own interval. It ends where no figure can be
@@ -69,10 +70,12 @@ def intervals(
 
 
 def resampled(samples: FeatureSet, generator: torch.Generator) -> FeatureSet:
-    """Draw as many images as there are, with replacement."""
+    """Draw as many images as there are, or as many prompts with their images, with replacement."""
     assert samples.pooled is not None, "samples have features"
-    n = len(samples.pooled)
-    index = torch.randint(0, n, (n,), generator=generator).to(samples.pooled.device)
+    prompts = torch.arange(len(samples.pooled)) if samples.prompts is None else samples.prompts.cpu()
+    images = prompts.argsort(stable=True).split(prompts.bincount().tolist())
+    drawn_prompts = torch.randint(0, len(images), (len(images),), generator=generator)
+    index = torch.cat([images[number] for number in drawn_prompts]).to(samples.pooled.device)
     logits, spatial = (None if rows is None else rows[index] for rows in (samples.logits, samples.spatial_rows))
     drawn = FeatureSet.of(samples.pooled[index], logits, samples.title, samples.is_fid, spatial)
     texts = None if samples.texts is None else samples.texts[index]

@@ -158,6 +158,15 @@ def _changed(plugin: Plugin) -> bool:
     return METRICS.filled(plugin) != METRICS.filled(Plugin(plugin.name))
 
 
+ONE_MODEL = "the spread is over sampling seeds of one model; another training seed can move FID more"
+
+
+def of_one_model(settings: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether several sets of samples are known, by their settings, to be of the same weights."""
+    hashes = {each.get("model_sha256") for each in settings}
+    return len(settings) > 1 and len(hashes) == 1 and None not in hashes
+
+
 def check_alike(sets: Sequence[ImageSet]) -> None:
     """Refuse files of samples of unlike shapes, and those of which some have prompts and others have none.
 

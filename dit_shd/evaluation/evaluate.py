@@ -25,7 +25,7 @@ from dit_shd.data.image_sets import ImageSet
 from dit_shd.data.open_images import open_images
 from dit_shd.evaluation import results
 from dit_shd.evaluation.bootstrap import SEED, intervals
-from dit_shd.evaluation.comparability import check_alike, reasons_against, sampled_differently
+from dit_shd.evaluation.comparability import ONE_MODEL, check_alike, of_one_model, reasons_against, sampled_differently
 from dit_shd.evaluation.extraction import extract_features, find_device
 from dit_shd.evaluation.feature_set import FeatureSet
 from dit_shd.evaluation.features import FeatureNetwork, build_network
@@ -287,6 +287,7 @@ def _several(job: _Job, sets: list[ImageSet]) -> dict[str, Any]:
         job.guard(results.place(job.places(samples, head, plain=False), head), head)
     job.guard(results.place(places, joint), joint)
     runs, files = zip(*(job.run(samples, head, plain=False) for samples, head in zip(sets, heads)))
+    settings = [samples.sidecar or {} for samples in sets]
     names = [name for name in runs[0]["figures"] if not name.endswith(" std")]
     values = {name: [run["figures"][name] for run in runs] for name in names}
     record = {
@@ -298,7 +299,8 @@ def _several(job: _Job, sets: list[ImageSet]) -> dict[str, Any]:
         "real": shared_scale(runs),
         "notes": [
             *dict.fromkeys(note for run in runs for note in run["notes"]),
-            *sampled_differently([samples.name for samples in sets], [samples.sidecar or {} for samples in sets]),
+            *sampled_differently([samples.name for samples in sets], settings),
+            *([ONE_MODEL] if of_one_model(settings) else []),
         ],
     }
     for entry, run, file in zip(entries, runs, files):

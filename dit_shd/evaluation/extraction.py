@@ -1,5 +1,7 @@
 """One pass of a feature network over a set of images, which gives everything that metrics use."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -26,6 +28,8 @@ def extract_features(
     logits = _Rows(images.shape[0])
     spatial = _Rows(images.shape[0])
     moments, spatial_moments = Moments(), Moments()
+    prompts = images.prompts
+    texts, cut = (None, 0) if prompts is None or not network.reads_text else network.embed(prompts)
     with tqdm(total=images.shape[0], unit="image", desc=f"features of {images.name}", disable=None) as bar:
         for batch in images.batches(batch_size):
             features = _checked(network.extract(batch), network.title, moments.n)
@@ -42,11 +46,13 @@ def extract_features(
         logits=logits.rows,
         spatial=spatial_moments.statistics() if spatial_moments.n else None,
         spatial_rows=spatial.rows,
-        texts=network.embed(images.prompts) if network.reads_text and images.prompts is not None else None,
+        texts=texts,
+        prompts=None if prompts is None else _numbered(prompts),
+        cut=cut,
         title=network.title,
         network=network.identity,
         is_fid=network.is_fid,
-        balanced=images.prompts is None and _are_balanced(images.labels),
+        balanced=prompts is None and _are_balanced(images.labels),
     )
 
 
@@ -67,6 +73,12 @@ def find_device(name: str) -> torch.device:
             f"device: wanted auto or a device with float64, found '{name}' ({reason}); try device=cpu"
         ) from error
     return device
+
+
+def _numbered(prompts: Sequence[str]) -> Tensor:
+    """The number of each prompt among the different ones, int64 [n], in the order in which they come."""
+    numbers = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+    return torch.tensor([numbers[prompt] for prompt in prompts])
 
 
 def _are_balanced(labels: np.ndarray | None) -> bool:

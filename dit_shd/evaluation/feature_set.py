@@ -118,6 +118,10 @@ class FeatureSet:
     """Whether the network is the 2015 Inception."""
     texts: Tensor | None = field(default=None, repr=False)
     """[n,d], what the network makes of the prompt of each image, in file order."""
+    prompts: Tensor | None = field(default=None, repr=False)
+    """Int64 [n], which one of the different prompts, from 0, each image is of; those of one are drawn together."""
+    cut: int = 0
+    """How many prompts are longer than what the network reads."""
     network: str = ""
     """The identity of the network; empty where it is not known."""
     balanced: bool = False

@@ -66,11 +66,11 @@ def write_reference_statistics(config: StatisticsConfig) -> Path:
     if is_statistics(config.images):
         text = config.images
         raise UserError(f"images: {text} holds statistics already (mu, sigma); give it as reference={text}")
-    images = open_images(config.images, "images", _crop(config.size))
+    network = build_network(config.features)
+    images = open_images(config.images, "images", _crop(config.size, network.channels))
     n = images.shape[0]
     if not 0 <= config.keep_images <= n:
         raise UserError(f"keep_images: wanted 0 to {n}, the number of images, found {config.keep_images}")
-    network = build_network(config.features)
     network.check(images.shape[1:], "images")
     network.to(find_device(config.device))
     about = {
@@ -94,8 +94,8 @@ def write_reference_statistics(config: StatisticsConfig) -> Path:
     return out
 
 
-def _crop(size: int | list[int] | None) -> tuple[int, ...] | None:
-    """(y, x, c) of the crop.
+def _crop(size: int | list[int] | None, channels: int) -> tuple[int, ...] | None:
+    """(y, x, c) of the crop, of as many channels as the network reads.
 
     Raises:
         UserError: The key is neither a side nor height and width.
@@ -105,4 +105,4 @@ def _crop(size: int | list[int] | None) -> tuple[int, ...] | None:
     sides = [size, size] if isinstance(size, int) else size
     if len(sides) != 2 or not all(1 <= side <= LARGEST for side in sides):
         raise UserError(f"size: wanted a side, or height and width, of 1 to {LARGEST} pixels, found {size}")
-    return (*sides, 3)
+    return (*sides, channels)

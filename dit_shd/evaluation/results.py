@@ -11,7 +11,7 @@ import numpy as np
 
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import refuse_input, write_text
-from dit_shd.core.json_files import read_object
+from dit_shd.core.json_files import finite, read_object
 from dit_shd.data.image_sets import ImageSet, settings_file
 from dit_shd.evaluation.features import FeatureNetwork
 
@@ -19,7 +19,7 @@ REMEDY = "make room or choose another out=FILE"
 
 
 def about_samples(samples: ImageSet) -> dict[str, Any]:
-    """The entry of the samples: path, hash, counts, classes, and the sampler's settings file beside them."""
+    """The entry of the samples: path, hashes, counts, classes, and the sampler's settings file beside them."""
     n, *shape = samples.shape
     entry: dict[str, Any] = {"path": samples.name, "sha256": samples.sha256(), "n": n, "shape": shape}
     if samples.labels is not None:
@@ -27,7 +27,10 @@ def about_samples(samples: ImageSet) -> dict[str, Any]:
         entry["labels"] = {"classes": len(counts), "fewest": int(counts.min()), "most": int(counts.max())}
     sidecar = samples.sidecar
     if sidecar is not None:
-        entry["sidecar"] = sidecar
+        entry["sidecar"] = finite(sidecar)
+    prompts = samples.prompts
+    if prompts is not None:
+        entry["prompts_sha256"] = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
     return entry
 
 
@@ -288,6 +291,7 @@ def read_record(file: Path) -> dict[str, Any] | None:
 
 
 def identity(record: dict[str, Any]) -> tuple[Any, ...]:
-    """What identifies an evaluation: samples, reference, network, metrics, resampling."""
+    """What identifies an evaluation: samples and their prompts, reference, network, metrics, resampling."""
     network = record["features"].get("options", {})
-    return (*_compared(record), network, record["metrics"], record.get("resamples", 0))
+    prompts = [run["samples"].get("prompts_sha256") for run in record.get("runs", [record])]
+    return (*_compared(record), prompts, network, record["metrics"], record.get("resamples", 0))

@@ -10,7 +10,7 @@ from torch import Tensor
 from dit_shd.core.config import cast
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
-from dit_shd.data.image_sets import ArrayImages, HasImages, ImageSet
+from dit_shd.data.image_sets import ArrayImages, HasImages, ImageSet, settings_file
 from dit_shd.evaluation.extraction import extract_features
 from dit_shd.evaluation.feature_set import FeatureSet
 from dit_shd.evaluation.features import FeatureNetwork
@@ -125,7 +125,9 @@ def _obstacle(metric: Metric, samples: ImageSet, reference: Reference, network: 
     if metric.needs_text and not network.reads_text:
         return f"wanted a network that reads text, found {network.title}; features={{name: clip, weights: FOLDER}}"
     if metric.needs_text and samples.prompts is None:
-        return f"wanted the prompt of each image in the .json beside {samples.name}, as dit-shd sample writes it"
+        file = "the .json beside it" if samples.path is None else settings_file(samples.path).name
+        wanted = f"one for each of the {samples.shape[0]:,} images in order"
+        return f'{samples.name}: wanted the prompts of its images, {wanted}, in {file}: {{"prompts": ["a cat", ...]}}'
     if metric.needs_reference_images and reference.image_count == 0:
         return f"wanted a reference with images, found only statistics in {reference.name}; add arr_0 to it"
     for name, count in ((samples.name, samples.shape[0]), (reference.name, reference.image_count)):

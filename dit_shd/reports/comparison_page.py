@@ -12,7 +12,7 @@ from dit_shd.core.errors import UserError
 from dit_shd.data.image_sets import ImageSet
 from dit_shd.data.open_images import open_images
 from dit_shd.evaluation import results
-from dit_shd.evaluation.comparability import sampled_differently
+from dit_shd.evaluation.comparability import of_one_model, sampled_differently
 from dit_shd.evaluation.real_scale import shared_scale
 from dit_shd.models import loading
 from dit_shd.profiling.latency import Cost, cost
@@ -74,9 +74,18 @@ def comparison_notes(names: list[str], records: list[dict[str, Any]]) -> list[st
     for name, record in zip(names, records):
         verdicts.setdefault(results.verdict_line(record), []).append(name)
     notes += [line if len(verdicts) == 1 else f"{', '.join(of)}: {line}" for line, of in verdicts.items()]
-    if not any("spread" in record for record in records):
-        notes.append("one training seed each: another one can move FID more than the differences here")
+    single = [name for name, record in zip(names, records) if _of_one_training(record)]
+    if single:
+        which = f"one training seed{' each' if len(single) == len(names) else ''}"
+        of = "" if len(single) == len(names) else f" of {', '.join(single)}"
+        notes.append(f"{which}{of}: another one can move FID more than the differences here")
     return notes
+
+
+def _of_one_training(record: Mapping[str, Any]) -> bool:
+    """Whether a record is of one model, though perhaps of several draws of it."""
+    settings = [run["samples"].get("sidecar", {}) for run in record.get("runs", [])]
+    return "spread" not in record or of_one_model(settings)
 
 
 def how_sampled(names: list[str], records: list[dict[str, Any]]) -> str:

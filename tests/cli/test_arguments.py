@@ -154,6 +154,7 @@ def test_a_run_folder_is_a_config_that_goes_on(tmp_path):
         (["train", "--config", "x.yaml"], "the config is a word of its own: dit-shd train CONFIG"),
         (["train", "digits_shd", "optimizer.lrr=1"], "config.optimizer: unknown key 'lrr', did you mean 'lr'?"),
         (["train", "digits_shd", "losses.1.weigth=1"], "losses.1: unknown key 'weigth', did you mean 'weight'?"),
+        (["evaluate", "x.npz", "reference=y.npz", "metrics=[fid]"], "called 'fid', did you mean 'frechet'?"),
         (["train", "digits_shd", "student.heads=1"], "student: unknown key 'heads'"),
         (["train", "digits_shd", "student.like=teacher"], "beside student.name=mdt, which has no such key; to replace"),
         (["train", "digits_shd", "task.mask_ration=1"], "task: unknown key 'mask_ration'"),

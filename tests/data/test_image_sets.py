@@ -41,6 +41,12 @@ def two_arrays(path: Path) -> None:
                 np.save(stream, pictures(n, seed=1))
 
 
+def zipped(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for i in range(9):
+            archive.writestr(f"{i}.png", b"")
+
+
 BAD_FILES = {
     "missing": (lambda p: p.unlink(), "found nothing at"),
     "text": (lambda p: p.write_bytes(b"hello"), "found text ('hello' ...)"),
@@ -50,7 +56,9 @@ BAD_FILES = {
     "cut file": (cut_file, "found a broken one (its end is missing)"),
     "cut array": (cut_member, "cut short"),
     "flipped byte": (flip_byte, "found a broken one"),
-    "no arr_0": (lambda p: np.savez(p, images=pictures(9, 0)), "wanted images in arr_0, found images.npy"),
+    "no arr_0": (lambda p: np.savez(p, images=pictures(9, 0)), "wanted images in arr_0, found 1 (images.npy)"),
+    "many": (lambda p: np.savez(p, **{f"a{i:04}": 0 for i in range(2000)}), "found 2000 (a0000.npy, a0001.npy, "),
+    "pictures": (zipped, "found 9 (0.png, 1.png, 2.png, ...); unpack it and give the folder"),
     "float": (lambda p: np.savez(p, pictures(9, 0) / 255), "found float64"),
     "signed": (lambda p: np.savez(p, pictures(9, 0).astype(np.int64)), "found int64"),
     "three axes": (lambda p: np.savez(p, pictures(9, 0)[..., 0]), "wanted images uint8 [n,y,x,c]"),

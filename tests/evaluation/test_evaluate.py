@@ -15,6 +15,7 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
 from dit_shd.data.image_sets import ArrayImages, NpzImages
 from dit_shd.data.open_images import open_images
+from dit_shd.evaluation.comparability import ONE_MODEL
 from dit_shd.evaluation.evaluate import EvaluateConfig
 from dit_shd.evaluation.extraction import extract_features
 from dit_shd.evaluation.features.digits import DigitsFeatures
@@ -214,6 +215,24 @@ def test_several_files_that_were_sampled_differently_are_noted(files, seeds):
     Path(seeds[1]).with_suffix(".json").write_text(json.dumps({**settings, "guidance": 1.5}))
     notes = run(files, samples=seeds, metrics=["frechet"], force=True)["notes"]
     assert f"sampled with different guidance: {seeds[0]} 2.0, {seeds[1]} 1.5, {seeds[2]} 2.0" in notes
+
+
+def test_files_of_one_model_have_no_spread_over_training(files, seeds):
+    for models, one in ((["a", "a", "a"], True), (["a", "b", "a"], False), ([None, None, None], False)):
+        for path, sha256 in zip(seeds, models):
+            Path(path).with_suffix(".json").write_text(json.dumps({"model_sha256": sha256} if sha256 else {}))
+        assert (ONE_MODEL in run(files, samples=seeds, metrics=["frechet"], force=True)["notes"]) == one
+
+
+def test_settings_that_are_no_json_by_its_letter_are_recorded(files):
+    """Python writes NaN and Infinity, and reads them; the whole evaluation ran, and nothing was written."""
+    files["samples"].with_suffix(".json").write_text(
+        '{"loss": NaN, "churn": {"high": Infinity, "steps": [18, -1e999]}}'
+    )
+    run(files, page=False)
+    record = files["samples"].with_name("results.json").read_text()
+    known = json.loads(record, parse_constant=pytest.fail)["samples"]["sidecar"]
+    assert known == {"loss": "nan", "churn": {"high": "inf", "steps": [18, "-inf"]}}
 
 
 def test_seeds_count_up_from_the_one_file_that_is_named(files, seeds):

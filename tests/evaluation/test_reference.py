@@ -9,6 +9,7 @@ import pytest
 import torch
 from evaluating import pictures, refused, run
 from pages import words_of
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from dit_shd.cli.program import main
@@ -121,6 +122,18 @@ def test_other_broken_entries_are_refused(files, extra, message):
 def statistics(files, **values) -> Path:
     config = {"images": str(files["reference"]), "out": str(files["folder"] / "known.npz"), "features": "digits"}
     return write_reference_statistics(make(StatisticsConfig, {**config, "device": "cpu", **values}))
+
+
+def test_statistics_of_a_crop_have_the_channels_of_the_network(files):
+    """Gray pictures of 56 x 56 for a network of gray ones of 28 x 28: as evaluate crop=true takes them."""
+    folder = files["folder"] / "gray"
+    folder.mkdir()
+    for i, image in enumerate(pictures(20, seed=5, shape=(56, 56, 1))):
+        Image.fromarray(image[..., 0]).save(folder / f"{i:02}.png")
+    known = statistics(files, images=str(folder), size=28)
+    by_images = run(files, reference=str(folder), crop=True, metrics=["frechet"], page=False)
+    by_statistics = run(files, reference=str(known), metrics=["frechet"], page=False, force=True)
+    assert by_statistics["figures"]["FD(digits)"] == pytest.approx(by_images["figures"]["FD(digits)"], rel=1e-9)
 
 
 def test_a_statistics_file_holds_what_the_images_give_and_what_they_are(files):

@@ -107,14 +107,14 @@ class FeatureNetwork(ABC):
             return self._forward(images.to(self.device))
 
     @torch.no_grad()
-    def embed(self, prompts: Sequence[str]) -> Tensor:
-        """The features of prompts [n,d], of the length of images' pooled ones."""
+    def embed(self, prompts: Sequence[str]) -> tuple[Tensor, int]:
+        """The features of prompts [n,d], of the length of images' pooled ones, and how many prompts are cut."""
         if cut := self.longer(prompts):
             words = "prompts: %d of %d are longer than %s reads, and are scored by their beginning"
             _log.warning(words, cut, len(prompts), self.title)
         with self._exactly():
             parts = [self._embed(prompts[first : first + PROMPTS]) for first in range(0, len(prompts), PROMPTS)]
-        return torch.cat(parts)
+        return torch.cat(parts), cut
 
     @contextmanager
     def _exactly(self) -> Generator[None]:

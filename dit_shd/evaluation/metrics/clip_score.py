@@ -1,9 +1,11 @@
 """CLIP score (Hessel et al., arXiv 2104.08718): how well pictures fit their prompts, in a CLIP network of the user's.
 
 The mean over images of 100 max(cos(image, prompt), 0). Their paper's factor is 2.5, the field's usual one 100. Only
-scores of the same network may be compared, and a teacher's is the scale for its students'.
+scores of the same network may be compared, and a teacher's is the scale for its students'. Images of one prompt have
+scores that are alike: the interval takes prompts as drawn, not images (Cochran 1977, single-stage cluster sampling).
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -28,11 +30,18 @@ class CLIPScore(Metric):
         return self.compute(samples, reference), {samples.named("CLIP score"): _scores(samples)}
 
     def notes(self, samples: FeatureSet, reference: FeatureSet) -> list[str]:
-        """The 95% interval of the mean over images."""
-        scores = _scores(samples)
-        half = NORMAL * float(scores.std()) / len(scores) ** 0.5
-        mean, name = float(scores.mean()), samples.named("CLIP score")
-        return [f"{name}: 95% interval {mean - half:.3f} to {mean + half:.3f} over {len(scores):,} images"]
+        """The 95% interval of the mean, over prompts where images share them, and how many prompts were cut."""
+        scores, name = _scores(samples), samples.named("CLIP score")
+        n, mean = len(scores), float(scores.mean())
+        prompts = torch.arange(n) if samples.prompts is None else samples.prompts.cpu()
+        different = int(prompts.max()) + 1
+        notes = [f"{name}: {samples.cut:,} of {n:,} prompts were cut to what the network reads"] if samples.cut else []
+        if different == 1:
+            return [*notes, f"{name}: of one prompt, so that there is no interval over prompts"]
+        apart = torch.zeros(different, dtype=torch.float64).index_add(0, prompts, scores.cpu() - mean)
+        half = NORMAL * float(apart.square().sum() * different / (different - 1)) ** 0.5 / n
+        over = f"{n:,} images" if different == n else f"{different:,} prompts of {n:,} images"
+        return [*notes, f"{name}: 95% interval {mean - half:.3f} to {mean + half:.3f} over {over}"]
 
 
 def _scores(samples: FeatureSet) -> Tensor:

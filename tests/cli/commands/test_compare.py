@@ -58,6 +58,21 @@ def test_cost_stands_beside_figures(two, tmp_path, capsys):
     assert "FD(digits)" in capsys.readouterr().out
 
 
+def test_a_spread_over_draws_of_one_model_is_none_over_training():
+    """Beside such a spread the note was left out, though it is of one training seed."""
+    entry = {"path": "x.npz", "n": 40}
+    run = [{"samples": {**entry, "sidecar": {"model_sha256": sha256}}} for sha256 in "aab"]
+    head = {"adm_comparable": {"yes": True, "why_not": []}, "figures": {}}
+    single, draws = {**head, "samples": entry}, {**head, "spread": {}, "runs": run[:2]}
+    trained = {**head, "spread": {}, "runs": run[1:]}
+    found = [comparison_notes(list("xyz"), rows)[-1] for rows in ([single, draws, draws], [trained, draws, single])]
+    assert found == [
+        "one training seed each: another one can move FID more than the differences here",
+        "one training seed of y, z: another one can move FID more than the differences here",
+    ]
+    assert not any("training seed" in note for note in comparison_notes(list("xy"), [trained, trained]))
+
+
 def test_images_of_other_weights_are_not_shown_beside_old_figures(two, tmp_path):
     np.savez(Path(two[1]).parent / "student.npz", pictures(40, seed=10))
     compared(two, tmp_path)

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def test_score_is_the_cosine_of_transformers_own_forward(folder):
 
     network = CLIP(folder)
     images = photos(4, 24, 24, 3)
-    found = clip_scores(network.extract(images).pooled, network.embed(PROMPTS))
+    found = clip_scores(network.extract(images).pooled, network.embed(PROMPTS)[0])
     model = CLIPModel.from_pretrained(folder).eval()
     mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
     std = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
@@ -49,7 +50,7 @@ def test_score_is_the_cosine_of_transformers_own_forward(folder):
 
 
 def test_prompts_that_are_cut_are_told(folder, caplog):
-    CLIP(folder).embed([*PROMPTS, "a thin seven with a zero " * 9])
+    assert CLIP(folder).embed([*PROMPTS, "a thin seven with a zero " * 9])[1] == 1
     assert re.search(r"prompts: 1 of 5 are longer than clip-\w+ reads, and are scored by their beginning", caplog.text)
 
 
@@ -143,7 +144,7 @@ def test_evaluate_scores_samples_with_their_prompts(folder, tmp_path):
     config = make(EvaluateConfig, {**values, "features": features, "device": "cpu", "page": False})
     record = evaluate(config, say=lambda _: None)
     network = CLIP(folder)
-    expected = clip_scores(network.extract(torch.from_numpy(images)).pooled, network.embed([*PROMPTS, *PROMPTS]))
+    expected = clip_scores(network.extract(torch.from_numpy(images)).pooled, network.embed([*PROMPTS, *PROMPTS])[0])
     (name,) = [name for name in record["figures"] if name.startswith("CLIP score")]
     assert record["figures"][name] == pytest.approx(float(expected.mean()), rel=1e-6)
     interval = record["intervals"][name]
@@ -151,8 +152,63 @@ def test_evaluate_scores_samples_with_their_prompts(folder, tmp_path):
     assert any(note.startswith(f"{name}: 95% interval") for note in record["notes"])
     (tmp_path / "samples.json").unlink()
     only = {**values, "features": features, "device": "cpu", "metrics": ["clip_score"], "force": True}
-    with pytest.raises(UserError, match=r"clip_score: wanted the prompt of each image in the \.json beside"):
+    with pytest.raises(UserError, match=r"wanted the prompts of its images, one for each of the 8 .* in samples\.json"):
         evaluate(make(EvaluateConfig, only), say=lambda _: None)
+
+
+@pytest.fixture
+def scored(folder, tmp_path):
+    """CLIP scores of pictures 0 to 7, evaluated with settings beside each of some files."""
+    images = photos(8, 24, 24, 3).numpy()
+    np.savez(tmp_path / "real.npz", images[::-1])
+    network = {"name": "clip", "weights": str(folder)}
+    values = {"reference": str(tmp_path / "real.npz"), "features": network, "device": "cpu", "page": False}
+
+    def scored(*samples: Path, **more) -> dict:
+        given = [str(path) for path in samples] if len(samples) > 1 else str(samples[0])
+        metrics = {"metrics": ["clip_score"], **more}
+        return evaluate(make(EvaluateConfig, {**values, "samples": given, **metrics}), say=lambda _: None)
+
+    scored.images, scored.folder = images, tmp_path
+    texts, _ = CLIP(folder).embed([*PROMPTS, *PROMPTS])
+    scored.expected = float(clip_scores(CLIP(folder).extract(torch.from_numpy(images)).pooled, texts).mean())
+    return scored
+
+
+def value(record: dict) -> float:
+    return next(value for name, value in record["figures"].items() if name.startswith("CLIP score"))
+
+
+def test_pictures_from_elsewhere_have_their_prompts_in_order(scored):
+    """In an npz with classes or with nothing, and in a folder, by the order of the names."""
+    prompts = {"prompts": [*PROMPTS, *PROMPTS]}
+    for name, labels in (("plain", []), ("classes", [np.arange(8) // 4])):
+        np.savez(scored.folder / f"{name}.npz", scored.images, *labels)
+        (scored.folder / f"{name}.json").write_text(json.dumps(prompts))
+        assert value(scored(scored.folder / f"{name}.npz", force=True)) == pytest.approx(scored.expected, rel=1e-6)
+    (scored.folder / "pictures").mkdir()
+    for i, image in enumerate(scored.images):
+        Image.fromarray(image).save(scored.folder / "pictures" / f"p{i}.png")
+    (scored.folder / "pictures.json").write_text(json.dumps(prompts))
+    record = scored(scored.folder / "pictures", force=True)
+    assert value(record) == pytest.approx(scored.expected, rel=1e-6)
+    np.savez(scored.folder / "below.npz", scored.images, np.arange(8) - 1)
+    (scored.folder / "below.json").write_text(json.dumps({"prompts": PROMPTS}))
+    with pytest.raises(UserError, match=r"below\.npz: wanted the prompts of its images"):
+        scored(scored.folder / "below.npz")
+
+
+def test_files_whose_prompts_were_corrected_are_not_reused(scored):
+    files = [scored.folder / f"p_{i}.npz" for i in range(2)]
+    for file, images in zip(files, (scored.images, scored.images[::-1])):
+        np.savez(file, images)
+        file.with_suffix(".json").write_text(json.dumps({"prompts": [*PROMPTS, *PROMPTS]}))
+    before = value(scored(*files))
+    assert value(scored(*files)) == before
+    files[0].with_suffix(".json").write_text(json.dumps({"prompts": [*PROMPTS[::-1], *PROMPTS]}))
+    with pytest.raises(UserError, match="holds another result"):
+        scored(*files)
+    assert value(scored(*files, force=True)) != pytest.approx(before, rel=1e-3)
 
 
 def test_missing_weights_are_refused(tmp_path):
