@@ -147,7 +147,7 @@ def _answers(
         pad_token_id=tokenizer.end,
         logits_processor=sampling,
     )
-    return [tokenizer.decode(_until(row.tolist(), tokenizer.end)) for row in generated[:, longest:]]
+    return [tokenizer.decode(_until(row.tolist(), tokenizer.end)).lstrip(" ") for row in generated[:, longest:]]
 
 
 def _until(tokens: list[int], end: int) -> list[int]:

@@ -229,9 +229,10 @@ def _check_plugin(value: object, package: str, where: str) -> None:
         raise UserError(f"{where}: no plug-in called {spelt} Available: {', '.join(names)}")
     source = plugin_source(package, name)
     known = [key.name for key in source.keys]
-    for key in value if isinstance(value, Mapping) else ():
+    options: Mapping[Any, Any] = value if isinstance(value, Mapping) else {}
+    for key in options:
         if key == "like" and key not in known:  # of a command line, over a config with a student by name
-            advice = f"to replace it, write {where}='{{like: {value['like']}}}'"
+            advice = f"to replace it, write {where}='{{like: {options[key]}}}'"
             raise UserError(f"{where}.like: stands beside {where}.name={name}, which has no such key; {advice}")
         if key != "name" and key not in known and not source.open:
             raise unknown(where, str(key), known)

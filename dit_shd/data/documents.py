@@ -43,6 +43,12 @@ class Document:
     template: tuple[tuple[int, int], ...] = ()
     """From where to where the prompt is its template's own, and not a row's."""
 
+    @property
+    def halves(self) -> tuple[str, str]:
+        """What is encoded as prompt and as text: spaces between them begin the text, as tokenizers have them."""
+        prompt = self.prompt.rstrip(" ")
+        return prompt, self.prompt[len(prompt) :] + self.text
+
 
 @dataclass(frozen=True)
 class Columns:
@@ -230,7 +236,7 @@ def _read(file: Path) -> str:
 def _units(text: str, unit: Unit) -> Sequence[str]:
     if unit == "file":
         return [text]
-    return text.split("\n") if unit == "line" else re.split(r"\n\s*\n", text)
+    return text.split("\n") if unit == "line" else re.split(r"\n\s*\n", text.rstrip("\n"))
 
 
 def _json_lines(file: Path, columns: Columns) -> Iterator[Document]:

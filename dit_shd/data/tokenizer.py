@@ -68,7 +68,8 @@ class Tokenizer:
     def encode_prompts(self, documents: Sequence[Document]) -> list[np.ndarray]:
         """The tokens of each document's prompt: special ones where its template has their letters, not where a row has.
 
-        So a template may be that of a chat (<|user|>{question}<|assistant|>), and no text can break out of it.
+        So a template may be that of a chat (<|user|>{question}<|assistant|>), and no text can break out of it. Spaces
+        at its end are the text's.
         """
         rows = [list(self._pieces(document)) for document in documents]
         texts = iter(self.encode([piece for row in rows for piece in row if isinstance(piece, str)]))
@@ -78,13 +79,14 @@ class Tokenizer:
 
     def _pieces(self, document: Document) -> Iterator[str | int]:
         """A prompt's texts and special tokens, in order."""
+        prompt, _ = document.halves
         at, names = 0, "|".join(map(re.escape, sorted(self._special, key=len, reverse=True)))
         for begin, end in document.template if names else ():
-            for match in re.compile(names).finditer(document.prompt, begin, end):
-                yield document.prompt[at : match.start()]
+            for match in re.compile(names).finditer(prompt, begin, end):
+                yield prompt[at : match.start()]
                 yield self._special[match[0]]
                 at = match.end()
-        yield document.prompt[at:]
+        yield prompt[at:]
 
     def conflict(self, vocabulary: Mapping[str, int]) -> str:
         """A token that another tokenizer's vocabulary has by another number; empty if those in both are the same."""

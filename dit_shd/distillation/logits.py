@@ -11,6 +11,9 @@ from dit_shd.distillation.records import Forward
 def shared_logits(name: str, student: Forward, teacher: Forward) -> tuple[Tensor, Tensor]:
     """What both models predict, if it is logits of the same classes.
 
+    Of language models whose vocabularies are padded to unlike numbers of tokens (models of one family are), those that
+    both have: more is never asked for, since both know the tokens of the data.
+
     Args:
         name: The name of the loss, for the error.
         student: The forward of the student.
@@ -20,18 +23,15 @@ def shared_logits(name: str, student: Forward, teacher: Forward) -> tuple[Tensor
         UserError: It is none, or of other classes or tokens.
     """
     s, t = student.prediction, teacher.prediction
-    if s.shape != t.shape or s.ndim not in (2, 3):
+    if s.ndim == t.ndim == 3 and s.shape[:2] == t.shape[:2]:
+        shared = min(s.shape[2], t.shape[2])
+        return s[..., :shared], t[..., :shared]
+    if s.shape != t.shape or s.ndim != 2:
         raise UserError(
             f"losses.{name}: wanted logits [b,k] or [b,n,k] of the same classes, found {list(s.shape)} of the student "
-            f"and {list(t.shape)} of the teacher{_remedy(s, t)}"
+            f"and {list(t.shape)} of the teacher"
         )
     return s, t
-
-
-def _remedy(student: Tensor, teacher: Tensor) -> str:
-    """For language models whose embeddings are padded to unlike numbers of tokens."""
-    more = student.ndim == 3 and student.shape[:2] == teacher.shape[:2] and student.shape[2] < teacher.shape[2]
-    return f"; give the student as many tokens (student.config.vocab_size={teacher.shape[2]})" if more else ""
 
 
 def checked_temperature(name: str, temperature: float) -> float:

@@ -145,7 +145,7 @@ class TrainConfig:
     )
     gradient_norms_every: int = option(
         0,
-        "steps between norms of every term's gradient, which cost about a step",
+        "steps between norms of every term's gradient, in one micro batch, which cost about a step of it",
         range=(0, 1e12),
         resumable=True,
     )

@@ -17,7 +17,7 @@ def texts(documents):
 
 
 @pytest.mark.parametrize(
-    ("unit", "count"), [("file", ["a b\nc\n\n\nd\n"]), ("line", ["a b", "c", "d"]), ("paragraph", ["a b\nc", "d\n"])]
+    ("unit", "count"), [("file", ["a b\nc\n\n\nd\n"]), ("line", ["a b", "c", "d"]), ("paragraph", ["a b\nc", "d"])]
 )
 def test_units_of_a_text_file(tmp_path, unit, count):
     (tmp_path / "a.txt").write_text("a b\nc\n\n\nd\n")

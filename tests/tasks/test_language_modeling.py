@@ -174,7 +174,7 @@ def test_padding_and_prompts_do_not_count(tmp_path):
     known = made.dataset.tokenizer
     documents = [made.dataset._documents[i] for i in batch.indices]
     rows = [[known.end, *(d.prompt + d.text).encode(), known.end] for d in documents]
-    nats = naive_nats(model, rows, [1 + len(d.prompt) for d in documents])
+    nats = naive_nats(model, rows, [1 + len(d.halves[0]) for d in documents])
     assert float(found.mean().detach()) == pytest.approx(sum(nats) / len(nats), rel=1e-5)
 
 

@@ -7,7 +7,7 @@ from weakref import WeakKeyDictionary, ref
 
 from torch import nn
 
-from dit_shd.attention.recording.discovery import attention_like, is_cross, section_of, why_silent
+from dit_shd.attention.recording.discovery import ATTENTION, attention_like, is_cross, section_of, why_silent
 from dit_shd.attention.recording.instrument import plain_class
 from dit_shd.attention.recording.joined_calls import joined
 from dit_shd.attention.recording.joint import Layout, projections_of, with_gaps
@@ -210,7 +210,7 @@ def _siblings(survey: Survey, sites: Sites) -> list[tuple[str, nn.Module]]:
     """
     sections = {section_of(name) for name, site in sites.items() if not site.unasked}
     there = {name: module for name, module in survey.ran.items() if name not in sites and section_of(name) in sections}
-    named = attention_like(there).keys() | {name for name in there if "att" in name.rpartition(".")[2].lower()}
+    named = attention_like(there).keys() | {name for name in there if ATTENTION.search(name.rpartition(".")[2])}
     return [(name, module) for name, module in there.items() if name in named and not is_cross(module)]
 
 

@@ -90,13 +90,16 @@ class Text(Dataset):
     @property
     def _remedy(self) -> str:
         """What gives an empty split documents."""
-        return "by=position, or document=line or paragraph" if self._by == "document" else "a larger held_out"
+        if not self._held_out:
+            return "data.held_out above 0, or none of what needs it: validate_every=0"
+        more = "a larger data.held_out"
+        return f"{more}, by=position, or of text document=line or paragraph" if self._by == "document" else more
 
     def _take(self, split: Split) -> None:
         """Become the sequences of a split."""
         documents = self._part(split)
         known = self.tokenizer
-        prompts, texts = known.encode_prompts(documents), known.encode([d.text for d in documents])
+        prompts, texts = known.encode_prompts(documents), known.encode([d.halves[1] for d in documents])
         rows = [np.concatenate([known.begin, p, t, [known.end]]).astype(np.int32) for p, t in zip(prompts, texts)]
         begin = len(known.begin)  # one begin token is predicted by nothing; of several (GLM) the others are no text
         masked = [begin + len(p) if len(p) or begin > 1 else 0 for p in prompts]

@@ -101,6 +101,7 @@ def test_a_tokenizer_is_trained_on_the_training_split_alone(tmp_path):
     ("options", "message"),
     [
         ({}, r"data\.split: train is empty: 1 documents, 1 held out|data\.split: validation is empty"),
+        ({"held_out": 0}, r"validation is empty: .* 0 held out by document; data\.held_out above 0, or none of what"),
         ({"split": "test"}, r"data\.split: test is a part of counts"),
         ({"counts": [1, 1]}, r"data\.counts: wanted documents of train, validation, test, .* found \[1, 1\]"),
         ({"counts": [1, 1, 9]}, r"data\.counts: wanted at most the 1 documents that there are, found 11"),
@@ -124,7 +125,8 @@ def test_one_learns_before_training_that_nothing_is_held_out(tmp_path, caplog):
     ):
         caplog.clear()
         text(lines(tmp_path), split="train", **options)
-        assert ("nothing is held out of 1 documents; by=position, or document=line" in caplog.text) == told, options
+        warning = "nothing is held out of 1 documents; a larger data.held_out, by=position, or of text document=line"
+        assert (warning in caplog.text) == told, options
 
 
 def test_it_holds_no_images(tmp_path):
