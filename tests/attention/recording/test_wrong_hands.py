@@ -7,6 +7,7 @@ import torch
 
 from dit_shd import SHD, Capture, attach_processors, attention_kl, capture, squeeze
 from dit_shd.attention.bias import DenseBias
+from dit_shd.attention.recording.discovery import ATTENTION
 from dit_shd.core.errors import UserError
 
 
@@ -152,6 +153,16 @@ class Pipe:
 def test_what_is_no_model_is_said(record, what, message):
     with pytest.raises(UserError, match=message):
         record(what)
+
+
+def test_a_network_without_attention_is_told_so():
+    """Flatten is none, though its name has the letters; a setting of its backend had been asked for."""
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(4 * 36, 2))
+    with pytest.raises(UserError, match="no attention module ran that ends in PyTorch's"), capture(network):
+        network(torch.randn(2, 3, 8, 8))
+    names = {"att": True, "attn1": True, "SelfAtt": True, "MHAttBlock": True, "AttnProcessor2_0": True}
+    names |= {"cross_att": True, "self_attention": True, "latent": False, "Scatter": False, "pattern": False}
+    assert {name: bool(ATTENTION.search(name)) for name in names} == names
 
 
 def test_a_dense_bias_is_left_as_it_is():
