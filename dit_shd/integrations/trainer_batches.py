@@ -56,13 +56,15 @@ def is_causal(model: nn.Module) -> bool:
 def query_rows(inputs: Inputs, prompts: bool = False, causal: bool = True) -> Tensor:
     """The query rows that take part, boolean [b,n].
 
-    Of a batch with labels these are the tokens that are learned, by their own label. In a causal model a sequence's
-    last token predicts nothing and takes no part, whatever the batch is padded to and on which side: gradients do not
-    depend on how a batch is divided. Of texts that TRL's DistillationTrainer has generated, they are the tokens of the
-    completion, which are what it divides its loss by.
+    Of a batch with labels these are the tokens that are learned, by their own label. In a causal model a document's
+    last token predicts nothing and takes no part, whatever the batch is padded to and on which side, and whether
+    documents are packed into a row: the same rows count however a batch is divided. Packing labels a document's first
+    token as not learned; it takes part where the next one is. Of texts that TRL's DistillationTrainer has generated,
+    they are the tokens of the completion, which are what it divides its loss by.
 
     Args:
-        inputs: `labels` (-100: not learned), or TRL's prompt_ids, completion_ids and completion_mask.
+        inputs: `labels` (-100: not learned), or TRL's prompt_ids, completion_ids and completion_mask. Where packed
+            documents begin, `position_ids`, `seq_idx` or `cu_seq_lens_q` say.
         prompts: Whether tokens of prompts take part, too: all but padding.
         causal: Whether the model predicts the next token.
 
@@ -79,8 +81,38 @@ def query_rows(inputs: Inputs, prompts: bool = False, causal: bool = True) -> Te
     if not isinstance(real, Tensor) or real.shape != labels.shape:  # of packed sequences it may be a mask [b,1,n,n]
         real = torch.ones_like(labels)
     real = real.bool()
-    rows = real if prompts else real & (labels != IGNORED)
-    return rows & F.pad(real[:, 1:], (0, 1)) if causal else rows
+    learned = labels != IGNORED
+    rows = real if prompts else real & learned
+    if not causal:
+        return rows
+    first, following = _first_tokens(inputs, labels), real
+    if first is not None:
+        rows = rows | real & first & _next(learned)
+        following = real & ~first
+    return rows & _next(following)
+
+
+def _next(tokens: Tensor) -> Tensor:
+    """What holds of each token's next one [b,n]; of a last one nothing does."""
+    return F.pad(tokens[:, 1:], (0, 1))
+
+
+def _first_tokens(inputs: Inputs, labels: Tensor) -> Tensor | None:
+    """Where documents begin in the rows of a batch, boolean [b,n]; None where the batch does not say."""
+    changes: list[Tensor] = []
+    places, documents, ends = (inputs.get(name) for name in ("position_ids", "seq_idx", "cu_seq_lens_q"))
+    if isinstance(places, Tensor) and places.ndim == 2 and places.shape[1] == labels.shape[1]:
+        changes.append(places[:, 1:] <= places[:, :-1])
+    if isinstance(documents, Tensor) and documents.shape == labels.shape:
+        changes.append(documents[:, 1:] != documents[:, :-1])
+    if isinstance(ends, Tensor) and len(labels) == 1:
+        at = torch.arange(1, labels.shape[1], device=ends.device)
+        changes.append(torch.isin(at, ends)[None])
+    if not changes:
+        return None
+    first = torch.ones_like(labels, dtype=torch.bool)
+    first[:, 1:] = torch.stack([change.expand(len(labels), -1).to(labels.device) for change in changes]).any(0)
+    return first
 
 
 def _completion_rows(inputs: Inputs, prompts: bool) -> Tensor:
