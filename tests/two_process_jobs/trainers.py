@@ -20,9 +20,5 @@ def work(folder):
     add_shd(trainer, SHD(weight=2.0), teacher)
     gradients = {name.removeprefix("module."): g for name, g in gradient_of(trainer).items()}
     torch.save(gradients, folder / f"gradient_{trainer.accelerator.process_index}.pt")
-    say(
-        folder,
-        trainer.accelerator.num_processes,
-        options["gradient_accumulation_steps"],
-        trainer.state.log_history[0]["shd"],
-    )
+    shd = trainer.state.log_history[0]["shd"]
+    say(folder, trainer.accelerator.num_processes, options["gradient_accumulation_steps"], shd)
