@@ -29,6 +29,7 @@ from dit_shd.distillation.records import Layer
 from dit_shd.integrations.trainer_batches import (
     Inputs,
     WeightedRows,
+    check_apart,
     is_causal,
     query_rows,
     teacher_inputs,
@@ -150,7 +151,7 @@ class SHDTerm:
         self._get_batch_samples = trainer.get_batch_samples
         self._before = {name: vars(trainer)[name] for name in WRAPPED if name in vars(trainer)}
         """The methods that a user had put on the trainer itself."""
-        self._removed = False
+        self._removed, self._apart = False, False
         for name in WRAPPED:
             setattr(trainer, name, getattr(self, name))
         setattr(trainer, MARK, self)
@@ -212,6 +213,7 @@ class SHDTerm:
             if not len(teacher):  # the trainer does not run it
                 with torch.no_grad():
                     self.teacher(**keywords, **without_cache(models[1]))
+        self._apart = self._apart or check_apart(teacher, student, inputs)
         value = self._summed(student, teacher, rows) * self._share(rows, inputs)
         self._keep(value.detach())
         step = int(self.trainer.state.global_step)

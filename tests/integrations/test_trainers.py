@@ -56,6 +56,48 @@ def test_the_log_has_the_mean_over_steps(tmp_path):
         assert value == pytest.approx(sum(float(step[name]) for step in steps) / len(steps), rel=1e-4)
 
 
+def packed_trainer(student, data, folder, cls=None):
+    """Of one batch, whose documents are a single row."""
+    trainer = trainer_of(student, data, folder, cls)
+    trainer._get_train_sampler = lambda *_: range(SAMPLES)  # in order
+    trainer.data_collator = transformers.DataCollatorWithFlattening()
+    trainer.train_dataset = [
+        {key: row[key][: int(row["attention_mask"].sum())].tolist() for key in ("input_ids", "labels")}
+        for row in trainer.train_dataset
+    ]
+    student.config.use_cache = False  # else transformers does not keep packed documents apart
+    return trainer
+
+
+class Cached(transformers.Trainer):
+    """Whose own teacher lets packed documents attend to each other."""
+
+    teacher_model = None
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        with torch.no_grad():
+            self.teacher_model(input_ids=inputs["input_ids"], position_ids=inputs["position_ids"], use_cache=True)
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+
+def test_documents_are_apart_in_both_models_or_in_none(tmp_path):
+    student, teacher = models(LLAMA)
+    trainer = packed_trainer(student, samples(), tmp_path)
+    add_shd(trainer, SHD(), teacher)
+    student.config.use_cache = True
+    with pytest.raises(
+        UserError, match=r"layers\.0.* of the student packed .* in the teacher .* use_cache=False for both"
+    ):
+        trainer.train()
+    trainer = packed_trainer(student, samples(), tmp_path, Cached)
+    trainer.teacher_model = teacher
+    add_shd(trainer)
+    with pytest.raises(UserError, match=r"layers\.0.* of the teacher packed documents attend .* in the student they"):
+        trainer.train()
+    student.config.use_cache = True
+    trainer.train()
+
+
 def packed_and_padded(folder, loss, teacher, student=GPT2):
     """The gradients of one batch of documents, packed into a row and padded, and those of our Distiller for the row."""
     tokens, learned, real = samples()
@@ -63,15 +105,8 @@ def packed_and_padded(folder, loss, teacher, student=GPT2):
     found = []
     for packs in (True, False):
         small = models(student)[0]
-        small.config.use_cache = False  # else transformers before 5 does not keep packed documents apart
-        trainer = trainer_of(small, (tokens, learned, real), folder)
-        trainer._get_train_sampler = lambda *_: range(SAMPLES)  # in order
-        if packs:
-            trainer.data_collator = transformers.DataCollatorWithFlattening()
-            trainer.train_dataset = [
-                {key: row[key][: int(row["attention_mask"].sum())].tolist() for key in ("input_ids", "labels")}
-                for row in trainer.train_dataset
-            ]
+        made = packed_trainer if packs else trainer_of
+        trainer = made(small, (tokens, learned, real), folder)
         add_shd(trainer, loss, teacher)
         found.append(gradient_of(trainer))
     ends = F.pad(~real[:, 1:], (0, 1), value=True)
