@@ -7,8 +7,17 @@ import torch
 import torch.nn.functional as F
 import transformers
 
+from dit_shd.attention.bias import DenseBias
+from dit_shd.attention.capture import Capture
 from dit_shd.core.errors import UserError
-from dit_shd.integrations.trainer_batches import WeightedRows, is_causal, query_rows, teacher_inputs, without_cache
+from dit_shd.integrations.trainer_batches import (
+    WeightedRows,
+    check_apart,
+    is_causal,
+    query_rows,
+    teacher_inputs,
+    without_cache,
+)
 
 GENERATED = {
     "prompt_ids": torch.full((2, 3), 1),
@@ -108,6 +117,31 @@ def test_packed_rows_of_several_documents():
     assert query_rows({"labels": labels, "position_ids": places}).tolist() == want
     one = query_rows({"labels": labels, "position_ids": torch.arange(5)[None]})
     assert one.tolist() == [[True, True, False, True, False], [True, True, True, False, False]]
+
+
+def layer(mask=None):
+    x = torch.randn(1, 2, 6, 4)
+    return {"layer": Capture(x, x, x, 0.5, None if mask is None else DenseBias(mask[None, None]), causal=mask is None)}
+
+
+def test_only_a_mask_that_hides_the_document_before_is_one_of_documents():
+    """Windows and chunks of the tokens hide others, and may be in one model alone; so may padding."""
+    at = torch.arange(6)
+    causal = at[:, None] >= at
+    window, chunks = causal & (at[:, None] - at < 3), causal & (at[:, None] // 3 == at // 3)
+    documents = torch.tensor([0, 0, 1, 1, 1, 2])
+    apart = causal & (documents[:, None] == documents)
+    inputs = {"labels": at[None], "position_ids": torch.tensor([[0, 1, 0, 1, 2, 0]])}
+    for mask in (None, causal, window, chunks):
+        assert check_apart(layer(mask), layer(), inputs) and check_apart(layer(), layer(mask), inputs)
+    assert check_apart(layer(apart), layer(apart & window), inputs)
+    for models, names in (((apart, None), ("student", "teacher")), ((window, apart), ("teacher", "student"))):
+        with pytest.raises(UserError, match=rf"in layer of the {names[0]} packed documents .*, in the {names[1]} they"):
+            check_apart(*map(layer, models), inputs)
+    padded = {**inputs, "position_ids": torch.tensor([[0, 0, 0, 1, 2, 3]]), "attention_mask": (at > 1).long()[None]}
+    one = {**inputs, "position_ids": at[None]}
+    for batch in (padded, one, {"labels": at[None]}, GENERATED):
+        assert not check_apart(layer(apart), layer(), batch)
 
 
 def test_the_last_token_of_a_masked_language_model_is_learned_like_any_other():
