@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dit_shd.attention.capture import Captures
 from dit_shd.core.errors import UserError
 from dit_shd.tasks import Batch
 
@@ -56,13 +57,15 @@ def is_causal(model: nn.Module) -> bool:
 def query_rows(inputs: Inputs, prompts: bool = False, causal: bool = True) -> Tensor:
     """The query rows that take part, boolean [b,n].
 
-    Of a batch with labels these are the tokens that are learned, by their own label. In a causal model a sequence's
-    last token predicts nothing and takes no part, whatever the batch is padded to and on which side: gradients do not
-    depend on how a batch is divided. Of texts that TRL's DistillationTrainer has generated, they are the tokens of the
-    completion, which are what it divides its loss by.
+    Of a batch with labels these are the tokens that are learned, by their own label. In a causal model a document's
+    last token predicts nothing and takes no part, whatever the batch is padded to and on which side, and whether
+    documents are packed into a row: the same rows count however a batch is divided. Packing labels a document's first
+    token as not learned; it takes part where the next one is. Of texts that TRL's DistillationTrainer has generated,
+    they are the tokens of the completion, which are what it divides its loss by.
 
     Args:
-        inputs: `labels` (-100: not learned), or TRL's prompt_ids, completion_ids and completion_mask.
+        inputs: `labels` (-100: not learned), or TRL's prompt_ids, completion_ids and completion_mask. Where packed
+            documents begin, `position_ids`, `seq_idx` or `cu_seq_lens_q` say.
         prompts: Whether tokens of prompts take part, too: all but padding.
         causal: Whether the model predicts the next token.
 
@@ -79,8 +82,84 @@ def query_rows(inputs: Inputs, prompts: bool = False, causal: bool = True) -> Te
     if not isinstance(real, Tensor) or real.shape != labels.shape:  # of packed sequences it may be a mask [b,1,n,n]
         real = torch.ones_like(labels)
     real = real.bool()
-    rows = real if prompts else real & (labels != IGNORED)
-    return rows & F.pad(real[:, 1:], (0, 1)) if causal else rows
+    learned = labels != IGNORED
+    rows = real if prompts else real & learned
+    if not causal:
+        return rows
+    first, following = first_tokens(inputs), real
+    if first is not None:
+        rows = rows | real & first & _next(learned)
+        following = real & ~first
+    return rows & _next(following)
+
+
+def _next(tokens: Tensor) -> Tensor:
+    """What holds of each token's next one [b,n]; of a last one nothing does."""
+    return F.pad(tokens[:, 1:], (0, 1))
+
+
+def first_tokens(inputs: Inputs) -> Tensor | None:
+    """Where documents begin in the rows of a batch with labels, boolean [b,n]; None where the batch does not say."""
+    labels, changes = inputs.get("labels"), list[Tensor]()
+    if not isinstance(labels, Tensor) or labels.ndim != 2:
+        return None
+    places, documents, ends = (inputs.get(name) for name in ("position_ids", "seq_idx", "cu_seq_lens_q"))
+    if isinstance(places, Tensor) and places.ndim == 2 and places.shape[1] == labels.shape[1]:
+        changes.append(places[:, 1:] <= places[:, :-1])
+    if isinstance(documents, Tensor) and documents.shape == labels.shape:
+        changes.append(documents[:, 1:] != documents[:, :-1])
+    if isinstance(ends, Tensor) and len(labels) == 1:
+        at = torch.arange(1, labels.shape[1], device=ends.device)
+        changes.append(torch.isin(at, ends)[None])
+    if not changes:
+        return None
+    first = torch.ones_like(labels, dtype=torch.bool)
+    first[:, 1:] = torch.stack([change.expand(len(labels), -1).to(labels.device) for change in changes]).any(0)
+    return first
+
+
+def check_apart(teacher: Captures, student: Captures, inputs: Inputs) -> bool:
+    """Refuse models of which one alone keeps packed documents apart.
+
+    Args:
+        teacher: Captures of its forward.
+        student: Captures of its forward.
+        inputs: The trainer's batch of both.
+
+    Returns:
+        Whether the batch has a document after another one, so that this could be told.
+
+    Raises:
+        UserError: Every layer of one model hides the token before each document, and a layer of the other shows it.
+    """
+    first, real = first_tokens(inputs), inputs.get("attention_mask")
+    if first is not None and isinstance(real, Tensor) and real.shape == first.shape:
+        first = first & real.bool() & F.pad(real[:, :-1].bool(), (1, 0))
+    if first is None or not bool(first[:, 1:].any()):
+        return False
+    hides = {role: _hides_before(first, each) for role, each in (("teacher", teacher), ("student", student))}
+    for one, other in (("teacher", "student"), ("student", "teacher")):
+        together = [name for name, hidden in hides[other].items() if hidden is False]
+        if together and all(hides[one].values()):
+            raise UserError(
+                f"add_shd: in {together[0]} of the {other} packed documents attend to each other, in the {one} they do "
+                "not; wanted use_cache=False for both (model.config.use_cache = False), or texts that are not packed"
+            )
+    return True
+
+
+def _hides_before(first: Tensor, captures: Captures) -> dict[str, bool | None]:
+    """Whether each layer's mask hides the tokens before some [b,n]; None where it hides a part, or has other tokens."""
+    hides: dict[str, bool | None] = {}
+    b, n = first.shape
+    for name, capture in captures.items():
+        hidden = capture.hidden(slice(None))
+        if hidden is None or (capture.shape[0], *capture.shape[2:]) != (b, n, n):
+            hides[name] = False if hidden is None else None
+            continue
+        before = hidden[:, :1].expand(b, 1, n, n)[:, 0].diagonal(-1, 1, 2)[first[:, 1:].to(hidden.device)]
+        hides[name] = bool(before[0]) if bool((before == before[0]).all()) else None
+    return hides
 
 
 def _completion_rows(inputs: Inputs, prompts: bool) -> Tensor:

@@ -6,10 +6,11 @@ add_shd(trainer, SHD(weight=1.0), teacher)  # TRL's distillation trainers have a
 The trainer computes its loss as before, and the attention of both models is captured while it does; SHD is added to
 what it returns. So backward, accumulation, precision, clipping and saving stay the trainer's own.
 
-Rows of tokens that are not learned (padding, prompts: label -100) take no part. The sum over all others is divided by
-their number in the whole batch of an optimizer step, over its micro batches and processes, as the trainer divides the
-cross-entropy: the same gradient as Distiller's. Where a trainer makes its texts while it trains and does not count
-them beforehand (GKD on-policy), that number is not known, and each micro batch counts the same.
+Rows of tokens that are not learned (padding, prompts: label -100) take no part, nor those of a document's last token,
+which predicts nothing. The sum over all others is divided by their number in the whole batch of an optimizer step, over
+its micro batches and processes, as the trainer divides the cross-entropy: the same gradient as Distiller's. Where a
+trainer makes its texts while it trains and does not count them beforehand (GKD on-policy), that number is not known,
+and each micro batch counts the same. Documents that are packed into a row share its alpha.
 """
 
 from collections import deque
@@ -28,6 +29,7 @@ from dit_shd.distillation.records import Layer
 from dit_shd.integrations.trainer_batches import (
     Inputs,
     WeightedRows,
+    check_apart,
     is_causal,
     query_rows,
     teacher_inputs,
@@ -82,7 +84,7 @@ def add_shd(
             figure 1 leaves instructions out.
 
     Returns:
-        The term, whose mean is in the trainer's log as `shd`; its `remove` leaves the trainer as it was.
+        The term, which is in the trainer's log as `shd`, without its weight; its `remove` leaves the trainer as it was.
 
     Raises:
         UserError: A trainer that has SHD, no teacher or one with weights that the student learns, an encoder-decoder,
@@ -140,13 +142,16 @@ class SHDTerm:
         """Query rows of the micro batches to come, as far as they are known beforehand [b,n]."""
         self._total = 0.0
         """How many there are in the optimizer step's batch, over all processes."""
-        self._sum, self._count = 0.0, 0
+        self._of_step, self._sum = torch.zeros(()), torch.zeros(())
+        """SHD of the optimizer step's micro batches in this process, and of the steps since the last log in all."""
+        self._steps = set[int]()
+        """The steps since the last log."""
         self._causal = is_causal(trainer.accelerator.unwrap_model(trainer.model))
         self._compute_loss, self._log = trainer.compute_loss, trainer.log
         self._get_batch_samples = trainer.get_batch_samples
         self._before = {name: vars(trainer)[name] for name in WRAPPED if name in vars(trainer)}
         """The methods that a user had put on the trainer itself."""
-        self._removed = False
+        self._removed, self._apart = False, False
         for name in WRAPPED:
             setattr(trainer, name, getattr(self, name))
         setattr(trainer, MARK, self)
@@ -208,14 +213,18 @@ class SHDTerm:
             if not len(teacher):  # the trainer does not run it
                 with torch.no_grad():
                     self.teacher(**keywords, **without_cache(models[1]))
-        term = self._term(student, teacher, rows) * self._scale(rows, inputs, num_items_in_batch)
+        self._apart = self._apart or check_apart(teacher, student, inputs)
+        value = self._summed(student, teacher, rows) * self._share(rows, inputs)
+        self._keep(value.detach())
+        step = int(self.trainer.state.global_step)
+        term = self.loss.weight_at(step) * self._factor(num_items_in_batch) * value
         return (returned[0] + term, returned[1]) if isinstance(returned, tuple) else returned + term
 
     def _rows(self, inputs: Inputs) -> Tensor:
         return query_rows(inputs, self.prompt_rows, self._causal)
 
-    def _term(self, student: Captures, teacher: Captures, rows: Tensor) -> Tensor:
-        """The weighted sum over the rows that take part."""
+    def _summed(self, student: Captures, teacher: Captures, rows: Tensor) -> Tensor:
+        """SHD, the sum over the rows that take part."""
         teacher, student = self.loss.checked(teacher, student)
         b, n = rows.shape
         step = int(self.trainer.state.global_step)
@@ -224,23 +233,34 @@ class SHDTerm:
         pairs = self.loss.begin(list(teacher), layers, batch)
         for name, layer in teacher.items():
             pairs(Layer(name, attention=layer))
-        value = pairs.term().value.mean()
-        self._sum += float(value.detach()) / max(1, int(rows.sum()))
-        self._count += 1
-        return self.loss.weight_at(step) * value
+        return pairs.term().value.mean()
 
-    def _scale(self, rows: Tensor, inputs: Inputs, num_items: Any) -> float:  # noqa: ANN401 (a number or a tensor)
-        """What makes of a micro batch's sum its share of the step's mean, after what the trainer does to the loss."""
+    def _micro_batches(self) -> int:
+        return max(1, int(getattr(self.trainer, "current_gradient_accumulation_steps", 1)))
+
+    def _share(self, rows: Tensor, inputs: Inputs) -> float:
+        """What makes of a micro batch's sum its share of the step's mean, of which processes have the mean."""
+        total = self._known_total(rows, inputs)
+        if total:
+            return self.trainer.accelerator.num_processes / total
+        return 1 / (self._micro_batches() * max(1, int(rows.sum())))
+
+    def _factor(self, num_items: Any) -> float:  # noqa: ANN401 (a number or a tensor)
+        """What undoes that the trainer divides by the micro batches what is a mean of each."""
         trainer: Any = self.trainer
-        steps = max(1, int(getattr(trainer, "current_gradient_accumulation_steps", 1)))
         scaled = getattr(trainer, "loss_is_scaled_for_ga", None)
         if scaled is None:
             scaled = (trainer.model_accepts_loss_kwargs and num_items is not None) or trainer.compute_loss_func
-        factor = 1.0 if scaled else float(steps)  # the trainer divides by the micro batches what is a mean of each
-        total = self._known_total(rows, inputs)
-        if total:
-            return factor * trainer.accelerator.num_processes / total
-        return factor / (steps * max(1, int(rows.sum())))
+        return 1.0 if scaled else float(self._micro_batches())
+
+    def _keep(self, share: Tensor) -> None:
+        """Keep a micro batch's share for the log; with the last one of a step that of all processes."""
+        self._of_step = self._of_step.to(share) + share
+        self._steps.add(int(self.trainer.state.global_step))
+        accelerator: Any = self.trainer.accelerator
+        if accelerator.sync_gradients:
+            self._sum = self._sum.to(share) + accelerator.gather(self._of_step[None]).mean()
+            self._of_step = torch.zeros_like(share)
 
     def _known_total(self, rows: Tensor, inputs: Inputs) -> float:
         """The rows of the optimizer step's whole batch; 0 where they are not known beforehand."""
@@ -251,8 +271,8 @@ class SHDTerm:
         return 0.0 if generated is None or self.prompt_rows or "completion_mask" not in inputs else float(generated)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """The trainer's, with the mean of SHD since the last time in this process."""
-        if self._count and "loss" in logs:
-            logs["shd"] = self._sum / self._count
-            self._sum, self._count = 0.0, 0
+        """The trainer's, with SHD as it is in the loss: the mean over the steps since the last time."""
+        if self._steps and "loss" in logs:
+            logs["shd"] = float(self._sum) / len(self._steps)
+            self._sum, self._steps = torch.zeros(()), set()
         self._log(logs, *args, **kwargs)

@@ -96,7 +96,8 @@ PLAIN = TextEvaluation()
 class LanguageModeling(Task[TokenBatch]):
     """Next-token cross-entropy, the mean over the target tokens of a step's batch.
 
-    Padding takes no part, nor do tokens before a text (a prompt, an instruction) as targets.
+    Padding takes no part, nor do tokens before a text (a prompt, an instruction) as targets, nor, in losses on
+    attention, the query row of a document's last token, which predicts nothing.
 
     Args:
         separate: Packed documents do not attend to each other; else attention goes on from one to the next.
@@ -225,9 +226,9 @@ class LanguageModeling(Task[TokenBatch]):
         sample = data.batch(indices, draws)
         documents, prompt = sample["documents"], sample["prompt"]
         here, following = documents[:, :-1], documents[:, 1:]
-        targets = (here == following) & (following != PADDING) & ~prompt[:, 1:]
-        rows = here != PADDING
-        return _Masks(sample["tokens"], here, targets, rows if self.prompt_rows else rows & ~prompt[:, :-1])
+        predicting = (here == following) & (following != PADDING)
+        rows = predicting if self.prompt_rows else predicting & ~prompt[:, :-1]
+        return _Masks(sample["tokens"], here, predicting & ~prompt[:, 1:], rows)
 
     def _batch(self, step: int, indices: np.ndarray, masks: _Masks, seeds: Tensor) -> TokenBatch:
         """Some sequences, in which whatever counts weighs 1."""

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 import oracle
 import pytest
 import torch
+import torch.nn.functional as F
 from language import GPT2, LLAMA
 from runs import torchrun
 from two_process_jobs import said
@@ -14,7 +15,7 @@ from dit_shd import SHD, capture
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.integrations.trainers import add_shd
-from dit_shd.tasks.language_modeling import LanguageModeling
+from dit_shd.tasks.language_modeling import LanguageModeling, TokenBatch
 
 transformers = pytest.importorskip("transformers")
 
@@ -36,8 +37,103 @@ def test_gradients_are_the_distillers_however_the_batch_is_divided(tmp_path, mic
     for name, gradient in want.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=2e-6)
     (row,) = [row for row in trainer.state.log_history if "loss" in row]
-    if micro == SAMPLES:
-        assert row["shd"] == pytest.approx(float(logs["shd"]), rel=1e-5)
+    assert row["shd"] == pytest.approx(float(logs["shd"]), rel=1e-5)
+    assert row["loss"] - 2.0 * row["shd"] == pytest.approx(float(logs["cross_entropy"]), rel=1e-4)
+
+
+def test_the_log_has_the_mean_over_steps(tmp_path):
+    """As the trainer's loss is one: neither of micro batches nor of rows, of which steps have other numbers."""
+    data, (student, teacher) = samples(), models()
+    options = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "max_steps": 4}
+    trainer = trainer_of(student, data, tmp_path, **options)
+    trainer.args.logging_steps, trainer.args.learning_rate = 4, 0.0
+    trainer._get_train_sampler = lambda *_: range(SAMPLES)  # in order
+    add_shd(trainer, SHD(weight=2.0), teacher)
+    trainer.train()
+    steps = [distillers(student, teacher, [x[i : i + 2] for x in data], weight=2.0)[1] for i in range(0, SAMPLES, 2)]
+    (row,) = [row for row in trainer.state.log_history if "loss" in row]
+    for name, value in (("shd", row["shd"]), ("cross_entropy", row["loss"] - 2.0 * row["shd"])):
+        assert value == pytest.approx(sum(float(step[name]) for step in steps) / len(steps), rel=1e-4)
+
+
+def packed_trainer(student, data, folder, cls=None):
+    """Of one batch, whose documents are a single row."""
+    trainer = trainer_of(student, data, folder, cls)
+    trainer._get_train_sampler = lambda *_: range(SAMPLES)  # in order
+    trainer.data_collator = transformers.DataCollatorWithFlattening()
+    trainer.train_dataset = [
+        {key: row[key][: int(row["attention_mask"].sum())].tolist() for key in ("input_ids", "labels")}
+        for row in trainer.train_dataset
+    ]
+    student.config.use_cache = False  # else transformers does not keep packed documents apart
+    return trainer
+
+
+class Cached(transformers.Trainer):
+    """Whose own teacher lets packed documents attend to each other."""
+
+    teacher_model = None
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        with torch.no_grad():
+            self.teacher_model(input_ids=inputs["input_ids"], position_ids=inputs["position_ids"], use_cache=True)
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+
+def test_documents_are_apart_in_both_models_or_in_none(tmp_path):
+    student, teacher = models(LLAMA)
+    trainer = packed_trainer(student, samples(), tmp_path)
+    add_shd(trainer, SHD(), teacher)
+    student.config.use_cache = True
+    with pytest.raises(
+        UserError, match=r"layers\.0.* of the student packed .* in the teacher .* use_cache=False for both"
+    ):
+        trainer.train()
+    trainer = packed_trainer(student, samples(), tmp_path, Cached)
+    trainer.teacher_model = teacher
+    add_shd(trainer)
+    with pytest.raises(UserError, match=r"layers\.0.* of the teacher packed documents attend .* in the student they"):
+        trainer.train()
+    student.config.use_cache = True
+    trainer.train()
+
+
+def packed_and_padded(folder, loss, teacher, student=GPT2):
+    """The gradients of one batch of documents, packed into a row and padded, and those of our Distiller for the row."""
+    tokens, learned, real = samples()
+    learned[:, 1] = False  # no first token is learned, which the losses of some models would count
+    found = []
+    for packs in (True, False):
+        small = models(student)[0]
+        made = packed_trainer if packs else trainer_of
+        trainer = made(small, (tokens, learned, real), folder)
+        add_shd(trainer, loss, teacher)
+        found.append(gradient_of(trainer))
+    ends = F.pad(~real[:, 1:], (0, 1), value=True)
+    row = [torch.cat([x[i][real[i]] for i in range(SAMPLES)])[None] for x in (tokens, learned, ends)]
+    places = torch.cat([torch.arange(int(one.sum())) for one in real])[None]
+    row = [F.pad(x, (0, 1)) for x in row]  # the next token of the last one
+    within = ~row[2][:, :-1]
+    weights = (x.float() / x.float().mean() for x in (row[1][:, 1:] & within, row[1][:, :-1] & within))
+    batch = TokenBatch("plain", 0, torch.arange(1), row[0], *weights, torch.arange(1), places)
+    small = models(student)[0]
+    total, _ = Distiller(LanguageModeling(), small, [loss])(batch, teacher)
+    found.append(dict(zip(found[0], torch.autograd.grad(total, list(small.parameters())))))
+    return found
+
+
+@pytest.mark.parametrize("student", [GPT2, LLAMA], ids=["gpt2", "llama"])
+def test_packed_documents_are_the_distillers(tmp_path, student):
+    """With one alpha for the row; an even merge, which has none, is that of the padded batch, too."""
+    teacher = models()[1]
+    packed, padded, distilled = packed_and_padded(tmp_path, SHD(weight=2.0), teacher, student)
+    assert any(not torch.allclose(padded[name], gradient, rtol=1e-3, atol=2e-6) for name, gradient in packed.items())
+    for name, gradient in distilled.items():
+        torch.testing.assert_close(packed[name], gradient, rtol=1e-3, atol=2e-6)
+    packed, padded, distilled = packed_and_padded(tmp_path, SHD(weight=2.0, method="constant"), teacher, student)
+    for name, gradient in packed.items():
+        torch.testing.assert_close(padded[name], gradient, rtol=1e-3, atol=2e-6)
+        torch.testing.assert_close(distilled[name], gradient, rtol=1e-3, atol=2e-6)
 
 
 def test_blocks_may_be_computed_again(tmp_path):
@@ -287,8 +383,9 @@ def test_it_can_be_taken_back_and_is_no_part_of_an_evaluation(tmp_path):
 @pytest.mark.two_processes("trainers")
 def test_two_processes_are_one(by_two):
     """Each has half of the batch, in two micro batches: the gradient is that of our Distiller on all of it."""
-    want, names = torch.load(by_two / "want.pt", weights_only=True), said(by_two)
-    assert names == [[2, 2]] * 2
+    (want, shd), lines = torch.load(by_two / "want.pt", weights_only=True), said(by_two)
+    assert [line[:2] for line in lines] == [[2, 2]] * 2
+    assert [line[2] for line in lines] == pytest.approx([shd] * 2, rel=1e-5)
     for found in (torch.load(by_two / f"gradient_{rank}.pt", weights_only=True) for rank in range(2)):
         assert found.keys() == want.keys()
         for name, gradient in want.items():

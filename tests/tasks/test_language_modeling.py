@@ -14,10 +14,11 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
 from dit_shd.core.rng import Draws
 from dit_shd.data.datasets import DATASETS
-from dit_shd.data.packing import PADDING
+from dit_shd.data.packing import PADDING, positions
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.losses import LOSSES
 from dit_shd.distillation.losses.shd import SHD
+from dit_shd.integrations.trainer_batches import IGNORED, query_rows
 from dit_shd.models.loading import load
 from dit_shd.profiling.flops import forward_operations
 from dit_shd.tasks.language_modeling import LanguageModeling, TextEvaluation
@@ -278,14 +279,32 @@ def test_what_padding_holds_changes_no_bit(tmp_path, name):
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("prompt_rows", [False, True])
+@pytest.mark.parametrize("pack", [True, False])
+def test_the_rows_that_count_are_those_of_other_trainers(tmp_path, pack, prompt_rows):
+    """Of documents that end in a sequence and that are cut by its end, packed and padded."""
+    options = {"column": "a", "prompt": "{q}: ", "split": "all", "length": 14}
+    made = task(instructions(tmp_path), pack=pack, prompt_rows=prompt_rows, **options)
+    batch, draws = batch_of(made), Draws(0, 0, range(8), 8)
+    sample = made.dataset.batch(draws.indices(len(made.dataset)), draws)
+    documents, labels = sample["documents"], sample["tokens"].masked_fill(sample["prompt"], IGNORED)
+    inputs = {"labels": labels.masked_fill(documents == PADDING, IGNORED), "attention_mask": (documents >= 0).long()}
+    if pack:
+        inputs["position_ids"] = torch.from_numpy(positions(documents.numpy()))
+    rows = query_rows(inputs, prompt_rows)
+    assert not rows[:, -1].any()
+    assert torch.equal(batch.query_weight > 0, rows[:, :-1])
+    assert pack or 0 < int((documents[:, -1] == PADDING).sum()) < len(documents)
+
+
 def test_rows_of_prompts_can_take_part(tmp_path):
     options = {"pack": False, "column": "a", "prompt": "{q}: ", "split": "all", "length": 30}
     without, within = (task(instructions(tmp_path), prompt_rows=rows, **options) for rows in (False, True))
     one, other = batch_of(without), batch_of(within)
     sample = without.dataset.batch(Draws(0, 0, range(8), 8).indices(len(without.dataset)), Draws(0, 0, range(8), 8))
-    there, prompt = sample["documents"][:, :-1] != PADDING, sample["prompt"][:, :-1]
+    there, prompt = sample["documents"][:, 1:] != PADDING, sample["prompt"][:, :-1]
     assert torch.equal(one.query_weight > 0, there & ~prompt), "rows whose own token is no prompt's"
-    assert torch.equal(other.query_weight > 0, there)
+    assert torch.equal(other.query_weight > 0, there), "whose next token is there"
     assert prompt.any()
     assert torch.equal(one.target_weight, other.target_weight)
     with pytest.raises(UserError, match=r"a layer has 7 query rows, the batch 30 tokens"):

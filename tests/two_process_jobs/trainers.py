@@ -9,8 +9,8 @@ from two_process_jobs import say
 
 
 def prepare(folder):
-    want, _ = distillers(*models(), samples(), weight=2.0)
-    torch.save(want, folder / "want.pt")
+    want, logs = distillers(*models(), samples(), weight=2.0)
+    torch.save((want, float(logs["shd"])), folder / "want.pt")
 
 
 def work(folder):
@@ -20,4 +20,5 @@ def work(folder):
     add_shd(trainer, SHD(weight=2.0), teacher)
     gradients = {name.removeprefix("module."): g for name, g in gradient_of(trainer).items()}
     torch.save(gradients, folder / f"gradient_{trainer.accelerator.process_index}.pt")
-    say(folder, trainer.accelerator.num_processes, options["gradient_accumulation_steps"])
+    shd = trainer.state.log_history[0]["shd"]
+    say(folder, trainer.accelerator.num_processes, options["gradient_accumulation_steps"], shd)
