@@ -21,6 +21,7 @@ from torch import nn
 
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.initialisation.depth import check_heads, source_of
+from dit_shd.distillation.initialisation.folding import folded
 from dit_shd.distillation.initialisation.layouts import Layout, is_transposed, layout_of
 
 STREAM: Literal["stream"] = "stream"
@@ -131,7 +132,7 @@ class _Finder:
 
     def _pairs(self) -> Iterator[tuple[str, list[Pair]]]:
         """The lengths of the axes of every tensor, by the student's names; of a map the outputs first."""
-        available = self.teacher.state_dict()
+        available = folded(self.student, self.teacher)
         for name, tensor in self.student.state_dict().items():
             source = source_of(name, self.layers)
             shape = list(available[source].shape) if source in available else None

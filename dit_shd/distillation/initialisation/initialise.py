@@ -11,7 +11,8 @@ moments.py    moments on calibration batches      transfer.py    the new weights
 That is for MDTv2 and DiT of dit_shd. Students of any other class begin with sub-tensors of their teachers':
 
 axes.py       tensors that share channels         selection.py   what is kept, and the first weights
-depth.py      layers; a plan of kept blocks       refit.py       refitting each map to what the student gives it
+layouts.py    where heads stand, by class         refit.py       refitting each map to what the student gives it
+depth.py      layers; a plan of kept blocks       folding.py     parts that the student does not have, in others
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -153,9 +154,17 @@ def remarks(
     differing = differing_settings(student, teacher)
     if differing:
         yield f"under the student's settings its teacher's weights mean something else ({in_words(differing)})"
+    if structure.known(student.state_dict()):
+        return
+    selection = _selection(student, teacher, options, shd_of(losses))
+    if left_out := selection.left_out():
+        yield (
+            f"the student has no part for {len(left_out)} of its teacher's tensors, and begins without what they do "
+            f"there (first {left_out[0]})"
+        )
     here, there = kinds_of_attention(student), kinds_of_attention(teacher)
     if here and there:
-        layers = _selection(student, teacher, options, shd_of(losses)).layers
+        layers = selection.layers
         sources = {block: there[layers[block]] for block in here}
         others = [block for block in here if here[block] != sources[block]]
         if others:

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.initialisation.axes import STREAM, Axes, Axis, Space, axes
 from dit_shd.distillation.initialisation.depth import source_of
+from dit_shd.distillation.initialisation.folding import folded
 from dit_shd.distillation.initialisation.plan import Heads, InitialisationPlan
+from dit_shd.models.blocks import named_blocks
 from dit_shd.models.quantization import dequantised
 from dit_shd.squeezing.plans import Plan, contiguous
 from dit_shd.squeezing.squeezer import Squeezer
@@ -174,6 +176,17 @@ class Selection:
             rows = rows[-1:]
         return torch.einsum("cnuo,cnvo->nuv", rows, rows)
 
+    def left_out(self) -> list[str]:
+        """The teacher's tensors that the student has no part for, of blocks that give weights and outside of blocks."""
+        used = {source_of(name, self.layers) for name in self.student.state_dict()}
+        blocks = tuple(f"{block}." for block in named_blocks(self.teacher))
+        giving = tuple(  # not those of which blocks inside give weights, others than all
+            f"{source}."
+            for block, source in self.layers.items()
+            if not any(other.startswith(f"{block}.") for other in self.layers)
+        )
+        return [n for n in self._available if n not in used and (n.startswith(giving) or not n.startswith(blocks))]
+
     def source(self, name: str) -> Tensor:
         """The teacher's tensor that a student's comes from; of a map the outputs first."""
         return self.turned(name, dequantised(self._available[source_of(name, self.layers)]))
@@ -184,7 +197,7 @@ class Selection:
 
     @cached_property
     def _available(self) -> dict[str, Tensor]:
-        return self.teacher.state_dict()
+        return folded(self.student, self.teacher)
 
 
 def _features(heads: list[int], unit: int) -> Tensor:
