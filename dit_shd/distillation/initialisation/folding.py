@@ -4,11 +4,14 @@ timm's ViT is one class with options: DeiT III scales the output of each branch 
 no position, DeiT does neither. A scaled map is a map, and a position of zeros is none, so that nothing is lost.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dit_shd.distillation.initialisation.depth import source_of
+from dit_shd.models.blocks import named_blocks
 from dit_shd.models.quantization import dequantised
 
 SCALED = {"ls1": "attn.proj", "ls2": "mlp.fc2"}
@@ -37,6 +40,23 @@ def folded(student: nn.Module, teacher: nn.Module) -> dict[str, Tensor]:
             rows = state[positions].new_zeros(1, int(getattr(other, "num_prefix_tokens", 0)), state[positions].shape[2])
             state[positions] = torch.cat([rows, state[positions]], 1)
     return state
+
+
+def left_out(student: nn.Module, teacher: nn.Module, layers: Mapping[str, str]) -> list[str]:
+    """The teacher's tensors that the student has no part for, of blocks that give weights and outside of blocks.
+
+    Args:
+        student: Perhaps without weights.
+        teacher: A model of its class, perhaps without weights, too.
+        layers: Student block -> teacher block.
+    """
+    used = {source_of(name, layers) for name in student.state_dict()}
+    blocks = tuple(f"{block}." for block in named_blocks(teacher))
+    giving = tuple(  # not those whose inner blocks are paired by themselves
+        f"{source}." for block, source in layers.items() if not any(other.startswith(f"{block}.") for other in layers)
+    )
+    rest = [name for name in folded(student, teacher) if name not in used]
+    return [name for name in rest if name.startswith(giving) or not name.startswith(blocks)]
 
 
 def _without(module: Any) -> bool:  # noqa: ANN401

@@ -17,7 +17,6 @@ from dit_shd.distillation.initialisation.axes import STREAM, Axes, Axis, Space, 
 from dit_shd.distillation.initialisation.depth import source_of
 from dit_shd.distillation.initialisation.folding import folded
 from dit_shd.distillation.initialisation.plan import Heads, InitialisationPlan
-from dit_shd.models.blocks import named_blocks
 from dit_shd.models.quantization import dequantised
 from dit_shd.squeezing.plans import Plan, contiguous
 from dit_shd.squeezing.squeezer import Squeezer
@@ -175,17 +174,6 @@ class Selection:
         if space.kind != "hidden" and dim == 0:  # of queries, keys and values
             rows = rows[-1:]
         return torch.einsum("cnuo,cnvo->nuv", rows, rows)
-
-    def left_out(self) -> list[str]:
-        """The teacher's tensors that the student has no part for, of blocks that give weights and outside of blocks."""
-        used = {source_of(name, self.layers) for name in self.student.state_dict()}
-        blocks = tuple(f"{block}." for block in named_blocks(self.teacher))
-        giving = tuple(  # not those of which blocks inside give weights, others than all
-            f"{source}."
-            for block, source in self.layers.items()
-            if not any(other.startswith(f"{block}.") for other in self.layers)
-        )
-        return [n for n in self._available if n not in used and (n.startswith(giving) or not n.startswith(blocks))]
 
     def source(self, name: str) -> Tensor:
         """The teacher's tensor that a student's comes from; of a map the outputs first."""

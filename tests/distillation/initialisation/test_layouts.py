@@ -48,6 +48,7 @@ MODELS = {
     "olmo2": lambda **sizes: lm("olmo2", **sizes),  # a norm over all heads
     "gpt2": lambda **sizes: gpt2(**{"heads": 4, **{k: v for k, v in sizes.items() if k != "keys"}}),
     "deit": lambda **sizes: vit("deit_tiny_patch16_224", **sizes),
+    "rope": lambda **sizes: vit("vit_small_patch16_rope_224", **sizes),
     "deit3": lambda **sizes: vit("deit3_small_patch16_224", **sizes),
     "vit": lambda **sizes: vit("vit_tiny_patch16_224", qk_norm=True, scale_attn_norm=True, qkv_bias=False, **sizes),
 }
