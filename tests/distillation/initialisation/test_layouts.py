@@ -34,6 +34,12 @@ def gpt2(heads=4, width=32, **changes):
     return causal_lm({**GPT2, "n_embd": width, "n_head": heads, "tie_word_embeddings": False, **changes})
 
 
+def opt(heads=4, width=32):
+    sizes = {"hidden_size": width, "word_embed_proj_dim": width, "ffn_dim": width * 2, "num_attention_heads": heads}
+    sizes |= {"num_hidden_layers": 2, "max_position_embeddings": 32, "vocab_size": 64, "dropout": 0.0}
+    return causal_lm({"model_type": "opt", "tie_word_embeddings": False, **sizes})
+
+
 def vit(name, heads=4, width=32, **options):
     torch.manual_seed(0)
     options = {"embed_dim": width, "depth": 2, "num_heads": heads, **options}
@@ -46,6 +52,8 @@ MODELS = {
     "qwen2": lambda **sizes: lm("qwen2", **sizes),
     "qwen3": lambda **sizes: lm("qwen3", **sizes),
     "olmo2": lambda **sizes: lm("olmo2", **sizes),  # a norm over all heads
+    "phi": lambda **sizes: lm("phi", **{"heads": 4, "keys": 4, **sizes}),  # its output map is dense
+    "opt": lambda **sizes: opt(**sizes),  # out_proj
     "gpt2": lambda **sizes: gpt2(**{"heads": 4, **{k: v for k, v in sizes.items() if k != "keys"}}),
     "deit": lambda **sizes: vit("deit_tiny_patch16_224", **sizes),
     "rope": lambda **sizes: vit("vit_small_patch16_rope_224", **sizes),
@@ -54,6 +62,7 @@ MODELS = {
 }
 GROUPED = ("llama", "mistral", "qwen2", "qwen3", "olmo2")
 HALF = {name: {"heads": 4, "keys": 2} if name in GROUPED else {"heads": 2} for name in MODELS}
+HALF["phi"] = {"heads": 2, "keys": 2}
 
 
 def task_of(model):
