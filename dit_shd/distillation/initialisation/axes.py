@@ -1,4 +1,4 @@
-"""Which axes of a transformer's tensors hold the same channels: of any class of diffusers, by shapes and a few names.
+"""Which axes of a transformer's tensors hold the same channels: of any class, by shapes and where its heads stand.
 
 A narrower student has shorter axes than its teacher. Each is an axis of one of these spaces, or several copies of it:
 
@@ -8,7 +8,8 @@ LAYER.keys      those of its key-value heads, where these are fewer
 MODULE.hidden   the hidden units of an MLP
 
 An axis of equal length in both models is copied whole. Copies of a space come one after the other; the hidden units
-of an MLP that runs beside an attention (FLUX's single blocks) come after its heads. What is not explained is refused.
+of an MLP that runs beside an attention (FLUX's single blocks) come after its heads. Where the heads of an attention
+stand is a row of layouts.py. What is not explained is refused.
 """
 
 import re
@@ -20,15 +21,10 @@ from torch import nn
 
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.initialisation.depth import check_heads, source_of
+from dit_shd.distillation.initialisation.folding import folded
+from dit_shd.distillation.initialisation.layouts import Layout, is_transposed, layout_of
 
 STREAM: Literal["stream"] = "stream"
-QUERIES = ("to_q", "add_q_proj", "norm_q", "norm_added_q")
-KEYS = ("to_k", "to_v", "add_k_proj", "add_v_proj", "norm_k", "norm_added_k")
-VALUES = ("to_v", "add_v_proj")
-OUT = ("to_out.0", "to_out", "to_add_out")
-"""Maps of an attention of diffusers: from tokens to heads (joint attention has them for the text, too), and back."""
-FUSED = "qkv"
-"""In the name of a map to queries, keys and values at once, and then to an MLP."""
 ADVICE = "use initialisation.weights=random"
 
 Pair = tuple[int, int]
@@ -62,7 +58,11 @@ class Axes:
 
     spaces: dict[str, Space] = field(default_factory=dict)
     of: dict[str, tuple[Axis, ...]] = field(default_factory=dict)
-    """Of each tensor of the student, by its name."""
+    """Of each tensor of the student, by its name; of a map's weight the outputs first, however it is kept."""
+    values: frozenset[str] = frozenset()
+    """Weights of the maps to the values of heads; of one that is fused they are the last copy."""
+    transposed: frozenset[str] = frozenset()
+    """Weights that are kept as inputs by outputs."""
 
     def __getitem__(self, space: str) -> Space:
         return self.spaces[space]
@@ -94,21 +94,27 @@ def axes(student: nn.Module, teacher: nn.Module, layers: Mapping[str, str]) -> A
 class _Finder:
     def __init__(self, student: nn.Module, teacher: nn.Module, layers: Mapping[str, str]):
         self.student, self.teacher, self.layers = student, teacher, layers
+        self.transposed = frozenset(f"{name}.weight" for name, x in student.named_modules() if is_transposed(x))
+        """Weights of maps that are kept as inputs by outputs."""
+        self.tables = {f"{name}.weight" for name, module in student.named_modules() if isinstance(module, nn.Embedding)}
+        """Whose rows are tokens or positions."""
         self.pairs = dict(self._pairs())
         self.maps = {name.removesuffix(".weight"): x for name, x in self.pairs.items() if name.endswith(".weight")}
         """Module -> the axes of its weight."""
-        self.attentions: dict[str, str] = {}
-        """Attention -> its map to queries, or to queries, keys and values."""
+        self.attentions: dict[str, tuple[Layout, str]] = {}
+        """Attention -> how it is written, and its map to queries, or to queries, keys and values."""
         self.spaces: dict[str, Space] = {}
         self.known: dict[tuple[str, int], Axis] = {}
         """Axes that are not of the stream, by module."""
+        self.values: set[str] = set()
 
     def find(self) -> Axes:
         if all(t == s for pairs in self.pairs.values() for t, s in pairs):
             check_heads(self.student, self.teacher, self.layers)
-            return Axes({}, {name: ((),) * len(pairs) for name, pairs in self.pairs.items()})
+            of = {name: ((),) * len(pairs) for name, pairs in self.pairs.items()}
+            return Axes({}, of, transposed=self.transposed)
         self.attentions = dict(self._attentions())
-        widths = {self.maps[queries][1] for queries in self.attentions.values()}
+        widths = {self.maps[queries][1] for _, queries in self.attentions.values()}
         if len(widths) != 1:
             raise UserError(
                 f"initialisation: wanted one width of the residual stream, found {sorted(widths)}; {ADVICE}"
@@ -121,11 +127,12 @@ class _Finder:
         for path, pairs in self.maps.items():
             if len(pairs) > 1 and (path, 1) not in self.known and pairs[1] != self.width:
                 self._find_hidden(path, pairs[1])
-        return Axes(self.spaces, {name: self._of(name, pairs) for name, pairs in self.pairs.items()})
+        of = {name: self._of(name, pairs) for name, pairs in self.pairs.items()}
+        return Axes(self.spaces, of, frozenset(self.values), self.transposed)
 
     def _pairs(self) -> Iterator[tuple[str, list[Pair]]]:
-        """The lengths of the axes of every tensor, by the student's names."""
-        available = self.teacher.state_dict()
+        """The lengths of the axes of every tensor, by the student's names; of a map the outputs first."""
+        available = folded(self.student, self.teacher)
         for name, tensor in self.student.state_dict().items():
             source = source_of(name, self.layers)
             shape = list(available[source].shape) if source in available else None
@@ -135,29 +142,43 @@ class _Finder:
                     f"teacher {shape or 'nothing'}; wanted a student of its teacher's parts, none of them larger; "
                     f"{ADVICE}"
                 )
-            yield name, list(zip(shape, tensor.shape))
+            pairs = list(zip(shape, tensor.shape))
+            yield name, pairs[::-1] if name in self.transposed else pairs
 
-    def _attentions(self) -> Iterator[tuple[str, str]]:
-        """Each attention of the student, and its map to queries, or to queries, keys and values."""
+    def _attentions(self) -> Iterator[tuple[str, tuple[Layout, str]]]:
+        """Each attention of the student, how it is written, and its map to queries."""
         for path, module in self.student.named_modules():
-            kind, maps = type(module).__name__, self._inside(path)
-            if "Att" not in kind or "Block" in kind or not maps:
+            kind, parts = type(module).__name__, self._inside(path)
+            if "Att" not in kind or "Block" in kind or not parts:
                 continue
-            queries = [name for name in maps if name == f"{path}.to_q" or FUSED in name.removeprefix(path)]
-            parts = {f"{path}.{name}" for name in (*QUERIES, *KEYS, *OUT)} | set(queries)
-            others = [name for name in maps if name not in parts and any(t != s for t, s in self.maps[name])]
-            sizes = ["heads"] if f"{path}.to_q" in maps else ["heads", "inner_dim"]
-            numbers = all(isinstance(getattr(module, size, None), int) for size in sizes)
-            if len(queries) != 1 or others or not numbers:
+            layout = layout_of(module, parts)
+            others = [] if layout is None else self._unknown(path, parts, layout)
+            if layout is None or others:
                 raise UserError(
                     f"initialisation: {path} is attention of the class {kind}, whose heads are not known here"
                     f"{f' ({others[0]})' if others else ''}; {ADVICE}"
                 )
-            yield path, queries[0]
+            yield path, (layout, f"{path}.{layout.firsts(parts)[0]}")
 
     def _inside(self, path: str) -> list[str]:
-        """The maps inside of a module."""
-        return [name for name in self.maps if name.startswith(f"{path}.")]
+        """The names inside of a module of what has tensors, if any is a map."""
+        if not any(name.startswith(f"{path}.") for name in self.maps):
+            return []
+        inside = [name.removeprefix(f"{path}.") for name in self.pairs if name.startswith(f"{path}.")]
+        return list(dict.fromkeys(name.removesuffix(".weight").removesuffix(".bias") for name in inside))
+
+    def _unknown(self, path: str, parts: list[str], layout: Layout) -> list[str]:
+        """Those parts of an attention of which its layout says nothing, or that are of other sizes than it says."""
+        named = {*layout.firsts(parts), *layout.queries, *layout.keys, *layout.out}
+        others = [part for part in parts if part not in named]
+        if not layout.whole:
+            return [name for name in others if any(t != s for t, s in self.maps.get(f"{path}.{name}", ()))]
+        readers = [part for part in layout.out if part in parts]
+        if others or len(readers) != 1:
+            return others or [*layout.out]
+        first, queries = self.maps[f"{path}.{layout.firsts(parts)[0]}"][0], self.maps[f"{path}.{readers[0]}"][1]
+        copies = 3 if layout.fused else 1
+        return [] if first == (copies * queries[0], copies * queries[1]) else [*layout.firsts(parts)]
 
     def _find_heads(self, path: str) -> None:
         """The axes of an attention, and of the MLP that is read by the same map as its heads."""
@@ -165,30 +186,46 @@ class _Finder:
             self.teacher.get_submodule(source_of(f"{path}.", self.layers)[:-1]),
             self.student.get_submodule(path),
         ]
-        if f"{path}.to_q" in self.maps:
-            queries, keys = self.maps[f"{path}.to_q"][0], self.maps[f"{path}.to_k"][0]
-        else:
-            queries = keys = (int(models[0].inner_dim), int(models[1].inner_dim))
-        widths = [length / model.heads for length, model in zip(queries, models)]
+        layout, first = self.attentions[path]
+        readers = [f"{path}.{name}" for name in layout.out if f"{path}.{name}" in self.maps]
+        queries, keys = self._lengths(path, layout, first, readers, models)
+        widths = [layout.width_of(model, length) for model, length in zip(models, queries)]
         if widths[0] != widths[1] or keys[0] % widths[0] or keys[1] % widths[1]:
             raise UserError(
                 f"initialisation: the heads of {path} are {widths[1]:g} wide in the student and {widths[0]:g} in the "
-                "teacher; whole heads are kept, so that attention_head_dim must be the same"
+                f"teacher; whole heads are kept, so that {layout.setting} must be the same"
             )
         unit = int(widths[0])
         query_axis = self._space(path, "heads", queries, unit)
         key_axis = query_axis if keys == queries else self._space(path, "keys", keys, unit)
-        for names, axis in ((QUERIES, query_axis), (KEYS, key_axis)):
-            for name in names:
-                if self.maps.get(f"{path}.{name}", [(unit, unit)])[0] != (unit, unit):
-                    self.known[f"{path}.{name}", 0] = axis
-        readers = [f"{path}.{name}" for name in OUT if f"{path}.{name}" in self.maps] or self._siblings(path, queries)
+        for names, axis, pair in ((layout.queries, query_axis, queries), (layout.keys, key_axis, keys)):
+            for name in (f"{path}.{name}" for name in names if f"{path}.{name}" in self.maps):
+                if self.maps[name][0] == pair:
+                    self.known[name, 0] = axis
+                elif self.maps[name][0][0] != self.maps[name][0][1]:
+                    raise self._unexplained(f"{name}.weight", 0)
+        self.values |= {f"{name}.weight" for name in (f"{path}.{name}" for name in layout.values) if name in self.maps}
+        if layout.fused:
+            self.known[first, 0] = ((f"{path}.heads", 3),)
+            self.values.add(f"{first}.weight")
+        readers = readers or self._siblings(path, queries)
         if not readers:
             raise UserError(f"initialisation: no map reads the heads of {path}; {ADVICE}")
         for reader in readers:
             self.known[reader, 1] = query_axis
             if self.maps[reader][1] != queries:
                 self._find_parallel(path, reader, queries)
+
+    def _lengths(
+        self, path: str, layout: Layout, first: str, readers: list[str], models: list[Any]
+    ) -> tuple[Pair, Pair]:
+        """The numbers of features of the query heads, and of the key-value heads, of both models."""
+        if not layout.fused:
+            return self.maps[first][0], self.maps[f"{path}.{layout.keys[0]}"][0]
+        if not layout.inner:
+            return self.maps[readers[0]][1], self.maps[readers[0]][1]
+        teacher, student = (int(getattr(model, layout.inner)) for model in models)
+        return (teacher, student), (teacher, student)
 
     def _siblings(self, path: str, queries: Pair) -> list[str]:
         """The map beside an attention without one of its own that reads its heads and more."""
@@ -198,15 +235,15 @@ class _Finder:
 
     def _find_parallel(self, path: str, reader: str, queries: Pair) -> None:
         """An MLP whose hidden units are read beside the heads, after them."""
-        container, fused = reader.rpartition(".")[0], self.attentions[path]
+        container, (layout, first) = reader.rpartition(".")[0], self.attentions[path]
         rest = _minus(self.maps[reader][1], queries, 1)
         hidden = self._space(container, "hidden", rest)
-        if fused == f"{path}.to_q":
+        if not layout.fused:
             written = self._find_writers(container, rest, hidden)
         else:
-            rows = _minus(self.maps[fused][0], queries, 3)
+            rows = _minus(self.maps[first][0], queries, 3)
             copies = next((n for n in (1, 2) if rows == (n * rest[0], n * rest[1])), 0)
-            self.known[fused, 0] = ((f"{path}.heads", 3), (hidden[0][0], copies))
+            self.known[first, 0] = ((f"{path}.heads", 3), (hidden[0][0], copies))
             written = copies > 0
         if not written:
             raise self._unexplained(f"{reader}.weight", 1)
@@ -257,7 +294,7 @@ class _Finder:
         copies, rest = divmod(pairs[dim][0], self.width[0])
         is_map = name.endswith((".weight", ".bias"))
         several = is_map and (dim == 0 or any(name.startswith(f"{block}.") for block in self.layers))
-        last = (is_map and dim < 2) or dim == len(pairs) - 1
+        last = (is_map and dim < 2 and not (name in self.tables and dim == 0)) or dim == len(pairs) - 1
         if rest or pairs[dim][1] != copies * self.width[1] or not last or (copies > 1 and not several):
             raise self._unexplained(name, dim)
         return ((STREAM, copies),)

@@ -117,7 +117,8 @@ def check_heads(student: nn.Module, teacher: nn.Module, layers: Mapping[str, str
         what, here, there = differing
         raise UserError(
             f"initialisation: {what} is {here} in the student and {there} in the teacher: a copy of weights of the "
-            "same shapes would be other maps; give it as many, or use initialisation.weights=random"
+            "same shapes would be other maps; give it as many, or fewer of the same width, or use "
+            "initialisation.weights=random"
         )
 
 

@@ -11,7 +11,8 @@ moments.py    moments on calibration batches      transfer.py    the new weights
 That is for MDTv2 and DiT of dit_shd. Students of any other class begin with sub-tensors of their teachers':
 
 axes.py       tensors that share channels         selection.py   what is kept, and the first weights
-depth.py      layers; a plan of kept blocks       refit.py       refitting each map to what the student gives it
+layouts.py    where heads stand, by class         refit.py       refitting each map to what the student gives it
+depth.py      layers; a plan of kept blocks       folding.py     parts that the student does not have, in others
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,6 +26,7 @@ from dit_shd.core.config import option
 from dit_shd.core.errors import UserError
 from dit_shd.core.rng import Draws
 from dit_shd.distillation.initialisation import depth, structure
+from dit_shd.distillation.initialisation.folding import left_out
 from dit_shd.distillation.initialisation.plan import InitialisationPlan
 from dit_shd.distillation.initialisation.refit import refit
 from dit_shd.distillation.initialisation.selection import Selection
@@ -153,9 +155,16 @@ def remarks(
     differing = differing_settings(student, teacher)
     if differing:
         yield f"under the student's settings its teacher's weights mean something else ({in_words(differing)})"
+    if structure.known(student.state_dict()):
+        return
+    layers = _sources(student, teacher, options, shd_of(losses))
+    if lost := left_out(student, teacher, layers):
+        yield (
+            f"the student has no part for {len(lost)} of its teacher's tensors, and begins without what they do there "
+            f"(first {lost[0]})"
+        )
     here, there = kinds_of_attention(student), kinds_of_attention(teacher)
     if here and there:
-        layers = _selection(student, teacher, options, shd_of(losses)).layers
         sources = {block: there[layers[block]] for block in here}
         others = [block for block in here if here[block] != sources[block]]
         if others:
@@ -191,14 +200,7 @@ def _selection(student: nn.Module, teacher: nn.Module, options: Initialisation, 
     Raises:
         UserError: The student does not have parts of its teacher.
     """
-    plan = _kept(shd.layers if options.layers is None else options.layers)
-    named = options.layers if isinstance(options.layers, dict) else None
-    layers = depth.pairs(student, teacher, plan or (options.layers if named is None else "sections"))
-    if named is not None:  # blocks that it leaves out go by section, as those that the loss leaves out
-        layers |= depth.pairs(student, teacher, named)
-    elif options.layers is None and isinstance(shd.layers, dict):
-        layers |= depth.pairs_of_layers(student, teacher, shd.layers)
-    layers = depth.with_inner(student, teacher, layers)
+    layers = _sources(student, teacher, options, shd)
     selection = Selection(student, teacher, layers, shd.squeezer, options.channels == "importance")
     selection.check_groups()
     if selection.has_fewer_heads and options.heads == "merge":
@@ -207,6 +209,18 @@ def _selection(student: nn.Module, teacher: nn.Module, options: Initialisation, 
             "each group: initialisation.heads=pick"
         )
     return selection
+
+
+def _sources(student: nn.Module, teacher: nn.Module, options: Initialisation, shd: SHD) -> dict[str, str]:
+    """Student block -> teacher block, of such classes."""
+    plan = _kept(shd.layers if options.layers is None else options.layers)
+    named = options.layers if isinstance(options.layers, dict) else None
+    layers = depth.pairs(student, teacher, plan or (options.layers if named is None else "sections"))
+    if named is not None:  # blocks that it leaves out go by section, as those that the loss leaves out
+        layers |= depth.pairs(student, teacher, named)
+    elif options.layers is None and isinstance(shd.layers, dict):
+        layers |= depth.pairs_of_layers(student, teacher, shd.layers)
+    return depth.with_inner(student, teacher, layers)
 
 
 def _kept(rule: LayerMap | None) -> KeptPlan | None:

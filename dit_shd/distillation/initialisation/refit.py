@@ -5,6 +5,7 @@ inputs x are regressed on the student's z on calibration batches. What earlier m
 is in z, so that later maps make up for it. Each map takes a part of a forward of both models for every batch.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dit_shd.distillation.initialisation.depth import source_of
+from dit_shd.distillation.initialisation.layouts import is_map
 from dit_shd.distillation.initialisation.regression import RegressionMoments
 from dit_shd.distillation.initialisation.selection import Selection
 from dit_shd.tasks import Batch
@@ -50,7 +52,11 @@ def refit(selection: Selection, predict: Predict, batches: Sequence[Batch]) -> N
 
 
 def _in_order(selection: Selection, predict: Predict, batches: Sequence[Batch]) -> list[list[str]]:
-    """The maps that lost inputs in the order in which they run; those of one input together."""
+    """The maps that lost inputs in the order in which they run; those of one input together.
+
+    A head that is the embedding, too, is none of them: another reading of the last block is another embedding.
+    """
+    uses = Counter(id(p) for _, p in selection.student.named_parameters(remove_duplicate=False))
     groups: list[list[str]] = []
     inputs: list[Tensor] = []
 
@@ -68,7 +74,8 @@ def _in_order(selection: Selection, predict: Predict, batches: Sequence[Batch]) 
 
     with ExitStack() as stack:
         for name, module in selection.student.named_modules():
-            if isinstance(module, nn.Linear) and selection.axes.of[f"{name}.weight"][1]:
+            weight: Any = module.weight if is_map(module) else None
+            if weight is not None and uses[id(weight)] == 1 and selection.axes.of[f"{name}.weight"][1]:
                 stack.callback(module.register_forward_pre_hook(note(name)).remove)
         for batch in batches:
             predict(selection.student, batch)
@@ -109,6 +116,6 @@ def _fit(selection: Selection, name: str, moments: RegressionMoments) -> None:
     bias = torch.zeros(len(weight)) if module.bias is None else selection.selected(f"{name}.bias")
     fitted = moments.regression(start, offset=module.bias is not None)
     weight, bias = fitted.through(weight.double().cpu(), bias.double().cpu())
-    module.weight.copy_(weight)
+    module.weight.copy_(selection.turned(f"{name}.weight", weight))
     if module.bias is not None:
         module.bias.copy_(bias)

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from dit_shd.core.errors import UserError
-from dit_shd.distillation.initialisation.axes import FUSED, STREAM, VALUES, Axes, Axis, Space, axes
+from dit_shd.distillation.initialisation.axes import STREAM, Axes, Axis, Space, axes
 from dit_shd.distillation.initialisation.depth import source_of
+from dit_shd.distillation.initialisation.folding import folded
 from dit_shd.distillation.initialisation.plan import Heads, InitialisationPlan
 from dit_shd.models.quantization import dequantised
 from dit_shd.squeezing.plans import Plan, contiguous
@@ -58,12 +59,12 @@ class Selection:
         return InitialisationPlan(self.layers, self.heads, channels, widths)
 
     def selected(self, name: str) -> Tensor:
-        """The part of the teacher's tensor that becomes the student's tensor `name`."""
+        """The part of the teacher's tensor that becomes the student's tensor `name`, as that is kept."""
         tensor = self.source(name)
         for dim, axis in enumerate(self.axes.of[name]):
             if axis:
                 tensor = tensor.index_select(dim, self.index(axis).to(tensor.device))
-        return tensor
+        return self.turned(name, tensor)
 
     def index(self, axis: Axis) -> Tensor:
         """The teacher's entries that the student keeps of an axis."""
@@ -161,7 +162,7 @@ class Selection:
         writers = [
             self._gram(*at, values, 0)
             for at in self.axes.standing(values, 0)
-            if space.kind != "heads" or FUSED in at[0] or at[0].split(".")[-2] in VALUES
+            if space.kind != "heads" or at[0] in self.axes.values
         ]
         read, written = sum(readers[1:], readers[0]), sum(writers[1:], writers[0])
         return (read * written.repeat_interleave(len(read) // len(written), 0)).sum((1, 2))
@@ -170,17 +171,21 @@ class Selection:
         """Products of the features of each unit [units,u,u], over all that they are read by, or written from."""
         rows = self.source(name).transpose(0, dim)[start : start + copies * space.teacher].float()
         rows = rows.reshape(copies, -1, space.unit, rows[0].numel())
-        if space.kind == "heads" and copies == 3:  # queries, keys and values
+        if space.kind != "hidden" and dim == 0:  # of queries, keys and values
             rows = rows[-1:]
         return torch.einsum("cnuo,cnvo->nuv", rows, rows)
 
     def source(self, name: str) -> Tensor:
-        """The teacher's tensor that a student's comes from."""
-        return dequantised(self._available[source_of(name, self.layers)])
+        """The teacher's tensor that a student's comes from; of a map the outputs first."""
+        return self.turned(name, dequantised(self._available[source_of(name, self.layers)]))
+
+    def turned(self, name: str, tensor: Tensor) -> Tensor:
+        """A tensor with the outputs first from one as it is kept, and the other way round."""
+        return tensor.t() if name in self.axes.transposed else tensor
 
     @cached_property
     def _available(self) -> dict[str, Tensor]:
-        return self.teacher.state_dict()
+        return folded(self.student, self.teacher)
 
 
 def _features(heads: list[int], unit: int) -> Tensor:

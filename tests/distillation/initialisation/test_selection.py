@@ -4,16 +4,14 @@ import pytest
 import torch
 from diffusers import Lumina2Transformer2DModel
 from tiny_pipelines import KINDS
+from widening import random, widened
 
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.initialisation.axes import axes
-from dit_shd.distillation.initialisation.depth import pairs
 from dit_shd.distillation.initialisation.initialise import Initialisation, check, initialise
-from dit_shd.distillation.initialisation.selection import Selection
 from dit_shd.distillation.losses.shd import SHD
 from dit_shd.models.families.dit import DiT
 from dit_shd.models.students import HEADS, smaller
-from dit_shd.squeezing.squeezer import Squeezer
 from dit_shd.tasks.text_to_image import TextToImage
 
 OPTIONS = Initialisation(weights="teacher")
@@ -25,13 +23,6 @@ def teacher(request):
     torch.manual_seed(0)
     model = KINDS[request.param]().transformer.eval()
     return random(model, 0)
-
-
-def random(model, seed, std=0.2):
-    generator = torch.Generator().manual_seed(seed)
-    for p in model.parameters():
-        torch.nn.init.normal_(p, std=std, generator=generator)
-    return model
 
 
 def smaller_than(teacher, **changes):
@@ -57,57 +48,6 @@ def test_equal_sizes_give_a_copy(teacher):
     assert plan.heads == plan.channels == {}
     assert all(torch.equal(x, teacher.state_dict()[name]) for name, x in student.state_dict().items())
     assert torch.equal(output(student), output(teacher))
-
-
-class Drawn(Selection):
-    """Keeps heads and hidden units at random, so that no rule of choice agrees with them by chance."""
-
-    def _heaviest(self, groups, scores):
-        return [group[int(torch.randint(len(group), ()))] for group in groups]
-
-    def _kept(self, space):
-        if space.kind != "hidden":
-            return super()._kept(space)
-        return torch.randperm(space.teacher)[: space.student].sort().values
-
-
-@torch.no_grad()
-def widened(student, teacher):
-    """Make a teacher compute what a student does.
-
-    A channel that is not kept has the value of one that is, so that no norm over channels sees it, and no map reads it.
-    """
-    torch.manual_seed(2)
-    choice = Drawn(student, teacher, pairs(student, teacher, None), Squeezer())
-    state = teacher.state_dict()
-    for name, x in student.state_dict().items():
-        for dim, axis in enumerate(choice.axes.of[name]):
-            if axis:
-                twin, kept = twins(choice, axis)
-                x = x.index_select(dim, twin)
-                if dim == 1 and name.endswith(".weight"):
-                    x = x * kept.view(-1, *(1,) * (x.ndim - 2))
-        state[name].copy_(x)
-    for (_, wide), (_, narrow) in zip(teacher.named_buffers(), student.named_buffers()):
-        if wide.shape != narrow.shape:  # tables of positions that are not in the state
-            wide.copy_(narrow.index_select(-1, twins(choice, (("stream", 1),))[0]))
-
-
-def twins(choice, axis):
-    """Of each of the teacher's entries of an axis the student's that it is like, and whether it is kept itself."""
-    twin, kept, start = [], [], 0
-    for space, copies in axis:
-        of = choice.axes.spaces[space]
-        chosen = choice.kept.get(space, torch.arange(of.teacher))
-        like = torch.full((of.teacher // of.unit,), -1)
-        like[chosen[:: of.unit] // of.unit] = torch.arange(len(chosen) // of.unit)
-        is_kept = like >= 0
-        like[~is_kept] = torch.arange(int((~is_kept).sum())) % (len(chosen) // of.unit)
-        features = (like[:, None] * of.unit + torch.arange(of.unit)).flatten()
-        for _ in range(copies):
-            twin, kept = [*twin, features + start], [*kept, is_kept.repeat_interleave(of.unit)]
-            start += of.student
-    return torch.cat(twin), torch.cat(kept)
 
 
 def test_a_teacher_that_does_what_a_narrow_student_does_gives_it_back(teacher):
