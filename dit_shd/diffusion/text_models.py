@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import nn
 
 from dit_shd.core.errors import UserError
-from dit_shd.data.pipeline_record import INDEX, PipelineRecord, read_record, text_digest, text_parts, weight_files
+from dit_shd.data.pipeline_record import INDEX, PipelineRecord, read_record, text_digests, text_parts, weight_files
 from dit_shd.diffusion.adapters import Adapter, settings_of
 
 
@@ -74,22 +74,22 @@ def text_differs(model: nn.Module, record: PipelineRecord) -> str | None:
         record: The record of the data's pipeline.
     """
     folder = Path(str(settings_of(model).get("_name_or_path") or ""))
-    digest = text_of(folder)
-    if digest is None or digest == record.text_sha256:
+    digests = text_of(folder)
+    if not digests or record.text_sha256 in digests:
         return None
     return (
-        f"{folder} has learned other text encoders (sha256 {digest[:12]}...) than the data's embeddings are of "
+        f"{folder} has learned other text encoders (sha256 {digests[0][:12]}...) than the data's embeddings are of "
         f"({record.text_sha256[:12]}..., of '{record.pipeline}'); encode the captions with its own pipeline"
     )
 
 
-def text_of(folder: Path) -> str | None:
-    """The hash of the text encoders that the transformer in a folder has learned; None where nothing says it."""
+def text_of(folder: Path) -> tuple[str, ...]:
+    """Hashes of the text encoders that the transformer in a folder has learned; none where nothing says it."""
     record = read_record(folder) if folder.is_dir() else None
     if record is not None:
-        return record.text_sha256
+        return (record.text_sha256,)
     pipeline = folder.parent
     if folder.name != "transformer" or not (pipeline / INDEX).is_file():
-        return None
+        return ()
     encoders = [part for part in text_parts(pipeline) if part.name.startswith("text_encoder") and weight_files(part)]
-    return text_digest(pipeline) if encoders else None  # a transformer alone, as it is downloaded to train it
+    return text_digests(pipeline) if encoders else ()  # a transformer alone, as it is downloaded to train it
