@@ -35,7 +35,7 @@ from dit_shd.training.config import TrainConfig, completed, may_change, resolved
 from dit_shd.training.ema import EMA
 from dit_shd.training.first_sample import first_sample
 from dit_shd.training.micro_batch import with_micro_batch
-from dit_shd.training.parts import Parts, load_teachers
+from dit_shd.training.parts import Parts, load_teachers, weights_of_files
 from dit_shd.training.remarks import warn
 from dit_shd.training.run import Run
 from dit_shd.training.run_folder import RunFolder, is_begun
@@ -230,7 +230,8 @@ def initialise(
             calibration.calibrate(distiller, parts.teachers, batches.first_steps(distiller.calibration, device))
         sizes = batches.size, options.calibration, batches.at_once
         moments = [batch.to(device) for batch in initialisation.moment_batches(parts.task, batches.seed, *sizes)]
-        plan = initialisation.initialise(parts.task, student, teacher, moments, options, shd)
+        weights = weights_of_files(parts.config)
+        plan = initialisation.initialise(parts.task, student, teacher, moments, options, shd, weights)
         write_text(folder.path / INITIALISATION_FILE, plan.text())
         for line in plan.lines():
             _log.info("initialisation %s", line)

@@ -14,12 +14,12 @@ axes.py       tensors that share channels         selection.py   what is kept, a
 depth.py      layers; a plan of kept blocks       refit.py       refitting each map to what the student gives it
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from dit_shd.core.config import option
 from dit_shd.core.errors import UserError
@@ -77,6 +77,7 @@ def initialise(
     batches: Sequence[Batch],
     options: Initialisation = Initialisation(weights="teacher"),
     shd: SHD | None = None,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> InitialisationPlan:
     """Overwrite a student's weights by weights from its teacher's; deterministic.
 
@@ -90,6 +91,7 @@ def initialise(
         batches: Of the run's data, plain and masked.
         options: Of the initialisation.
         shd: Loss whose layer map, groups and method of squeezing are used; SHD() for None.
+        weights: The teacher's tensors, where it holds rounded ones, in fewer bits; None: its own.
 
     Returns:
         The plan: layers, heads and channels that were chosen.
@@ -99,7 +101,7 @@ def initialise(
     """
     shd = SHD() if shd is None else shd
     if not structure.known(student.state_dict()):
-        selection = _selection(student, teacher, options, shd)
+        selection = _selection(student, teacher, options, shd, weights)
         plan = selection.run()
         if selection.narrowed:
             refit(selection, task.predict, batches)
@@ -109,7 +111,8 @@ def initialise(
     h, g = shape_of(teacher).heads, shape_of(student).heads
     groups = {block: shd.squeezer.groups(f"{block}.attn", h, g) for block in layers}
     _narrow_enough(student, teacher, layers)
-    transfer = Transfer(student, teacher, layers, groups, options.heads == "merge", options.channels == "importance")
+    how = options.heads == "merge", options.channels == "importance", weights
+    transfer = Transfer(student, teacher, layers, groups, *how)
     return transfer.run(task, batches, shd.squeezer)
 
 
@@ -185,7 +188,13 @@ def planned(
     return _selection(student, teacher, options, shd_of(losses)).plan()
 
 
-def _selection(student: nn.Module, teacher: nn.Module, options: Initialisation, shd: SHD) -> Selection:
+def _selection(
+    student: nn.Module,
+    teacher: nn.Module,
+    options: Initialisation,
+    shd: SHD,
+    weights: Mapping[str, Tensor] | None = None,
+) -> Selection:
     """Sub-tensors of the teacher's, for classes whose parts are not named here.
 
     Raises:
@@ -199,7 +208,7 @@ def _selection(student: nn.Module, teacher: nn.Module, options: Initialisation, 
     elif options.layers is None and isinstance(shd.layers, dict):
         layers |= depth.pairs_of_layers(student, teacher, shd.layers)
     layers = depth.with_inner(student, teacher, layers)
-    selection = Selection(student, teacher, layers, shd.squeezer, options.channels == "importance")
+    selection = Selection(student, teacher, layers, shd.squeezer, options.channels == "importance", weights)
     selection.check_groups()
     if selection.has_fewer_heads and options.heads == "merge":
         raise UserError(

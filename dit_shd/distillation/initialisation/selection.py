@@ -31,6 +31,7 @@ class Selection:
         layers: Student block -> teacher block.
         squeezer: For the groups of heads.
         by_weights: Whether to keep the heads and hidden units of the largest weights; else the first.
+        weights: The teacher's tensors, where it holds rounded ones; None: its own.
     """
 
     student: nn.Module
@@ -38,6 +39,7 @@ class Selection:
     layers: Mapping[str, str]
     squeezer: Squeezer
     by_weights: bool = True
+    weights: Mapping[str, Tensor] | None = None
 
     @torch.no_grad()
     def run(self) -> InitialisationPlan:
@@ -179,8 +181,8 @@ class Selection:
         return dequantised(self._available[source_of(name, self.layers)])
 
     @cached_property
-    def _available(self) -> dict[str, Tensor]:
-        return self.teacher.state_dict()
+    def _available(self) -> Mapping[str, Tensor]:
+        return self.teacher.state_dict() if self.weights is None else self.weights
 
 
 def _features(heads: list[int], unit: int) -> Tensor:
