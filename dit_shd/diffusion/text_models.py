@@ -1,13 +1,36 @@
 """Text-to-image transformers and the text they have learned: what fits the data, and what a folder records."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 from torch import nn
 
 from dit_shd.core.errors import UserError
-from dit_shd.data.pipeline_record import INDEX, PipelineRecord, read_record, text_digests, text_parts, weight_files
+from dit_shd.core.json_files import read_object
+from dit_shd.core.pretrained import PIPELINE
+from dit_shd.data.pipeline_record import (
+    INDEX,
+    SCHEDULER,
+    PipelineRecord,
+    read_record,
+    text_digests,
+    text_parts,
+    weight_files,
+)
 from dit_shd.diffusion.adapters import Adapter, settings_of
+
+OF_DDPM = {
+    "prediction_type": "epsilon",
+    "num_train_timesteps": 1000,
+    "trained_betas": None,
+    "beta_schedule": "linear",
+    "beta_start": 1e-4,
+    "beta_end": 0.02,
+    "rescale_betas_zero_snr": False,
+}
+"""Keys of a scheduler that say which noise a model learned, with diffusers' defaults."""
 
 
 def check_fit(
@@ -81,6 +104,44 @@ def text_differs(model: nn.Module, record: PipelineRecord) -> str | None:
         f"{folder} has learned other text encoders (sha256 {digests[0][:12]}...) than the data's embeddings are of "
         f"({record.text_sha256[:12]}..., of '{record.pipeline}'); encode the captions with its own pipeline"
     )
+
+
+def noise_differs(model: nn.Module, record: PipelineRecord, kind: Literal["flow", "ddpm"]) -> str | None:
+    """Why a model has learned another noise than the data's pipeline adds; None where it has not, or nobody can say.
+
+    Args:
+        model: Loaded from a pipeline's folder, or from a run's.
+        record: The record of the data's pipeline.
+        kind: The process of both models' classes.
+    """
+    folder = Path(str(settings_of(model).get("_name_or_path") or ""))
+    recorded = read_record(folder) if folder.is_dir() else None
+    if recorded is not None:
+        learned, place = recorded.scheduler, folder / PIPELINE
+    else:
+        place = folder.parent / SCHEDULER
+        learned = (read_object(place) if folder.name == "transformer" else None) or {}
+    added = record.scheduler
+    if not learned or not added:
+        return None
+    kinds = [_is_flow(scheduler) for scheduler in (learned, added)]
+    if kinds[0] != kinds[1]:
+        found, wanted = ("flow" if flows else "DDPM" for flows in kinds)
+        return f"{place} has a scheduler of {found}, and the data's pipeline, '{record.pipeline}', one of {wanted}"
+    for key, default in OF_DDPM.items() if kind == "ddpm" else ():
+        found, wanted = (scheduler.get(key, default) for scheduler in (learned, added))
+        floats = isinstance(found, float) and isinstance(wanted, float)
+        if not (math.isclose(found, wanted) if floats else found == wanted):
+            return (
+                f"{place} says {key}: {found}, and the data's pipeline, '{record.pipeline}', {wanted}; encode the "
+                "captions with its own pipeline"
+            )
+    return None
+
+
+def _is_flow(scheduler: Mapping[str, Any]) -> bool:
+    is_named = "FlowMatch" in str(scheduler.get("_class_name"))
+    return is_named or scheduler.get("prediction_type") == "flow_prediction" or bool(scheduler.get("use_flow_sigmas"))
 
 
 def text_of(folder: Path) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -216,6 +217,29 @@ def test_a_teacher_of_other_latents_is_refused(one, tmp_path, by):
     (finding,) = task.check_teacher(loading.load(str(pipeline)), 0, torch.device("cpu"), measure=False)
     reason = {"scaling": "scales them otherwise", "weights": "encoder has other weights"}[by]
     assert reason in finding.fault and str(pipeline / "vae") in finding.fault
+
+
+@pytest.mark.parametrize(
+    ("kind", "scheduler", "message"),
+    [
+        ("pixart", {"prediction_type": "v_prediction"}, "says prediction_type: v_prediction, and .*, epsilon; encode"),
+        ("pixart", {"beta_end": 0.03}, r"scheduler_config.json says beta_end: 0.03, and the data's .*, 0.02; encode"),
+        ("pixart", {"num_train_timesteps": 500}, "says num_train_timesteps: 500, and the data's .*, 1000; encode"),
+        ("pixart", {"trained_betas": [0.1, 0.2]}, r"says trained_betas: \[0.1, 0.2\], and the data's .*, None; encode"),
+        ("sd3", {"_class_name": "DDIMScheduler"}, "has a scheduler of DDPM, and the data's pipeline, .*, one of flow"),
+        ("pixart", {"_class_name": "PNDMScheduler", "steps_offset": 1}, None),
+        ("sd3", {"shift": 1.0}, None),
+    ],
+)
+def test_a_teacher_that_learned_another_noise_than_the_data_s_is_refused(tmp_path, kind, scheduler, message):
+    data = encode(tmp_path, write_pipeline(kind, tmp_path / "encoder"))
+    place = write_pipeline(kind, tmp_path / "pipeline")
+    file = place / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | scheduler))
+    teacher, task = loading.load(str(place)), TextToImage()
+    task.use(DATASETS.build(Plugin("text_latents", {"path": str(data)})), teacher)
+    with nullcontext() if message is None else pytest.raises(UserError, match=f"^teacher: .*{message}"):
+        task.check("teacher", teacher)
 
 
 def test_a_dry_run_has_the_sizes_of_data_that_are_there(one, tmp_path):
