@@ -128,6 +128,8 @@ class TextToImage(Task[TextBatch]):
         """Of the data's pipeline."""
         self._sizes: tuple[int, int, int] | None = None
         """Of the data: latents' rows and columns, tokens of text."""
+        self._recorded: str | None = None
+        """The adapter that the data were encoded with, where it is somebody's own."""
         self._judged_by_learned = False
         """Whether the held-out data are those that are learned."""
 
@@ -137,11 +139,11 @@ class TextToImage(Task[TextBatch]):
         if path is not None and Path(expanded(path)).is_dir():
             dataset: Dataset = DATASETS.build(data, "data")
             self.check_data(dataset)
-            self._sizes = _sizes(dataset)
+            self._sizes, self._recorded = _sizes(dataset), _recorded(dataset)
 
     def use(self, dataset: Dataset, student: nn.Module) -> None:
         super().use(dataset, student)
-        self._sizes = _sizes(dataset)
+        self._sizes, self._recorded = _sizes(dataset), _recorded(dataset)
         self.record = dataset.record
         self.empty: TextCondition = dataset.empty  # type: ignore[attr-defined]
         self.process = self._process(student)
@@ -226,7 +228,7 @@ class TextToImage(Task[TextBatch]):
         share = self.process.share(batch.t)
         prediction = guidance.combined(conditional.prediction, unconditional.prediction, share)
         if self.record is not None:
-            adapter = adapter_of(self.record.transformer_class, self.named_adapter or self.record.adapter)
+            adapter = adapter_of(self.record.transformer_class, self.named_adapter or self._recorded)
             prediction = adapter.guided(prediction, conditional.prediction)
         v = conditional.extra.get("variance")
         output = prediction if v is None else torch.cat([prediction, v], dim=1)
@@ -284,8 +286,7 @@ class TextToImage(Task[TextBatch]):
         return self.evaluation.figures(student, held_out, adapter, self.process, self.embedded_guidance)
 
     def _adapter(self, model: nn.Module) -> Adapter:
-        name = self.named_adapter or (self.record.adapter if self.record is not None else None)
-        return adapter_of_model(model, name)
+        return adapter_of_model(model, self.named_adapter or self._recorded)
 
     def _process(self, model: nn.Module) -> TextProcess:
         scheduler = {} if self.record is None else self.record.scheduler
@@ -303,6 +304,10 @@ class TextToImage(Task[TextBatch]):
         if idle:
             process, other = ("DDPM", "flow") if adapter.process == "ddpm" else ("flow", "DDPM")
             raise UserError(f"{' and '.join(idle)}: of {other}; a {adapter.transformer} is of {process}; leave it out")
+
+
+def _recorded(dataset: Dataset) -> str | None:
+    return None if dataset.record is None else dataset.record.adapter
 
 
 def _sizes(dataset: Dataset) -> tuple[int, int, int]:

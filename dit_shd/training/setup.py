@@ -128,8 +128,8 @@ def models_and_task(config: TrainConfig) -> Parts:
         blocks.recompute(student)
     losses = [LOSSES.build(plugin, f"losses.{i}") for i, plugin in enumerate(config.losses)]
     checks.teaching(config, losses)
+    task.use(dataset, student)  # what it knows of the data, as their adapter, says which teachers it takes
     teachers = load_teachers(config, task)
-    task.use(dataset, student)
     start = take_weights(student, config.from_run, task) if config.from_run and not is_begun(config.run) else None
     latents = "latents" in task.needs
     kept = before_training(config.vae, dataset.origin, dataset.shape[0], config.run) if latents else Kept(None)

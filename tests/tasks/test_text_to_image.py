@@ -2,8 +2,10 @@
 
 import json
 import shutil
+import sys
 from contextlib import nullcontext
 from dataclasses import replace
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -12,13 +14,15 @@ from encoded_text import CAPTIONS, encode
 from safetensors.torch import load_file, save_file
 from tiny_pipelines import KINDS, OTHERS, flux, write_pipeline
 
-from dit_shd.core import rng
+from dit_shd.core import plugins, rng
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
 from dit_shd.core.rng import Draws
 from dit_shd.data.datasets import DATASETS
 from dit_shd.data.latent_origin import Kept
+from dit_shd.diffusion import adapters
+from dit_shd.diffusion.adapters.sd3 import SD3
 from dit_shd.diffusion.flow import TimestepDensity
 from dit_shd.diffusion.pipelines import Prompts
 from dit_shd.diffusion.validation_loss import ValidationLoss
@@ -281,6 +285,22 @@ def test_keys_that_do_nothing_or_harm_are_refused(options, kind, message):
 def test_what_is_not_said_of_the_density_is_the_tasks_own():
     task = TASKS.build(Plugin("text_to_image", {"timestep_density": {"shift": 2.0, "std": 0.5}}), "task")
     assert task.density == TimestepDensity(name="logit_normal", shift=2.0, std=0.5)
+
+
+def test_the_adapter_that_the_data_were_encoded_with_is_their_models_too(one, tmp_path, monkeypatch):
+    latents = shutil.copytree(one[1], tmp_path / "latents")
+    file = latents / "text" / "text.json"
+    values_of_file = json.loads(file.read_text())
+    values_of_file["pipeline"]["adapter"] = "mine.Mine"
+    file.write_text(json.dumps(values_of_file))
+    monkeypatch.setitem(sys.modules, "mine", module := ModuleType("mine"))
+    module.Mine = type("Mine", (SD3,), {"__module__": "mine"})
+    monkeypatch.setattr(plugins, "_trusted", {"mine"})
+    monkeypatch.setattr(adapters, "by_class", dict)
+    config = make(TrainConfig, values("sd3", one[0], latents, tmp_path / "run"))
+    assert Trainer.from_config(config).task.process.kind == "flow"
+    config = make(TrainConfig, {**values("sd3", one[0], latents, tmp_path / "dry"), "estimate": {"measure": False}})
+    assert dry_run(config).teachers
 
 
 def test_layers_of_cross_attention_are_named(tmp_path, one):
