@@ -1,6 +1,6 @@
 """Text to image: any transformer of diffusers that has an adapter, by rectified flow or by DDPM, as its pipeline is."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -166,14 +166,15 @@ class TextToImage(Task[TextBatch]):
         reason = text_differs(model, self.record) or noise_differs(model, self.record, self.process.kind)
         if reason is not None:
             raise UserError(f"{role}: {reason}")
-        if self.embedded_guidance is not None and not settings_of(model).get("guidance_embeds") and role == "student":
-            raise UserError(
-                f"task.embedded_guidance: is of models that are given a guidance scale, and the {role} "
-                f"({type(model).__name__}) is not; leave it out"
-            )
         text = self.empty
         pooled = None if text.pooled is None else text.pooled.shape[-1]
         check_fit(role, model, self._adapter(model), self.dataset.shape, (text.embeddings.shape[-1], pooled))
+
+    def check_together(self, models: Mapping[str, nn.Module]) -> None:
+        if self.embedded_guidance is None or any(settings_of(x).get("guidance_embeds") for x in models.values()):
+            return
+        each = " and ".join(f"the {role} ({type(model).__name__})" for role, model in models.items())
+        raise UserError(f"task.embedded_guidance: wanted a model that is given a guidance scale, found {each}")
 
     def remarks(self, student: nn.Module) -> Sequence[str]:
         line = "task.evaluation.data: is the data that is learned, so that its loss is not of held-out data"

@@ -154,6 +154,7 @@ def check(parts: Parts) -> None:
     for who, model in models.items():
         task.check(who, model)
         check_finite(who, model)
+    task.check_together(models)
     initialisation.check(config.initialisation, parts.losses_of_teacher, parts.student, parts.teacher)
     checks.adapters(config, parts.student, () if parts.start is None else parts.start.new)
     checks.untrained(config, parts.losses, parts.student)

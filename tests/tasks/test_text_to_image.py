@@ -147,6 +147,15 @@ def test_a_model_that_learned_a_scale_is_given_the_task_s():
     assert [x.tolist() for x in scales] == [[2.5, 2.5], [3.5, 3.5]]
 
 
+def test_a_student_without_the_scale_may_have_a_teacher_that_is_given_it():
+    guided, plain, task = flux().transformer, flux().transformer, TextToImage(embedded_guidance=4.0)
+    plain.register_to_config(guidance_embeds=False)
+    assert guided.config.guidance_embeds
+    task.check_together({"student": plain, "teacher": guided})
+    with pytest.raises(UserError, match=r"embedded_guidance: wanted a model that is given a guidance scale, found the"):
+        task.check_together({"student": plain})
+
+
 def test_text_encoders_are_never_in_memory_while_training(one, tmp_path, monkeypatch):
     import transformers
 
@@ -318,7 +327,9 @@ def test_bad_input(one, tmp_path, caplog):
     ):
         Trainer.from_config(config)
     guided = {"task": {"name": "text_to_image", "embedded_guidance": 3.0}}
-    with pytest.raises(UserError, match=r"embedded_guidance: .* the student \(SD3Tr\w+\) is not; leave it out"):
+    with pytest.raises(
+        UserError, match=r"embedded_guidance: .*, found the student \(SD3Tr\w+\) and the teacher \(SD3T"
+    ):
         Trainer.from_config(make(TrainConfig, values("sd3", *one, tmp_path / "run", **guided)))
     wide = {"like": "teacher", "num_attention_heads": 8}
     with pytest.raises(UserError, match=r"student\.num_attention_heads: wanted at most the teacher's 4, found 8"):
