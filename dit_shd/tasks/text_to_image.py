@@ -168,7 +168,8 @@ class TextToImage(Task[TextBatch]):
             raise UserError(f"{role}: {reason}")
         text = self.empty
         pooled = None if text.pooled is None else text.pooled.shape[-1]
-        check_fit(role, model, self._adapter(model), self.dataset.shape, (text.embeddings.shape[-1], pooled))
+        for shape in self.dataset.shapes or [self.dataset.shape]:
+            check_fit(role, model, self._adapter(model), shape, (text.embeddings.shape[-1], pooled))
 
     def check_together(self, models: Mapping[str, nn.Module]) -> None:
         if self.embedded_guidance is None or any(settings_of(x).get("guidance_embeds") for x in models.values()):
@@ -272,7 +273,7 @@ class TextToImage(Task[TextBatch]):
         if held_out is None:
             return
         self.check_data(held_out)
-        check_held_out(self.dataset, held_out)
+        check_held_out(self.dataset, held_out, student, self._adapter(student))
         learned, judged = self.dataset.origin, held_out.origin
         if learned is not None and judged is not None:
             self._judged_by_learned = bool(learned.places) and learned.places == judged.places

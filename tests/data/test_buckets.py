@@ -20,6 +20,7 @@ from dit_shd.data.buckets import bucket_shapes, encode_buckets, nearest
 from dit_shd.data.datasets import DATASETS
 from dit_shd.data.encode_config import EncodeConfig
 from dit_shd.data.encoder import Encoder
+from dit_shd.data.latent_origin import Kept
 from dit_shd.data.latent_shards import read_index
 from dit_shd.data.preprocessing import centre_crop
 from dit_shd.data.sources.base import NO_LABELS
@@ -173,6 +174,26 @@ def test_each_step_is_of_one_shape_and_a_run_resumes(made, pipeline, tmp_path):
     assert whole == [*first, *last]
     rows = [json.loads(line) for line in (tmp_path / "run" / "evaluations.jsonl").read_text().splitlines()]
     assert np.isfinite(rows[0]["validation_loss"])
+
+
+def test_held_out_buckets_may_have_another_most_frequent_shape(made, pipeline, tmp_path):
+    for name in "bd":  # of the widest bucket alone
+        for end in ("png", "txt"):
+            shutil.copy(made[0] / "images" / f"{name}.{end}", tmp_path)
+    options = {"images": str(tmp_path), "out": tmp_path / "latents", "size": 16, "workers": 1, "buckets": True}
+    config = make(EncodeConfig, {**options, "pipeline": str(pipeline)}, "encode")
+    encode_buckets(config, Prompts.load(str(pipeline), torch.device("cpu")))
+    held_out = {"data": {"name": "text_buckets", "path": str(tmp_path / "latents")}, "count": 2}
+    changed = values(made, pipeline, tmp_path / "run", task={"name": "text_to_image", "evaluation": held_out})
+    trainer = Trainer.from_config(make(TrainConfig, changed))
+    assert trainer.task.dataset.shape != trainer.task.evaluation.open().shape
+    trainer.student.register_to_config(pos_embed_max_size=4)  # of latents of eight a side
+    with pytest.raises(
+        UserError, match=r"^task\.evaluation\.data: the student: pos_embed_max_size=4 .*one's are 10 x 6"
+    ):
+        trainer.task.check_evaluation(trainer.student, Kept(None))
+    with pytest.raises(UserError, match=r"^student: pos_embed_max_size=4 is of latents of at most 8 a side, .* 6 x 10"):
+        trainer.task.check("student", trainer.student)
 
 
 def test_bad_input(made, pipeline, tmp_path):
