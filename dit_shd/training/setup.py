@@ -118,7 +118,7 @@ def models_and_task(config: TrainConfig) -> Parts:
     """
     config = checked(config, "train")
     checks.ranges(config)
-    config = resolved(config)
+    config = inputs.following(resolved(config))
     torch.manual_seed(config.seed)
     task, dataset = TASKS.build(config.task, "task"), DATASETS.build(config.data, "data")
     task.check_data(dataset)
