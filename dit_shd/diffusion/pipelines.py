@@ -2,7 +2,7 @@
 
 import inspect
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +20,12 @@ from dit_shd.data.pipeline_record import ENCODERS, INDEX, SCHEDULER, PipelineRec
 from dit_shd.data.text_condition import TextCondition
 from dit_shd.diffusion.adapters import MAX_TOKENS, Adapter, adapter_of, require_cleaners
 from dit_shd.diffusion.prompt_texts import tokenizer_of
+from dit_shd.diffusion.text_models import check_sides
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
+TRANSFORMER = "transformer/config.json"
 NOT_FOR_TEXT = {"transformer": None, "vae": None}
 """Components that embeddings do not need."""
 LEAST_TOKENS = 4
@@ -37,10 +39,17 @@ class Prompts:
         pipeline: With text encoders and tokenizers.
         adapter: The adapter of its transformer.
         record: The record of the pipeline.
+        transformer: The config of its transformer, where it is known.
     """
 
-    def __init__(self, pipeline: "DiffusionPipeline", adapter: Adapter, record: PipelineRecord):
-        self.pipeline, self.adapter, self.record = pipeline, adapter, record
+    def __init__(
+        self,
+        pipeline: "DiffusionPipeline",
+        adapter: Adapter,
+        record: PipelineRecord,
+        transformer: Mapping[str, Any] | None = None,
+    ):
+        self.pipeline, self.adapter, self.record, self.transformer = pipeline, adapter, record, transformer
 
     @classmethod
     def load(
@@ -80,7 +89,7 @@ class Prompts:
         for name, part in pipeline.components.items():
             if name.startswith(ENCODERS) and isinstance(part, nn.Module):
                 part.to(device)
-        prompts = cls(pipeline, chosen, record)
+        prompts = cls(pipeline, chosen, record, read_object(folder / TRANSFORMER))
         if text_tokens is not None:
             prompts._refuse_tokens(text_tokens)
         return prompts
@@ -101,6 +110,12 @@ class Prompts:
         with quiet():
             lengths = [[length <= limit for length in self._lengths(name, prompts)] for name, limit in limits.items()]
         return sum(not any(fits) for fits in zip(*lengths))
+
+    def check_sides(self, sides: tuple[int, int]) -> None:
+        """Refuse latents that the transformer does not take; where its config is not known, none."""
+        if self.transformer is not None:
+            role = f"size: the pipeline's {self.record.transformer_class}"
+            check_sides(role, self.transformer, self.adapter, sides, "the images'")
 
     def _lengths(self, name: str, prompts: Sequence[str]) -> list[int]:
         texts = self.adapter.framed(self.pipeline, prompts)
@@ -166,7 +181,7 @@ def folder_of(place: str, text_alone: bool = False) -> Path:
 
     Args:
         place: A folder or hub:OWNER/NAME.
-        text_alone: Without transformer and autoencoder, which need not be downloaded.
+        text_alone: Without the transformer's weights, which need not be downloaded.
 
     Raises:
         UserError: No such pipeline, or neither network nor cache.
@@ -198,6 +213,7 @@ def _of_hub(name: HubName, text_alone: bool) -> Path:
     parts -= {"transformer"} if text_alone else set()
     kinds = (".json", ".safetensors", ".txt", ".model", ".jinja")
     wanted = [file for file in files if file.partition("/")[0] in parts and file.endswith(kinds)]
+    wanted += [TRANSFORMER] if text_alone and TRANSFORMER in files else []
     return name.download([INDEX, *wanted])
 
 

@@ -52,7 +52,7 @@ def check_fit(
     channels = adapter.channels(config)
     if channels != latents[0]:
         raise UserError(f"{role}: takes latents of {channels} channels, the data's have {latents[0]}")
-    check_sides(role, model, adapter, latents[1:], "the data's")
+    check_sides(role, config, adapter, latents[1:], "the data's")
     wanted = adapter.text_widths(config)
     if wanted[0] != text[0] or (wanted[1] is not None and wanted[1] != text[1]):
         raise UserError(
@@ -61,12 +61,12 @@ def check_fit(
         )
 
 
-def check_sides(role: str, model: nn.Module, adapter: Adapter, sides: Sequence[int], whose: str) -> None:
+def check_sides(role: str, config: Mapping[str, Any], adapter: Adapter, sides: Sequence[int], whose: str) -> None:
     """Refuse latents of a size that a model does not take.
 
     Args:
         role: The role of the model, for the message.
-        model: The transformer.
+        config: The transformer's.
         adapter: The adapter of its class.
         sides: Height and width of the latents.
         whose: Whose these are, for the message.
@@ -74,7 +74,6 @@ def check_sides(role: str, model: nn.Module, adapter: Adapter, sides: Sequence[i
     Raises:
         UserError: Naming both sizes.
     """
-    config = settings_of(model)
     multiple, most = adapter.multiple(config), config.get("pos_embed_max_size")
     size = " x ".join(map(str, sides))
     if any(side % multiple for side in sides):

@@ -13,7 +13,7 @@ from dit_shd.core.plugins import Plugin
 from dit_shd.core.rng import Draws
 from dit_shd.data.datasets import DATASETS, Dataset
 from dit_shd.data.text_condition import TextCondition
-from dit_shd.diffusion.adapters import Adapter
+from dit_shd.diffusion.adapters import Adapter, settings_of
 from dit_shd.diffusion.text_models import check_sides
 from dit_shd.diffusion.text_process import TextProcess
 
@@ -106,7 +106,7 @@ def check_held_out(run: Dataset, held_out: Dataset, student: nn.Module, adapter:
         wanted, size = (" x ".join(map(str, data.shape)) for data in (run, held_out))
         raise UserError(f"task.evaluation.data: wanted latents of the run's size, {wanted}, found {size}")
     for shape in held_out.shapes or [held_out.shape]:
-        check_sides("task.evaluation.data: the student", student, adapter, shape[1:], "one's")
+        check_sides("task.evaluation.data: the student", settings_of(student), adapter, shape[1:], "one's")
     records = [record for record in (run.record, held_out.record) if record is not None]
     if len({record.text_sha256 for record in records}) > 1:
         raise UserError("task.evaluation.data: has embeddings of other text encoders than the run's data")

@@ -254,7 +254,7 @@ class TextToImage(Task[TextBatch]):
         rows, columns, tokens = self._sizes or (side, side, self.text_tokens or adapter.example_tokens)
         name, fixed = type(model).__name__, adapter.example_tokens
         whose = "the data's" if self._sizes else "those of task.side" if self.side else "those of its sample_size"
-        check_sides(name, model, adapter, (rows, columns), whose)
+        check_sides(name, config, adapter, (rows, columns), whose)
         if adapter.fixed_tokens and tokens != fixed:
             raise UserError(f"task.text_tokens: a {name} takes {fixed}, found {tokens}; leave it out")
         x = torch.randn(images, adapter.channels(config), rows, columns, device=device, generator=draw)

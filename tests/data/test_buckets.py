@@ -210,5 +210,14 @@ def test_bad_input(made, pipeline, tmp_path):
     }
     with pytest.raises(UserError, match="size: wanted a multiple of 4 for buckets"):
         encode_buckets(make(EncodeConfig, values), Prompts.load(str(pipeline), torch.device("cpu")))
+    small = shutil.copytree(pipeline, tmp_path / "small")
+    file = small / "transformer" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"pos_embed_max_size": 4}))
+    config = make(EncodeConfig, {**values, "size": 16, "pipeline": str(small)}, "encode")
+    with pytest.raises(
+        UserError, match=r"^size: the pipeline's SD3\w+: .* of at most 8 a side, the images' are \d+ x \d+"
+    ):
+        encode_buckets(config, Prompts.load(str(small), torch.device("cpu")))
+    assert not (tmp_path / "odd").exists()
     with pytest.raises(UserError, match="buckets: are for text-to-image models"):
         make(EncodeConfig, {"images": "x", "out": str(tmp_path / "o"), "buckets": True}, "encode").check()
