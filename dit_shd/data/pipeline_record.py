@@ -5,7 +5,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ INDEX, SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"
 ENCODERS = ("text_encoder", "tokenizer")
 """What names of the components begin with that make embeddings of prompts."""
 WEIGHTS = ".safetensors"
+VARIANT = re.compile(r"\.(?P<variant>\w+)(?=(-\d+-of-\d+)?\.safetensors$)")
+"""In the name of a file of weights, before the number of a shard or behind it."""
 OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".onnx_data")
 WORDS = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "spiece.model", "chat_template.jinja")
 """Files of a tokenizer that decide on tokens."""
@@ -148,8 +151,26 @@ def text_parts(folder: Path) -> list[Path]:
 
 def weight_files(folder: Path) -> list[Path]:
     """A folder's safetensors files that are opened: no variant, as model.fp16.safetensors, where there are others."""
-    files = sorted(path for path in folder.iterdir() if path.name.endswith(WEIGHTS))
-    return [path for path in files if "." not in path.name.removesuffix(WEIGHTS)] or files
+    return [folder / name for name in opened_weights(path.name for path in folder.iterdir())]
+
+
+def opened_weights(names: Iterable[str]) -> list[str]:
+    """The names in a folder of the files of `weight_files`."""
+    files = sorted(name for name in names if name.endswith(WEIGHTS))
+    return [name for name in files if "." not in name.removesuffix(WEIGHTS)] or files
+
+
+def only_variant(folder: Path) -> str | None:
+    """The variant, as fp16, of a folder's weights that are opened; None where they are of none.
+
+    Raises:
+        UserError: They are of several.
+    """
+    matches = [VARIANT.search(path.name) for path in weight_files(folder)]
+    variants = sorted({match["variant"] for match in matches if match is not None})
+    if len(variants) > 1:
+        raise UserError(f"{folder}: holds weights of several variants ({', '.join(variants)}); leave those of one")
+    return variants[0] if variants else None
 
 
 def unopened(folder: str, names: list[str]) -> list[str]:
