@@ -240,11 +240,11 @@ def _variant(folder: Path, parts: Iterable[str]) -> str | None:
     Raises:
         UserError: They have several.
     """
-    found = {only_variant(folder / part) for part in parts if (folder / part).is_dir()} - {None}
-    if len(found) > 1:
-        names = ", ".join(sorted(filter(None, found)))
+    variants = {only_variant(folder / part) for part in parts if (folder / part).is_dir()} - {None}
+    if len(variants) > 1:
+        names = ", ".join(sorted(filter(None, variants)))
         raise UserError(f"pipeline: {folder} has weights of several variants ({names}), wanted one")
-    return next(iter(found), None)
+    return next(iter(variants), None)
 
 
 def open_pipeline(

@@ -61,12 +61,12 @@ def check_fit(
         )
 
 
-def check_sides(role: str, config: Mapping[str, Any], adapter: Adapter, sides: Sequence[int], whose: str) -> None:
+def check_sides(role: str, settings: Mapping[str, Any], adapter: Adapter, sides: Sequence[int], whose: str) -> None:
     """Refuse latents of a size that a model does not take.
 
     Args:
         role: The role of the model, for the message.
-        config: The transformer's.
+        settings: The config of the transformer.
         adapter: The adapter of its class.
         sides: Height and width of the latents.
         whose: Whose these are, for the message.
@@ -74,7 +74,7 @@ def check_sides(role: str, config: Mapping[str, Any], adapter: Adapter, sides: S
     Raises:
         UserError: Naming both sizes.
     """
-    multiple, most = adapter.multiple(config), config.get("pos_embed_max_size")
+    multiple, most = adapter.multiple(settings), settings.get("pos_embed_max_size")
     size = " x ".join(map(str, sides))
     if any(side % multiple for side in sides):
         raise UserError(f"{role}: takes latents whose sides are multiples of {multiple}, {whose} are {size}")
@@ -125,14 +125,14 @@ def noise_differs(model: nn.Module, record: PipelineRecord, kind: Literal["flow"
         return None
     kinds = [_is_flow(scheduler) for scheduler in (learned, added)]
     if kinds[0] != kinds[1]:
-        found, wanted = ("flow" if flows else "DDPM" for flows in kinds)
-        return f"{place} has a scheduler of {found}, and the data's pipeline, '{record.pipeline}', one of {wanted}"
+        here, there = ("flow" if flows else "DDPM" for flows in kinds)
+        return f"{place} has a scheduler of {here}, and the data's pipeline, '{record.pipeline}', one of {there}"
     for key, default in OF_DDPM.items() if kind == "ddpm" else ():
-        found, wanted = (scheduler.get(key, default) for scheduler in (learned, added))
-        floats = isinstance(found, float) and isinstance(wanted, float)
-        if not (math.isclose(found, wanted) if floats else found == wanted):
+        here, there = (scheduler.get(key, default) for scheduler in (learned, added))
+        floats = isinstance(here, float) and isinstance(there, float)
+        if not (math.isclose(here, there) if floats else here == there):
             return (
-                f"{place} says {key}: {found}, and the data's pipeline, '{record.pipeline}', {wanted}; encode the "
+                f"{place} says {key}: {here}, and the data's pipeline, '{record.pipeline}', {there}; encode the "
                 "captions with its own pipeline"
             )
     return None
