@@ -83,6 +83,8 @@ def encode_buckets(config: EncodeConfig, prompts: PromptEncoder) -> dict[str, in
     chosen = np.array(run_on_main(lambda: _choose(source, shapes, config.workers)))
     counts: dict[str, int] = {}
     for number in np.unique(chosen):
+        prompts.check_sides(encode.shape(*shapes[number])[1:])
+    for number in np.unique(chosen):
         height, width = shapes[number]
         name = f"{height}x{width}"
         part = Subset(source, np.flatnonzero(chosen == number))

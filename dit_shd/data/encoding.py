@@ -125,6 +125,8 @@ def encode_source(
     """
     state = joined()
     job = EncodingJob(config, source, encode, crop, encode.shape(*crop), state.device or torch.device("cpu"), prompts)
+    if prompts is not None:
+        prompts.check_sides(job.shape[1:])
     settings = run_on_main(job.settings)
     out = config.out.absolute()
     with locked(out.parent / f".{out.name}.lock", "dit-shd encode"):

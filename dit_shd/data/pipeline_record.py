@@ -5,7 +5,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,25 @@ import torch
 from dit_shd.core.errors import UserError, error_line
 from dit_shd.core.files import write_text
 from dit_shd.core.hashing import sha256
+from dit_shd.core.json_files import read_object
 from dit_shd.core.pretrained import PIPELINE
 
 INDEX, SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"
 ENCODERS = ("text_encoder", "tokenizer")
 """What names of the components begin with that make embeddings of prompts."""
 WEIGHTS = ".safetensors"
+VARIANT = re.compile(r"\.(?P<variant>\w+)(?=(-\d+-of-\d+)?\.safetensors$)")
+"""In the name of a file of weights, before the number of a shard or behind it."""
 OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".onnx_data")
 WORDS = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "spiece.model", "chat_template.jinja")
 """Files of a tokenizer that decide on tokens."""
+NOT_OF_TOKENS = frozenset(
+    {
+        *("is_local", "local_files_only", "name_or_path", "_name_or_path", "_commit_hash", "cache_dir"),
+        *("transformers_version", "tokenizer_file", "special_tokens_map_file", "processor_class"),
+    }
+)
+"""Keys of a tokenizer's settings that say how it was opened and by what."""
 
 
 @dataclass(frozen=True)
@@ -106,14 +117,31 @@ def read_index(folder: Path) -> dict[str, Any]:
 def text_digest(folder: Path) -> str:
     """sha256 of all that makes embeddings of prompts in a pipeline's folder; nothing is held in memory.
 
-    Tensors count by name, type, shape and content, however they are divided into files.
+    Tensors count by name, type, shape and content, however they are divided into files; a tokenizer's settings by what
+    they say of tokens, however they are written.
     """
-    total = hashlib.sha256()
+    return text_digests(folder)[0]
+
+
+def text_digests(folder: Path) -> tuple[str, ...]:
+    """`text_digest`, and what it was in records of before: tokenizers' settings byte by byte; see there."""
+    meant, written = hashlib.sha256(), hashlib.sha256()
     for part in text_parts(folder):
-        total.update(part.name.encode())
-        for line in (*_tensors(part), *(f"{name} {sha256(part / name)}" for name in WORDS if (part / name).is_file())):
-            total.update(line.encode())
-    return total.hexdigest()
+        lines = [part.name, *_tensors(part)]
+        words = [name for name in WORDS if (part / name).is_file()]
+        meant.update("".join([*lines, *(f"{name} {_words_digest(part / name)}" for name in words)]).encode())
+        written.update("".join([*lines, *(f"{name} {sha256(part / name)}" for name in words)]).encode())
+    return tuple(dict.fromkeys([meant.hexdigest(), written.hexdigest()]))
+
+
+def _words_digest(file: Path) -> str:
+    """sha256 of a tokenizer's file, of its settings as transformers writes them."""
+    settings = read_object(file) if file.name == "tokenizer_config.json" else None
+    if settings is None:
+        return sha256(file)
+    kept = {key: value for key, value in settings.items() if key not in NOT_OF_TOKENS}
+    text = json.dumps(kept, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 def text_parts(folder: Path) -> list[Path]:
@@ -123,8 +151,26 @@ def text_parts(folder: Path) -> list[Path]:
 
 def weight_files(folder: Path) -> list[Path]:
     """A folder's safetensors files that are opened: no variant, as model.fp16.safetensors, where there are others."""
-    files = sorted(path for path in folder.iterdir() if path.name.endswith(WEIGHTS))
-    return [path for path in files if "." not in path.name.removesuffix(WEIGHTS)] or files
+    return [folder / name for name in opened_weights(path.name for path in folder.iterdir())]
+
+
+def opened_weights(names: Iterable[str]) -> list[str]:
+    """The names in a folder of the files of `weight_files`."""
+    files = sorted(name for name in names if name.endswith(WEIGHTS))
+    return [name for name in files if "." not in name.removesuffix(WEIGHTS)] or files
+
+
+def only_variant(folder: Path) -> str | None:
+    """The variant, as fp16, of a folder's weights that are opened; None where they are of none.
+
+    Raises:
+        UserError: They are of several.
+    """
+    matches = [VARIANT.search(path.name) for path in weight_files(folder)]
+    variants = sorted({match["variant"] for match in matches if match is not None})
+    if len(variants) > 1:
+        raise UserError(f"{folder}: holds weights of several variants ({', '.join(variants)}); leave those of one")
+    return variants[0] if variants else None
 
 
 def unopened(folder: str, names: list[str]) -> list[str]:

@@ -46,6 +46,14 @@ class PromptEncoder(Protocol):
         """How many of some prompts are longer than the encoders take, which cut them."""
         ...
 
+    def check_sides(self, sides: tuple[int, int]) -> None:
+        """Refuse latents of a height and width that the pipeline's transformer does not take.
+
+        Raises:
+            UserError: Naming both.
+        """
+        ...
+
 
 def encode_captions(
     state: "PartialState",

@@ -1,5 +1,6 @@
 """A whole pipeline of diffusers with a student in the place of its transformer."""
 
+import json
 import logging
 import shutil
 from dataclasses import replace
@@ -10,16 +11,21 @@ import torch
 from torch import nn
 
 from dit_shd.core.errors import UserError
+from dit_shd.core.files import write_text
+from dit_shd.core.json_files import read_object
 from dit_shd.core.places import Asset, HubName, find
 from dit_shd.core.pretrained import COPY, asset, model_folder, of_hub
 from dit_shd.data.autoencoder import read_autoencoder
 from dit_shd.data.model_origin import of_source
 from dit_shd.data.pipeline_record import (
     INDEX,
+    VARIANT,
+    WEIGHTS,
     PipelineRecord,
+    only_variant,
     read_index,
     read_record,
-    text_digest,
+    text_digests,
     text_parts,
     unopened,
     weight_files,
@@ -70,10 +76,10 @@ def assemble(run: str, place: str | None, precision: str = "no") -> tuple["Diffu
     if place is None and student.name == "transformer" and (run.startswith("hub:") or (Path(run) / INDEX).is_file()):
         place = run  # a pipeline with its student in it
     folder = folder_of(place or record.pipeline)
-    digest = text_digest(folder)
-    if digest != record.text_sha256:
+    digests = text_digests(folder)
+    if record.text_sha256 not in digests:
         raise UserError(
-            f"pipeline: {folder} has other text encoders (sha256 {digest[:12]}...) than the student has learned "
+            f"pipeline: {folder} has other text encoders (sha256 {digests[0][:12]}...) than the student has learned "
             f"({record.text_sha256[:12]}..., of '{record.pipeline}')"
         )
     used = replace(
@@ -111,11 +117,25 @@ def write_pipeline(pipeline: "DiffusionPipeline", record: PipelineRecord, run: s
         if not part.name.startswith("text_encoder") or weight_files(part):
             shutil.rmtree(folder / part.name, ignore_errors=True)
             shutil.copytree(part, folder / part.name, ignore=unopened)
+            _name_plainly(folder / part.name)
     place = student_folder(run)
     if place is not None and (place / CARD).is_file():
         shutil.copyfile(place / CARD, folder / CARD)
     if place is not None and read_record(place) is not None:
         record.write(folder / "transformer")
+
+
+def _name_plainly(folder: Path) -> None:
+    """Take the name of a variant, as fp16, out of the names of the weights that a folder has alone."""
+    if only_variant(folder) is None:
+        return
+    for file in weight_files(folder):
+        file.rename(folder / VARIANT.sub("", file.name))
+    for file in folder.glob(f"*{WEIGHTS}.index.*.json"):
+        content = read_object(file) or {}
+        content["weight_map"] = {key: VARIANT.sub("", name) for key, name in content.get("weight_map", {}).items()}
+        write_text(folder / f"{file.name.partition(WEIGHTS)[0]}{WEIGHTS}.index.json", json.dumps(content))
+        file.unlink()
 
 
 def _kept_autoencoder(student: Path, pipeline: Path, dtype: torch.dtype) -> dict[str, nn.Module]:

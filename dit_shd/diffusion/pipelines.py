@@ -2,7 +2,7 @@
 
 import inspect
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,14 +16,26 @@ from dit_shd.core.installation import require
 from dit_shd.core.json_files import read_object
 from dit_shd.core.places import Asset, HubName, find
 from dit_shd.core.pretrained import asset
-from dit_shd.data.pipeline_record import ENCODERS, INDEX, SCHEDULER, PipelineRecord, read_index, text_digest
+from dit_shd.data.pipeline_record import (
+    ENCODERS,
+    INDEX,
+    SCHEDULER,
+    WEIGHTS,
+    PipelineRecord,
+    only_variant,
+    opened_weights,
+    read_index,
+    text_digest,
+)
 from dit_shd.data.text_condition import TextCondition
 from dit_shd.diffusion.adapters import MAX_TOKENS, Adapter, adapter_of, require_cleaners
 from dit_shd.diffusion.prompt_texts import tokenizer_of
+from dit_shd.diffusion.text_models import check_sides
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
+TRANSFORMER = "transformer/config.json"
 NOT_FOR_TEXT = {"transformer": None, "vae": None}
 """Components that embeddings do not need."""
 LEAST_TOKENS = 4
@@ -37,10 +49,17 @@ class Prompts:
         pipeline: With text encoders and tokenizers.
         adapter: The adapter of its transformer.
         record: The record of the pipeline.
+        transformer: The config of its transformer, where it is known.
     """
 
-    def __init__(self, pipeline: "DiffusionPipeline", adapter: Adapter, record: PipelineRecord):
-        self.pipeline, self.adapter, self.record = pipeline, adapter, record
+    def __init__(
+        self,
+        pipeline: "DiffusionPipeline",
+        adapter: Adapter,
+        record: PipelineRecord,
+        transformer: Mapping[str, Any] | None = None,
+    ):
+        self.pipeline, self.adapter, self.record, self.transformer = pipeline, adapter, record, transformer
 
     @classmethod
     def load(
@@ -80,7 +99,7 @@ class Prompts:
         for name, part in pipeline.components.items():
             if name.startswith(ENCODERS) and isinstance(part, nn.Module):
                 part.to(device)
-        prompts = cls(pipeline, chosen, record)
+        prompts = cls(pipeline, chosen, record, read_object(folder / TRANSFORMER))
         if text_tokens is not None:
             prompts._refuse_tokens(text_tokens)
         return prompts
@@ -101,6 +120,12 @@ class Prompts:
         with quiet():
             lengths = [[length <= limit for length in self._lengths(name, prompts)] for name, limit in limits.items()]
         return sum(not any(fits) for fits in zip(*lengths))
+
+    def check_sides(self, sides: tuple[int, int]) -> None:
+        """Refuse latents that the transformer does not take; where its config is not known, none."""
+        if self.transformer is not None:
+            role = f"size: the pipeline's {self.record.transformer_class}"
+            check_sides(role, self.transformer, self.adapter, sides, "the images'")
 
     def _lengths(self, name: str, prompts: Sequence[str]) -> list[int]:
         texts = self.adapter.framed(self.pipeline, prompts)
@@ -166,7 +191,7 @@ def folder_of(place: str, text_alone: bool = False) -> Path:
 
     Args:
         place: A folder or hub:OWNER/NAME.
-        text_alone: Without transformer and autoencoder, which need not be downloaded.
+        text_alone: Without the transformer's weights, which need not be downloaded.
 
     Raises:
         UserError: No such pipeline, or neither network nor cache.
@@ -198,7 +223,28 @@ def _of_hub(name: HubName, text_alone: bool) -> Path:
     parts -= {"transformer"} if text_alone else set()
     kinds = (".json", ".safetensors", ".txt", ".model", ".jinja")
     wanted = [file for file in files if file.partition("/")[0] in parts and file.endswith(kinds)]
+    folders = {file.rpartition("/")[0] for file in wanted}
+    opened = {f"{inside}/{name}" for inside in folders for name in opened_weights(_names_in(inside, files))}
+    wanted = [file for file in wanted if not file.endswith(WEIGHTS) or file in opened]
+    wanted += [TRANSFORMER] if text_alone and TRANSFORMER in files else []
     return name.download([INDEX, *wanted])
+
+
+def _names_in(folder: str, files: Sequence[str]) -> list[str]:
+    return [name for inside, _, name in (file.rpartition("/") for file in files) if inside == folder]
+
+
+def _variant(folder: Path, parts: Iterable[str]) -> str | None:
+    """The variant that some components of a pipeline have alone; None where all have plain weights.
+
+    Raises:
+        UserError: They have several.
+    """
+    variants = {only_variant(folder / part) for part in parts if (folder / part).is_dir()} - {None}
+    if len(variants) > 1:
+        names = ", ".join(sorted(filter(None, variants)))
+        raise UserError(f"pipeline: {folder} has weights of several variants ({names}), wanted one")
+    return next(iter(variants), None)
 
 
 def open_pipeline(
@@ -224,11 +270,11 @@ def open_pipeline(
     known: Any = getattr(diffusers, name, None)
     is_pipeline = isinstance(known, type) and issubclass(known, diffusers.DiffusionPipeline)
     opened_by = known if is_pipeline else diffusers.DiffusionPipeline
+    variant = _variant(folder, read_index(folder).keys() - components.keys())
+    options: dict[str, Any] = {"torch_dtype": dtype, "use_safetensors": True, "local_files_only": True}
     with quiet():
         try:
-            pipeline = opened_by.from_pretrained(
-                str(folder), torch_dtype=dtype, use_safetensors=True, local_files_only=True, **components
-            )
+            pipeline = opened_by.from_pretrained(str(folder), variant=variant, **options, **components)
         except Exception as error:  # of several libraries, for a folder that may be wrong in any way
             raise UserError(f"pipeline: {folder} cannot be read ({error_line(error, 200)})") from error
     other = next((key for key, part in components.items() if getattr(pipeline, key, None) is not part), None)

@@ -1,13 +1,36 @@
 """Text-to-image transformers and the text they have learned: what fits the data, and what a folder records."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 from torch import nn
 
 from dit_shd.core.errors import UserError
-from dit_shd.data.pipeline_record import INDEX, PipelineRecord, read_record, text_digest, text_parts, weight_files
+from dit_shd.core.json_files import read_object
+from dit_shd.core.pretrained import PIPELINE
+from dit_shd.data.pipeline_record import (
+    INDEX,
+    SCHEDULER,
+    PipelineRecord,
+    read_record,
+    text_digests,
+    text_parts,
+    weight_files,
+)
 from dit_shd.diffusion.adapters import Adapter, settings_of
+
+OF_DDPM = {
+    "prediction_type": "epsilon",
+    "num_train_timesteps": 1000,
+    "trained_betas": None,
+    "beta_schedule": "linear",
+    "beta_start": 1e-4,
+    "beta_end": 0.02,
+    "rescale_betas_zero_snr": False,
+}
+"""Keys of a scheduler that say which noise a model learned, with diffusers' defaults."""
 
 
 def check_fit(
@@ -29,7 +52,7 @@ def check_fit(
     channels = adapter.channels(config)
     if channels != latents[0]:
         raise UserError(f"{role}: takes latents of {channels} channels, the data's have {latents[0]}")
-    check_sides(role, model, adapter, latents[1:], "the data's")
+    check_sides(role, config, adapter, latents[1:], "the data's")
     wanted = adapter.text_widths(config)
     if wanted[0] != text[0] or (wanted[1] is not None and wanted[1] != text[1]):
         raise UserError(
@@ -38,12 +61,12 @@ def check_fit(
         )
 
 
-def check_sides(role: str, model: nn.Module, adapter: Adapter, sides: Sequence[int], whose: str) -> None:
+def check_sides(role: str, settings: Mapping[str, Any], adapter: Adapter, sides: Sequence[int], whose: str) -> None:
     """Refuse latents of a size that a model does not take.
 
     Args:
         role: The role of the model, for the message.
-        model: The transformer.
+        settings: The config of the transformer.
         adapter: The adapter of its class.
         sides: Height and width of the latents.
         whose: Whose these are, for the message.
@@ -51,8 +74,7 @@ def check_sides(role: str, model: nn.Module, adapter: Adapter, sides: Sequence[i
     Raises:
         UserError: Naming both sizes.
     """
-    config = settings_of(model)
-    multiple, most = adapter.multiple(config), config.get("pos_embed_max_size")
+    multiple, most = adapter.multiple(settings), settings.get("pos_embed_max_size")
     size = " x ".join(map(str, sides))
     if any(side % multiple for side in sides):
         raise UserError(f"{role}: takes latents whose sides are multiples of {multiple}, {whose} are {size}")
@@ -74,22 +96,60 @@ def text_differs(model: nn.Module, record: PipelineRecord) -> str | None:
         record: The record of the data's pipeline.
     """
     folder = Path(str(settings_of(model).get("_name_or_path") or ""))
-    digest = text_of(folder)
-    if digest is None or digest == record.text_sha256:
+    digests = text_of(folder)
+    if not digests or record.text_sha256 in digests:
         return None
     return (
-        f"{folder} has learned other text encoders (sha256 {digest[:12]}...) than the data's embeddings are of "
+        f"{folder} has learned other text encoders (sha256 {digests[0][:12]}...) than the data's embeddings are of "
         f"({record.text_sha256[:12]}..., of '{record.pipeline}'); encode the captions with its own pipeline"
     )
 
 
-def text_of(folder: Path) -> str | None:
-    """The hash of the text encoders that the transformer in a folder has learned; None where nothing says it."""
+def noise_differs(model: nn.Module, record: PipelineRecord, kind: Literal["flow", "ddpm"]) -> str | None:
+    """Why a model has learned another noise than the data's pipeline adds; None where it has not, or nobody can say.
+
+    Args:
+        model: Loaded from a pipeline's folder, or from a run's.
+        record: The record of the data's pipeline.
+        kind: The process of both models' classes.
+    """
+    folder = Path(str(settings_of(model).get("_name_or_path") or ""))
+    recorded = read_record(folder) if folder.is_dir() else None
+    if recorded is not None:
+        learned, place = recorded.scheduler, folder / PIPELINE
+    else:
+        place = folder.parent / SCHEDULER
+        learned = (read_object(place) if folder.name == "transformer" else None) or {}
+    added = record.scheduler
+    if not learned or not added:
+        return None
+    kinds = [_is_flow(scheduler) for scheduler in (learned, added)]
+    if kinds[0] != kinds[1]:
+        here, there = ("flow" if flows else "DDPM" for flows in kinds)
+        return f"{place} has a scheduler of {here}, and the data's pipeline, '{record.pipeline}', one of {there}"
+    for key, default in OF_DDPM.items() if kind == "ddpm" else ():
+        here, there = (scheduler.get(key, default) for scheduler in (learned, added))
+        floats = isinstance(here, float) and isinstance(there, float)
+        if not (math.isclose(here, there) if floats else here == there):
+            return (
+                f"{place} says {key}: {here}, and the data's pipeline, '{record.pipeline}', {there}; encode the "
+                "captions with its own pipeline"
+            )
+    return None
+
+
+def _is_flow(scheduler: Mapping[str, Any]) -> bool:
+    is_named = "FlowMatch" in str(scheduler.get("_class_name"))
+    return is_named or scheduler.get("prediction_type") == "flow_prediction" or bool(scheduler.get("use_flow_sigmas"))
+
+
+def text_of(folder: Path) -> tuple[str, ...]:
+    """Hashes of the text encoders that the transformer in a folder has learned; none where nothing says it."""
     record = read_record(folder) if folder.is_dir() else None
     if record is not None:
-        return record.text_sha256
+        return (record.text_sha256,)
     pipeline = folder.parent
     if folder.name != "transformer" or not (pipeline / INDEX).is_file():
-        return None
+        return ()
     encoders = [part for part in text_parts(pipeline) if part.name.startswith("text_encoder") and weight_files(part)]
-    return text_digest(pipeline) if encoders else None  # a transformer alone, as it is downloaded to train it
+    return text_digests(pipeline) if encoders else ()  # a transformer alone, as it is downloaded to train it

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 @dataclass(frozen=True)
@@ -19,9 +20,10 @@ class TextRows:
     def weight(self, mask: Tensor, size: tuple[int, int], rows: int) -> Tensor | None:
         """The factor [b,n] of every row, 0 for padding; None: 1 each.
 
-        Rows apart are one for each token of text, and weigh 1. In one stream the number of rows is that of the longest
-        prompt in the batch, and a sample's own weigh so that their mean over n is the mean over them alone, whatever
-        the other prompts are. Where as many rows could be of the one or the other, all weigh 1.
+        A sample's own weigh so that their mean over n is the mean over them alone, whatever the other prompts are. Rows
+        apart are one for each token of text, which stands before the image where both are together. In one stream the
+        number of rows is that of the longest prompt in the batch. Where as many rows could be of the one or the other,
+        all weigh 1.
 
         Args:
             mask: Which tokens are a prompt's, bool [b,m].
@@ -30,7 +32,9 @@ class TextRows:
         """
         image = (size[0] // self.side) * (size[1] // self.side)
         if self.stream_multiple is None:
-            return None if rows != mask.shape[1] or rows == image else mask.float()
+            if rows == mask.shape[1] + image:
+                mask = pad(mask, (0, image), value=True)
+            return None if rows != mask.shape[1] or rows == image else _share(mask)
         if mask.is_meta:  # of a batch that is only counted
             return None
         image = _up(image, self.stream_multiple)
@@ -41,7 +45,12 @@ class TextRows:
         if rows == image or len(fitting) != 1:
             return None
         shown = torch.arange(rows, device=mask.device) < fitting[0][:, None]
-        return shown * (rows / fitting[0].clamp(min=1))[:, None].float()
+        return _share(shown)
+
+
+def _share(shown: Tensor) -> Tensor:
+    """Weights [b,n] of the rows shown, bool [b,n], whose mean over n is the mean over these rows."""
+    return shown * (shown.shape[1] / shown.sum(1).clamp(min=1))[:, None].float()
 
 
 def _up(count: int, multiple: int) -> int:

@@ -13,7 +13,8 @@ from dit_shd.core.plugins import Plugin
 from dit_shd.core.rng import Draws
 from dit_shd.data.datasets import DATASETS, Dataset
 from dit_shd.data.text_condition import TextCondition
-from dit_shd.diffusion.adapters import Adapter
+from dit_shd.diffusion.adapters import Adapter, settings_of
+from dit_shd.diffusion.text_models import check_sides
 from dit_shd.diffusion.text_process import TextProcess
 
 LEVELS = 8
@@ -86,19 +87,26 @@ class ValidationLoss:
         return {LOSS: float(torch.cat([torch.as_tensor(loss) for loss in losses]).mean())}
 
 
-def check_held_out(run: Dataset, held_out: Dataset) -> None:
+def check_held_out(run: Dataset, held_out: Dataset, student: nn.Module, adapter: Adapter) -> None:
     """Refuse held-out data that are of another autoencoder, other text encoders or other sizes than a run's.
+
+    Buckets may be of other sizes than the run's; the student must take each.
 
     Args:
         run: The data that are learned.
         held_out: Those that a loss is measured on.
+        student: What it is measured of.
+        adapter: The adapter of its class.
 
     Raises:
         UserError: Naming what differs.
     """
-    if tuple(held_out.shape) != tuple(run.shape):
+    whole = slice(0, 1 if run.shapes or held_out.shapes else 3)  # of buckets the channels
+    if tuple(held_out.shape[whole]) != tuple(run.shape[whole]):
         wanted, size = (" x ".join(map(str, data.shape)) for data in (run, held_out))
         raise UserError(f"task.evaluation.data: wanted latents of the run's size, {wanted}, found {size}")
+    for shape in held_out.shapes or [held_out.shape]:
+        check_sides("task.evaluation.data: the student", settings_of(student), adapter, shape[1:], "one's")
     records = [record for record in (run.record, held_out.record) if record is not None]
     if len({record.text_sha256 for record in records}) > 1:
         raise UserError("task.evaluation.data: has embeddings of other text encoders than the run's data")

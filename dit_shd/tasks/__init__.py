@@ -174,6 +174,16 @@ class Task(ABC, Generic[B]):
             UserError: It does not fit.
         """
 
+    def check_together(self, models: Mapping[str, nn.Module]) -> None:
+        """Refuse keys of the task that are of none of a run's models.
+
+        Args:
+            models: By role, each of which `check` has passed.
+
+        Raises:
+            UserError: Naming the key.
+        """
+
     def check_start(self, source: str, model: nn.Module) -> None:
         """Refuse a model whose weights would mean something else in a student that begins with them.
 

@@ -1,6 +1,6 @@
 """Text to image: any transformer of diffusers that has an adapter, by rectified flow or by DDPM, as its pipeline is."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +24,7 @@ from dit_shd.diffusion.flow import TimestepDensity, Weighting
 from dit_shd.diffusion.guidance import Guidance
 from dit_shd.diffusion.objectives import checked_gamma
 from dit_shd.diffusion.teacher_check import latents_fault
-from dit_shd.diffusion.text_models import check_fit, check_sides, text_differs
+from dit_shd.diffusion.text_models import check_fit, check_sides, noise_differs, text_differs
 from dit_shd.diffusion.text_process import TextProcess, process_of
 from dit_shd.diffusion.text_rows import TextRows
 from dit_shd.diffusion.text_teacher_check import TextTeacherCheck
@@ -128,6 +128,8 @@ class TextToImage(Task[TextBatch]):
         """Of the data's pipeline."""
         self._sizes: tuple[int, int, int] | None = None
         """Of the data: latents' rows and columns, tokens of text."""
+        self._recorded: str | None = None
+        """The adapter that the data were encoded with, where it is somebody's own."""
         self._judged_by_learned = False
         """Whether the held-out data are those that are learned."""
 
@@ -137,11 +139,11 @@ class TextToImage(Task[TextBatch]):
         if path is not None and Path(expanded(path)).is_dir():
             dataset: Dataset = DATASETS.build(data, "data")
             self.check_data(dataset)
-            self._sizes = _sizes(dataset)
+            self._sizes, self._recorded = _sizes(dataset), _recorded(dataset)
 
     def use(self, dataset: Dataset, student: nn.Module) -> None:
         super().use(dataset, student)
-        self._sizes = _sizes(dataset)
+        self._sizes, self._recorded = _sizes(dataset), _recorded(dataset)
         self.record = dataset.record
         self.empty: TextCondition = dataset.empty  # type: ignore[attr-defined]
         self.process = self._process(student)
@@ -161,17 +163,19 @@ class TextToImage(Task[TextBatch]):
                     f"{role}: a {type(model).__name__} is of {adapter.process}, and the data are for a "
                     f"{self.record.transformer_class}, of {self.process.kind}"
                 )
-        reason = text_differs(model, self.record)
+        reason = text_differs(model, self.record) or noise_differs(model, self.record, self.process.kind)
         if reason is not None:
             raise UserError(f"{role}: {reason}")
-        if self.embedded_guidance is not None and not settings_of(model).get("guidance_embeds") and role == "student":
-            raise UserError(
-                f"task.embedded_guidance: is of models that are given a guidance scale, and the {role} "
-                f"({type(model).__name__}) is not; leave it out"
-            )
         text = self.empty
         pooled = None if text.pooled is None else text.pooled.shape[-1]
-        check_fit(role, model, self._adapter(model), self.dataset.shape, (text.embeddings.shape[-1], pooled))
+        for shape in self.dataset.shapes or [self.dataset.shape]:
+            check_fit(role, model, self._adapter(model), shape, (text.embeddings.shape[-1], pooled))
+
+    def check_together(self, models: Mapping[str, nn.Module]) -> None:
+        if self.embedded_guidance is None or any(settings_of(x).get("guidance_embeds") for x in models.values()):
+            return
+        each = " and ".join(f"the {role} ({type(model).__name__})" for role, model in models.items())
+        raise UserError(f"task.embedded_guidance: wanted a model that is given a guidance scale, found {each}")
 
     def remarks(self, student: nn.Module) -> Sequence[str]:
         line = "task.evaluation.data: is the data that is learned, so that its loss is not of held-out data"
@@ -226,7 +230,7 @@ class TextToImage(Task[TextBatch]):
         share = self.process.share(batch.t)
         prediction = guidance.combined(conditional.prediction, unconditional.prediction, share)
         if self.record is not None:
-            adapter = adapter_of(self.record.transformer_class, self.named_adapter or self.record.adapter)
+            adapter = adapter_of(self.record.transformer_class, self.named_adapter or self._recorded)
             prediction = adapter.guided(prediction, conditional.prediction)
         v = conditional.extra.get("variance")
         output = prediction if v is None else torch.cat([prediction, v], dim=1)
@@ -250,7 +254,7 @@ class TextToImage(Task[TextBatch]):
         rows, columns, tokens = self._sizes or (side, side, self.text_tokens or adapter.example_tokens)
         name, fixed = type(model).__name__, adapter.example_tokens
         whose = "the data's" if self._sizes else "those of task.side" if self.side else "those of its sample_size"
-        check_sides(name, model, adapter, (rows, columns), whose)
+        check_sides(name, config, adapter, (rows, columns), whose)
         if adapter.fixed_tokens and tokens != fixed:
             raise UserError(f"task.text_tokens: a {name} takes {fixed}, found {tokens}; leave it out")
         x = torch.randn(images, adapter.channels(config), rows, columns, device=device, generator=draw)
@@ -269,7 +273,7 @@ class TextToImage(Task[TextBatch]):
         if held_out is None:
             return
         self.check_data(held_out)
-        check_held_out(self.dataset, held_out)
+        check_held_out(self.dataset, held_out, student, self._adapter(student))
         learned, judged = self.dataset.origin, held_out.origin
         if learned is not None and judged is not None:
             self._judged_by_learned = bool(learned.places) and learned.places == judged.places
@@ -284,8 +288,7 @@ class TextToImage(Task[TextBatch]):
         return self.evaluation.figures(student, held_out, adapter, self.process, self.embedded_guidance)
 
     def _adapter(self, model: nn.Module) -> Adapter:
-        name = self.named_adapter or (self.record.adapter if self.record is not None else None)
-        return adapter_of_model(model, name)
+        return adapter_of_model(model, self.named_adapter or self._recorded)
 
     def _process(self, model: nn.Module) -> TextProcess:
         scheduler = {} if self.record is None else self.record.scheduler
@@ -303,6 +306,10 @@ class TextToImage(Task[TextBatch]):
         if idle:
             process, other = ("DDPM", "flow") if adapter.process == "ddpm" else ("flow", "DDPM")
             raise UserError(f"{' and '.join(idle)}: of {other}; a {adapter.transformer} is of {process}; leave it out")
+
+
+def _recorded(dataset: Dataset) -> str | None:
+    return None if dataset.record is None else dataset.record.adapter
 
 
 def _sizes(dataset: Dataset) -> tuple[int, int, int]:

@@ -39,6 +39,7 @@ from dit_shd.training import checks, optim
 from dit_shd.training.config import TrainConfig, filled
 from dit_shd.training.dry_sizes import data_sizes, with_sizes
 from dit_shd.training.ema import EMA, too_slow
+from dit_shd.training.inputs import following
 
 _log = logging.getLogger("dit_shd")
 
@@ -54,7 +55,7 @@ def dry_run(config: TrainConfig) -> DryRun:
     Raises:
         UserError: A config that cannot work.
     """
-    config = checked(config, "train")
+    config = following(checked(config, "train"))
     checks.ranges(replace(config, dry_run=False), counting=True)
     before = peak_memory(current_device())
     images = checks.micro_batch_size(config, int(os.environ.get("WORLD_SIZE", "1")))

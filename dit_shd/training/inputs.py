@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from torch import Tensor, nn
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import write_text
 from dit_shd.core.json_files import read_object
+from dit_shd.core.yaml_files import read_yaml
 from dit_shd.data.datasets import Dataset
 from dit_shd.data.glance import alike, glance
-from dit_shd.distillation.teachers import Teachers, role
+from dit_shd.distillation.teachers import TEACHER, Teachers, role
+from dit_shd.training.config import TrainConfig
 from dit_shd.training.run_folder import is_begun
 
 FILE = "inputs.json"
@@ -42,6 +45,24 @@ def seen(teachers: Teachers, dataset: Dataset) -> dict[str, Any]:
     """
     weights = {name: fingerprint(teacher) for name, teacher in teachers.items()}
     return {"samples": len(dataset), "glance": glance(dataset), "teachers": weights}
+
+
+def following(config: TrainConfig) -> TrainConfig:
+    """The config whose student is like a teacher that was moved since its run began: like that of the same name now.
+
+    Args:
+        config: Of a run, which may be in its folder already.
+    """
+    file, like = config.run / "config.yaml", config.student.options.get("like")
+    if like is None or like in config.teachers.values() or not file.is_file():
+        return config
+    teacher = read_yaml(file).get("teacher")
+    before = teacher if isinstance(teacher, dict) else {TEACHER: teacher}
+    name = next((name for name, place in before.items() if place == like), None)
+    if name not in config.teachers:
+        return config
+    options = {**config.student.options, "like": config.teachers[name]}
+    return replace(config, student=replace(config.student, options=options))
 
 
 def check_moved(run: Path, old: Mapping[str, Any], new: Mapping[str, Any], now: Mapping[str, Any]) -> None:

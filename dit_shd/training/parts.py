@@ -1,10 +1,10 @@
 """Everything that a training config names: task, student, losses, teachers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from dit_shd.core.devices import own_device
 from dit_shd.data.latent_origin import Kept
@@ -43,6 +43,17 @@ class Parts:
         """The losses that read the first teacher."""
         names = (None, next(iter(self.teachers), None))
         return [loss for loss in self.losses if loss.teacher in names]
+
+
+def weights_of_files(config: TrainConfig) -> Mapping[str, Tensor] | None:
+    """The first teacher's tensors as its files have them, on the CPU, where the teacher itself holds rounded ones.
+
+    Args:
+        config: With the places of the teachers, and their precision; None where it is that of the files.
+    """
+    if config.teacher_precision == "no":
+        return None
+    return loading.load(next(iter(config.teachers.values()))).state_dict()
 
 
 def load_teachers(config: TrainConfig, task: Task[Any]) -> dict[str, nn.Module]:

@@ -35,7 +35,7 @@ from dit_shd.training.config import TrainConfig, completed, may_change, resolved
 from dit_shd.training.ema import EMA
 from dit_shd.training.first_sample import first_sample
 from dit_shd.training.micro_batch import with_micro_batch
-from dit_shd.training.parts import Parts, load_teachers
+from dit_shd.training.parts import Parts, load_teachers, weights_of_files
 from dit_shd.training.remarks import warn
 from dit_shd.training.run import Run
 from dit_shd.training.run_folder import RunFolder, is_begun
@@ -118,7 +118,7 @@ def models_and_task(config: TrainConfig) -> Parts:
     """
     config = checked(config, "train")
     checks.ranges(config)
-    config = resolved(config)
+    config = inputs.following(resolved(config))
     torch.manual_seed(config.seed)
     task, dataset = TASKS.build(config.task, "task"), DATASETS.build(config.data, "data")
     task.check_data(dataset)
@@ -128,8 +128,8 @@ def models_and_task(config: TrainConfig) -> Parts:
         blocks.recompute(student)
     losses = [LOSSES.build(plugin, f"losses.{i}") for i, plugin in enumerate(config.losses)]
     checks.teaching(config, losses)
+    task.use(dataset, student)  # what it knows of the data, as their adapter, says which teachers it takes
     teachers = load_teachers(config, task)
-    task.use(dataset, student)
     start = take_weights(student, config.from_run, task) if config.from_run and not is_begun(config.run) else None
     latents = "latents" in task.needs
     kept = before_training(config.vae, dataset.origin, dataset.shape[0], config.run) if latents else Kept(None)
@@ -154,6 +154,7 @@ def check(parts: Parts) -> None:
     for who, model in models.items():
         task.check(who, model)
         check_finite(who, model)
+    task.check_together(models)
     initialisation.check(config.initialisation, parts.losses_of_teacher, parts.student, parts.teacher)
     checks.adapters(config, parts.student, () if parts.start is None else parts.start.new)
     checks.untrained(config, parts.losses, parts.student)
@@ -230,7 +231,8 @@ def initialise(
             calibration.calibrate(distiller, parts.teachers, batches.first_steps(distiller.calibration, device))
         sizes = batches.size, options.calibration, batches.at_once
         moments = [batch.to(device) for batch in initialisation.moment_batches(parts.task, batches.seed, *sizes)]
-        plan = initialisation.initialise(parts.task, student, teacher, moments, options, shd)
+        weights = weights_of_files(parts.config)
+        plan = initialisation.initialise(parts.task, student, teacher, moments, options, shd, weights)
         write_text(folder.path / INITIALISATION_FILE, plan.text())
         for line in plan.lines():
             _log.info("initialisation %s", line)

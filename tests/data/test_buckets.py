@@ -20,6 +20,7 @@ from dit_shd.data.buckets import bucket_shapes, encode_buckets, nearest
 from dit_shd.data.datasets import DATASETS
 from dit_shd.data.encode_config import EncodeConfig
 from dit_shd.data.encoder import Encoder
+from dit_shd.data.latent_origin import Kept
 from dit_shd.data.latent_shards import read_index
 from dit_shd.data.preprocessing import centre_crop
 from dit_shd.data.sources.base import NO_LABELS
@@ -175,6 +176,26 @@ def test_each_step_is_of_one_shape_and_a_run_resumes(made, pipeline, tmp_path):
     assert np.isfinite(rows[0]["validation_loss"])
 
 
+def test_held_out_buckets_may_have_another_most_frequent_shape(made, pipeline, tmp_path):
+    for name in "bd":  # of the widest bucket alone
+        for end in ("png", "txt"):
+            shutil.copy(made[0] / "images" / f"{name}.{end}", tmp_path)
+    options = {"images": str(tmp_path), "out": tmp_path / "latents", "size": 16, "workers": 1, "buckets": True}
+    config = make(EncodeConfig, {**options, "pipeline": str(pipeline)}, "encode")
+    encode_buckets(config, Prompts.load(str(pipeline), torch.device("cpu")))
+    held_out = {"data": {"name": "text_buckets", "path": str(tmp_path / "latents")}, "count": 2}
+    changed = values(made, pipeline, tmp_path / "run", task={"name": "text_to_image", "evaluation": held_out})
+    trainer = Trainer.from_config(make(TrainConfig, changed))
+    assert trainer.task.dataset.shape != trainer.task.evaluation.open().shape
+    trainer.student.register_to_config(pos_embed_max_size=4)  # of latents of eight a side
+    with pytest.raises(
+        UserError, match=r"^task\.evaluation\.data: the student: pos_embed_max_size=4 .*one's are 10 x 6"
+    ):
+        trainer.task.check_evaluation(trainer.student, Kept(None))
+    with pytest.raises(UserError, match=r"^student: pos_embed_max_size=4 is of latents of at most 8 a side, .* 6 x 10"):
+        trainer.task.check("student", trainer.student)
+
+
 def test_bad_input(made, pipeline, tmp_path):
     with pytest.raises(UserError, match=r"wanted latents of one size, found buckets; say data.name=text_buckets"):
         DATASETS.build(Plugin("text_latents", {"path": str(made[0] / "latents")}))
@@ -189,5 +210,14 @@ def test_bad_input(made, pipeline, tmp_path):
     }
     with pytest.raises(UserError, match="size: wanted a multiple of 4 for buckets"):
         encode_buckets(make(EncodeConfig, values), Prompts.load(str(pipeline), torch.device("cpu")))
+    small = shutil.copytree(pipeline, tmp_path / "small")
+    file = small / "transformer" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"pos_embed_max_size": 4}))
+    config = make(EncodeConfig, {**values, "size": 16, "pipeline": str(small)}, "encode")
+    with pytest.raises(
+        UserError, match=r"^size: the pipeline's SD3\w+: .* of at most 8 a side, the images' are \d+ x \d+"
+    ):
+        encode_buckets(config, Prompts.load(str(small), torch.device("cpu")))
+    assert not (tmp_path / "odd").exists()
     with pytest.raises(UserError, match="buckets: are for text-to-image models"):
         make(EncodeConfig, {"images": "x", "out": str(tmp_path / "o"), "buckets": True}, "encode").check()

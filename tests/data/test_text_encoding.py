@@ -1,7 +1,9 @@
 """Embeddings of captions by the command: killed, by two processes, and read again."""
 
 import hashlib
+import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -47,6 +49,20 @@ def contents(folder):
     """Of all that training reads, by name."""
     files = [*folder.glob("*.safetensors"), folder / "latents.json", *folder.glob("text/*")]
     return {file.relative_to(folder): hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(files)}
+
+
+def test_sizes_that_the_pipeline_s_transformer_does_not_take_are_refused_before_anything_is_encoded(made, tmp_path):
+    images = made[0] / "images"
+    with pytest.raises(UserError, match=r"^size: the pipeline's SD3Trans\w+: takes .* multiples of 2, .* are 9 x 9$"):
+        encode(tmp_path, made[0] / "pipeline", images=images, size=18)
+    pipeline = shutil.copytree(made[0] / "pipeline", tmp_path / "pipeline")
+    file = pipeline / "transformer" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"pos_embed_max_size": 3}))
+    with pytest.raises(UserError, match=r"pos_embed_max_size=3 is of latents of at most 6 a side, .* are 8 x 8$"):
+        encode(tmp_path, pipeline, images=images)
+    assert not (tmp_path / "latents").exists()
+    file.unlink()
+    assert (encode(tmp_path, pipeline, images=images) / "latents.json").is_file()
 
 
 @pytest.mark.slow

@@ -7,12 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 from pipeline_oracle import PROMPTS, known_of
-from tiny_pipelines import write_pipeline
+from small_families import same
+from tiny_pipelines import KINDS, write_pipeline
 
 from dit_shd.core import installation
 from dit_shd.core.errors import UserError
+from dit_shd.core.places import HubName
+from dit_shd.data.pipeline_record import only_variant, weight_files
+from dit_shd.diffusion import pipelines
 from dit_shd.diffusion.adapters import MAX_TOKENS, by_class
-from dit_shd.diffusion.pipelines import Prompts, open_pipeline, record_of
+from dit_shd.diffusion.assembly import assemble
+from dit_shd.diffusion.assembly import write_pipeline as write_whole
+from dit_shd.diffusion.pipelines import Prompts, folder_of, open_pipeline, record_of
 
 
 def test_prompts_are_never_left_uncleaned(kind, pipeline, monkeypatch):
@@ -72,6 +78,51 @@ def test_pipelines_that_share_a_transformer_class_alone_are_refused(tmp_path):
     index.write_text(index.read_text().replace("SanaPipeline", "SanaSprintPipeline"))
     with pytest.raises(UserError, match="pipeline: SanaSprintPipeline is not supported, wanted SanaPipeline"):
         Prompts.load(str(folder), torch.device("cpu"))
+
+
+def test_of_the_hub_the_weights_that_are_opened_are_downloaded(tmp_path, monkeypatch):
+    folder = write_pipeline("sd3", tmp_path / "pipeline")
+    plain = [f"text_encoder/model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    halves = [f"text_encoder/model.fp16-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    alone = ["text_encoder_2/config.json", "text_encoder_2/model.fp16.safetensors"]
+    others = ["sd3.safetensors", "transformer/config.json", "transformer/diffusion_pytorch_model.safetensors"]
+    asked = []
+
+    class Repository(HubName):
+        def files(self):
+            return ["model_index.json", *plain, *halves, *alone, *others]
+
+        def download(self, files):
+            asked.append(files)
+            return folder
+
+    monkeypatch.setattr(pipelines, "find", lambda *_: Repository("somebody/sd3"))
+    assert folder_of("hub:somebody/sd3", text_alone=True) == folder
+    assert asked[-1] == ["model_index.json", *plain, *alone, "transformer/config.json"]
+    folder_of("hub:somebody/sd3")
+    assert asked[-1] == ["model_index.json", *plain, *alone, *others[1:]]
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_pipeline_whose_weights_are_all_of_a_variant_is_read(tmp_path, sharded):
+    """Also what is written of it: text encoders are copied, and opened without naming the variant."""
+    made = KINDS["sd3"]()
+    made.save_pretrained(folder := tmp_path / "half", variant="fp16", max_shard_size="20KB" if sharded else "1GB")
+    assert only_variant(folder / "text_encoder_3") == "fp16"
+    assert sharded == (len(weight_files(folder / "text_encoder_3")) > 1)
+    pipeline, record = assemble(str(folder), None)
+    assert same(pipeline.text_encoder_3.state_dict(), made.text_encoder_3.state_dict())
+    write_whole(pipeline, record, str(folder), tmp_path / "whole")
+    whole = type(pipeline).from_pretrained(tmp_path / "whole", use_safetensors=True)
+    assert same(whole.text_encoder_3.state_dict(), made.text_encoder_3.state_dict())
+    assert record_of("", tmp_path / "whole").text_sha256 == record.text_sha256
+    for name in ("text_encoder", "vae"):
+        for file in weight_files(folder / name):
+            file.rename(file.with_name(file.name.replace("fp16", "bf16")))
+    with pytest.raises(
+        UserError, match=r"^pipeline: .*half has weights of several variants \(bf16, fp16\), wanted one$"
+    ):
+        open_pipeline(folder)
 
 
 def test_the_record_knows_the_pipeline(tmp_path):

@@ -1,5 +1,7 @@
 """Which rows of a layer are a sample's own, with prompts of unlike lengths in one batch."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny_pipelines import KINDS, OTHERS
@@ -39,10 +41,10 @@ def batch_of(built, prompts, tokens=48):
     return TextBatch("plain", 0, torch.tensor(of), x[of], x[of], x[of], t[of], text[of], mask[of], text_rows=rows)
 
 
-@pytest.mark.parametrize("kind", ["lumina2", "z_image"])
+@pytest.mark.parametrize("kind", ["lumina2", "z_image", "qwen_image"])
 @pytest.mark.parametrize("name", OF_LAYERS)
 def test_a_sample_s_term_is_its_own_whatever_prompts_are_beside_it(kind, name):
-    """Padding of one stream, up to the longest prompt, counted: a batch was not the mean of its samples."""
+    """A batch is the mean of its samples."""
     student, teacher = model(kind, 0), model(kind, 1)
     loss = LOSSES.build(Plugin(name, {}))
     task = TextToImage()
@@ -62,6 +64,22 @@ def test_a_sample_s_term_is_its_own_whatever_prompts_are_beside_it(kind, name):
     scale = max(float(x.abs().max()) for x in gradients)
     for found, *parts in zip(gradients, *(g for _, g in alone)):
         torch.testing.assert_close(found, sum(parts) / 3, rtol=1e-3, atol=1e-4 * scale)
+
+
+@pytest.mark.parametrize("name", OF_LAYERS)
+def test_padding_says_nothing_however_long_it_is_and_whatever_it_holds(name):
+    student, teacher = model("qwen_image", 0), model("qwen_image", 1)
+    distiller = Distiller(TextToImage(), student, [LOSSES.build(Plugin(name, {}))], base_weight=0.0)
+    distiller.task.example(student, 1, torch.device("cpu"))
+    batch = batch_of(student, range(3))
+    distiller.build([batch], teacher)
+    noise = torch.randn(batch.text.shape, generator=torch.Generator().manual_seed(3))
+    other = replace(batch, text=torch.where(batch.text_mask[..., None], batch.text, 3 * noise))
+    shorter = replace(batch, text=batch.text[:, :40], text_mask=batch.text_mask[:, :40])
+    value = distiller(batch, teacher)[0]
+    assert value > 0
+    torch.testing.assert_close(distiller(other, teacher)[0], value, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(distiller(shorter, teacher)[0], value, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("of", ["layers.0", "context_refiner.0", "noise_refiner.0"])
@@ -88,7 +106,9 @@ def test_padding_of_a_layer_is_what_the_model_hides(kind, of):
 def test_rows_that_could_be_text_or_image_all_weigh_one():
     mask = torch.arange(20) < torch.tensor([[4], [16]])
     assert TextRows().weight(mask, (4, 5), 20) is None
-    assert torch.equal(TextRows().weight(mask, (4, 4), 20), mask.float())
+    torch.testing.assert_close(
+        TextRows().weight(mask, (4, 4), 20), torch.tensor([[5.0] * 4 + [0.0] * 16, [1.25] * 16 + [0.0] * 4])
+    )
     one = TextRows(stream_multiple=1)
     assert one.weight(mask, (2, 2), 20) is None  # as wide as the mask, and the longest prompt beside the image
     assert one.weight(mask, (4, 4), 16) is None  # the image's

@@ -2,7 +2,10 @@
 
 import json
 import shutil
+import sys
+from contextlib import nullcontext
 from dataclasses import replace
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -11,13 +14,15 @@ from encoded_text import CAPTIONS, encode
 from safetensors.torch import load_file, save_file
 from tiny_pipelines import KINDS, OTHERS, flux, write_pipeline
 
-from dit_shd.core import rng
+from dit_shd.core import plugins, rng
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
 from dit_shd.core.rng import Draws
 from dit_shd.data.datasets import DATASETS
 from dit_shd.data.latent_origin import Kept
+from dit_shd.diffusion import adapters
+from dit_shd.diffusion.adapters.sd3 import SD3
 from dit_shd.diffusion.flow import TimestepDensity
 from dit_shd.diffusion.pipelines import Prompts
 from dit_shd.diffusion.validation_loss import ValidationLoss
@@ -142,6 +147,15 @@ def test_a_model_that_learned_a_scale_is_given_the_task_s():
     assert [x.tolist() for x in scales] == [[2.5, 2.5], [3.5, 3.5]]
 
 
+def test_a_student_without_the_scale_may_have_a_teacher_that_is_given_it():
+    guided, plain, task = flux().transformer, flux().transformer, TextToImage(embedded_guidance=4.0)
+    plain.register_to_config(guidance_embeds=False)
+    assert guided.config.guidance_embeds
+    task.check_together({"student": plain, "teacher": guided})
+    with pytest.raises(UserError, match=r"embedded_guidance: wanted a model that is given a guidance scale, found the"):
+        task.check_together({"student": plain})
+
+
 def test_text_encoders_are_never_in_memory_while_training(one, tmp_path, monkeypatch):
     import transformers
 
@@ -218,6 +232,29 @@ def test_a_teacher_of_other_latents_is_refused(one, tmp_path, by):
     assert reason in finding.fault and str(pipeline / "vae") in finding.fault
 
 
+@pytest.mark.parametrize(
+    ("kind", "scheduler", "message"),
+    [
+        ("pixart", {"prediction_type": "v_prediction"}, "says prediction_type: v_prediction, and .*, epsilon; encode"),
+        ("pixart", {"beta_end": 0.03}, r"scheduler_config.json says beta_end: 0.03, and the data's .*, 0.02; encode"),
+        ("pixart", {"num_train_timesteps": 500}, "says num_train_timesteps: 500, and the data's .*, 1000; encode"),
+        ("pixart", {"trained_betas": [0.1, 0.2]}, r"says trained_betas: \[0.1, 0.2\], and the data's .*, None; encode"),
+        ("sd3", {"_class_name": "DDIMScheduler"}, "has a scheduler of DDPM, and the data's pipeline, .*, one of flow"),
+        ("pixart", {"_class_name": "PNDMScheduler", "steps_offset": 1}, None),
+        ("sd3", {"shift": 1.0}, None),
+    ],
+)
+def test_a_teacher_that_learned_another_noise_than_the_data_s_is_refused(tmp_path, kind, scheduler, message):
+    data = encode(tmp_path, write_pipeline(kind, tmp_path / "encoder"))
+    place = write_pipeline(kind, tmp_path / "pipeline")
+    file = place / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | scheduler))
+    teacher, task = loading.load(str(place)), TextToImage()
+    task.use(DATASETS.build(Plugin("text_latents", {"path": str(data)})), teacher)
+    with nullcontext() if message is None else pytest.raises(UserError, match=f"^teacher: .*{message}"):
+        task.check("teacher", teacher)
+
+
 def test_a_dry_run_has_the_sizes_of_data_that_are_there(one, tmp_path):
     dataset = DATASETS.build(Plugin("text_latents", {"path": str(one[1])}))
     tokens, (y, x) = dataset.text(np.zeros(1, dtype=int)).tokens, dataset.shape[-2:]
@@ -259,6 +296,22 @@ def test_what_is_not_said_of_the_density_is_the_tasks_own():
     assert task.density == TimestepDensity(name="logit_normal", shift=2.0, std=0.5)
 
 
+def test_the_adapter_that_the_data_were_encoded_with_is_their_models_too(one, tmp_path, monkeypatch):
+    latents = shutil.copytree(one[1], tmp_path / "latents")
+    file = latents / "text" / "text.json"
+    values_of_file = json.loads(file.read_text())
+    values_of_file["pipeline"]["adapter"] = "mine.Mine"
+    file.write_text(json.dumps(values_of_file))
+    monkeypatch.setitem(sys.modules, "mine", module := ModuleType("mine"))
+    module.Mine = type("Mine", (SD3,), {"__module__": "mine"})
+    monkeypatch.setattr(plugins, "_trusted", {"mine"})
+    monkeypatch.setattr(adapters, "by_class", dict)
+    config = make(TrainConfig, values("sd3", one[0], latents, tmp_path / "run"))
+    assert Trainer.from_config(config).task.process.kind == "flow"
+    config = make(TrainConfig, {**values("sd3", one[0], latents, tmp_path / "dry"), "estimate": {"measure": False}})
+    assert dry_run(config).teachers
+
+
 def test_layers_of_cross_attention_are_named(tmp_path, one):
     layers = {"transformer_blocks.0.attn9": "transformer_blocks.0.attn"}
     losses = [{"name": "shd", "layers": layers}]
@@ -274,7 +327,9 @@ def test_bad_input(one, tmp_path, caplog):
     ):
         Trainer.from_config(config)
     guided = {"task": {"name": "text_to_image", "embedded_guidance": 3.0}}
-    with pytest.raises(UserError, match=r"embedded_guidance: .* the student \(SD3Tr\w+\) is not; leave it out"):
+    with pytest.raises(
+        UserError, match=r"embedded_guidance: .*, found the student \(SD3Tr\w+\) and the teacher \(SD3T"
+    ):
         Trainer.from_config(make(TrainConfig, values("sd3", *one, tmp_path / "run", **guided)))
     wide = {"like": "teacher", "num_attention_heads": 8}
     with pytest.raises(UserError, match=r"student\.num_attention_heads: wanted at most the teacher's 4, found 8"):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,13 +10,19 @@ from runs import run
 from small_families import diffusers_dit
 from small_runs import write_teacher
 
+from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
+from dit_shd.core.shipped_configs import read_config
 from dit_shd.core.yaml_files import read_yaml
 from dit_shd.data.datasets import DATASETS
 from dit_shd.data.glance import alike, glance
 from dit_shd.models import loading
+from dit_shd.profiling.estimate import EstimateConfig
+from dit_shd.training.config import TrainConfig
+from dit_shd.training.dry_run import dry_run
 from dit_shd.training.inputs import fingerprint
+from dit_shd.training.runs import merged, train
 
 
 def test_a_run_says_that_its_teacher_or_its_data_are_others_under_the_same_name(values, teacher, tmp_path, caplog):
@@ -113,6 +120,15 @@ def test_a_student_like_a_teacher_that_was_moved(values, tmp_path):
     run(changes("moved"), steps=2)
     with pytest.raises(UserError, match=r"student\.like: .*other, which is no teacher's, and nothing says what it was"):
         run(changes("moved", "other"), steps=3)
+    shutil.rmtree(tmp_path / "teacher")
+    shutil.rmtree(tmp_path / "moved")
+    folder = values["run"]
+    other = make(TrainConfig, merged(read_config(folder), {"teacher": str(tmp_path / "other"), "steps": 3}))
+    assert other.student.options["like"] == str(tmp_path / "moved")
+    assert dry_run(replace(other, estimate=EstimateConfig(measure=False))).steps == 3
+    trained = train(folder, progress=False, teacher=str(tmp_path / "other"), steps=3)
+    assert trained.step == 3
+    assert read_yaml(trained.path / "config.yaml")["student"]["like"] == str(tmp_path / "other")
 
 
 def test_a_glance_tells_splits_apart():

@@ -8,10 +8,13 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from runs import run, weights
+from small_families import diffusers_dit
+from small_runs import TEACHER
 
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import remove
+from dit_shd.models import loading
 from dit_shd.models.families.mdt import MDTv2
 from dit_shd.squeezing.matching import MapSimilarity
 from dit_shd.training.config import TrainConfig
@@ -103,6 +106,28 @@ def test_a_teacher_in_bfloat16_teaches_nearly_the_same(values, tmp_path):
     assert fine[0]["plain/shd"] != low[0]["plain/shd"]
     assert fine[0]["plain/shd"] == pytest.approx(low[0]["plain/shd"], rel=0.05)
     assert fine[0]["plain/output"] == pytest.approx(low[0]["plain/output"], rel=0.1)
+
+
+@pytest.mark.parametrize("family", ["mdt", "diffusers"])
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_a_student_begins_with_the_weights_of_its_teacher_s_files(values, teacher, tmp_path, family, precision):
+    try:
+        loading.load(teacher, precision)
+    except UserError as error:  # this diffusers quantises on GPUs alone
+        pytest.skip(str(error))
+    values = {**values, "teacher_precision": precision, "initialisation": {"weights": "teacher", "calibration": 0}}
+    values["losses"] = [{"name": "output"}]
+    if family == "diffusers":
+        diffusers_dit().save_pretrained(tmp_path / "dit")
+        values |= {"teacher": str(tmp_path / "dit"), "student": {"like": "teacher"}, "task": {"mask_ratio": None}}
+    else:
+        values["student"] = {**TEACHER}
+    AcceleratorState._reset_state(reset_partial_state=True)
+    trainer = Trainer.from_config(make(TrainConfig, values))
+    student = trainer.accelerator.unwrap_model(trainer.distiller).student.state_dict()
+    of_files = loading.load(values["teacher"]).state_dict()
+    assert any(not torch.equal(x, x.bfloat16().float()) for x in of_files.values())
+    assert all(torch.equal(x, of_files[name]) for name, x in student.items())
 
 
 def test_a_matched_plan_serves_the_masked_pass_too(values):

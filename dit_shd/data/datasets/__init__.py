@@ -27,6 +27,8 @@ class Dataset(ABC):
     """Of each class, "" for a class without a name; None if classes have only numbers."""
     shape: tuple[int, int, int]
     """(c, y, x) of one latent."""
+    shapes: Sequence[tuple[int, int, int]] = ()
+    """Of all latents, where they are of several; `shape` is the most frequent one then."""
     notes: Sequence[str] = ()
     """Remarks on what was read and what was left out."""
     origin: Origin | None = None

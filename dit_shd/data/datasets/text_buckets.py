@@ -42,6 +42,7 @@ class TextBuckets(Dataset):
         largest = max(self._parts, key=len)
         self.shape, self.origin, self.classes = largest.shape, largest.origin, 1
         self.record = largest.record
+        self.shapes = [part.shape for part in self._parts]
         self.empty: TextCondition = largest.empty
         """No prompt [1,...]."""
 

@@ -20,14 +20,15 @@ POSITIONS = "pos_embed"
 
 
 @torch.no_grad()
-def folded(student: nn.Module, teacher: nn.Module) -> dict[str, Tensor]:
+def folded(student: nn.Module, teacher: nn.Module, weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     """The teacher's tensors by name, those that the student has no part for folded into others where that is exact.
 
     Args:
         student: Perhaps without weights.
         teacher: A model of its class; left as it is.
+        weights: Its tensors, if not those that it holds.
     """
-    state: dict[str, Tensor] = dict(teacher.state_dict())
+    state: dict[str, Tensor] = dict(teacher.state_dict() if weights is None else weights)
     if not any(type(module).__name__ == "LayerScale" for module in student.modules()):
         for name, module in teacher.named_modules():
             block, _, kind = name.rpartition(".")

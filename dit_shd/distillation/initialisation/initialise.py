@@ -15,12 +15,12 @@ layouts.py    where heads stand, by class         refit.py       refitting each 
 depth.py      layers; a plan of kept blocks       folding.py     parts that the student does not have, in others
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from dit_shd.core.config import option
 from dit_shd.core.errors import UserError
@@ -79,6 +79,7 @@ def initialise(
     batches: Sequence[Batch],
     options: Initialisation = Initialisation(weights="teacher"),
     shd: SHD | None = None,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> InitialisationPlan:
     """Overwrite a student's weights by weights from its teacher's; deterministic.
 
@@ -92,6 +93,7 @@ def initialise(
         batches: Of the run's data, plain and masked.
         options: Of the initialisation.
         shd: Loss whose layer map, groups and method of squeezing are used; SHD() for None.
+        weights: The teacher's tensors, where it holds rounded ones, in fewer bits; None: its own.
 
     Returns:
         The plan: layers, heads and channels that were chosen.
@@ -101,7 +103,7 @@ def initialise(
     """
     shd = SHD() if shd is None else shd
     if not structure.known(student.state_dict()):
-        selection = _selection(student, teacher, options, shd)
+        selection = _selection(student, teacher, options, shd, weights)
         plan = selection.run()
         if selection.narrowed:
             refit(selection, task.predict, batches)
@@ -111,7 +113,8 @@ def initialise(
     h, g = shape_of(teacher).heads, shape_of(student).heads
     groups = {block: shd.squeezer.groups(f"{block}.attn", h, g) for block in layers}
     _narrow_enough(student, teacher, layers)
-    transfer = Transfer(student, teacher, layers, groups, options.heads == "merge", options.channels == "importance")
+    how = options.heads == "merge", options.channels == "importance", weights
+    transfer = Transfer(student, teacher, layers, groups, *how)
     return transfer.run(task, batches, shd.squeezer)
 
 
@@ -194,14 +197,20 @@ def planned(
     return _selection(student, teacher, options, shd_of(losses)).plan()
 
 
-def _selection(student: nn.Module, teacher: nn.Module, options: Initialisation, shd: SHD) -> Selection:
+def _selection(
+    student: nn.Module,
+    teacher: nn.Module,
+    options: Initialisation,
+    shd: SHD,
+    weights: Mapping[str, Tensor] | None = None,
+) -> Selection:
     """Sub-tensors of the teacher's, for classes whose parts are not named here.
 
     Raises:
         UserError: The student does not have parts of its teacher.
     """
     layers = _sources(student, teacher, options, shd)
-    selection = Selection(student, teacher, layers, shd.squeezer, options.channels == "importance")
+    selection = Selection(student, teacher, layers, shd.squeezer, options.channels == "importance", weights)
     selection.check_groups()
     if selection.has_fewer_heads and options.heads == "merge":
         raise UserError(

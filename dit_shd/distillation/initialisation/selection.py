@@ -32,6 +32,7 @@ class Selection:
         layers: Student block -> teacher block.
         squeezer: For the groups of heads.
         by_weights: Whether to keep the heads and hidden units of the largest weights; else the first.
+        weights: The teacher's tensors, where it holds rounded ones; None: its own.
     """
 
     student: nn.Module
@@ -39,6 +40,7 @@ class Selection:
     layers: Mapping[str, str]
     squeezer: Squeezer
     by_weights: bool = True
+    weights: Mapping[str, Tensor] | None = None
 
     @torch.no_grad()
     def run(self) -> InitialisationPlan:
@@ -184,8 +186,8 @@ class Selection:
         return tensor.t() if name in self.axes.transposed else tensor
 
     @cached_property
-    def _available(self) -> dict[str, Tensor]:
-        return folded(self.student, self.teacher)
+    def _available(self) -> Mapping[str, Tensor]:
+        return folded(self.student, self.teacher, self.weights)
 
 
 def _features(heads: list[int], unit: int) -> Tensor:

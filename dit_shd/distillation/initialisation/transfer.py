@@ -35,6 +35,7 @@ class Transfer:
         groups: Student block -> the teacher heads of each of its heads.
         merge: Whether to merge the heads of a group; else the one of largest weight in the squeeze is kept.
         by_importance: Whether to keep the most important channels; else the first ones.
+        weights: The teacher's tensors, where it holds rounded ones; None: its own.
     """
 
     student: nn.Module
@@ -43,6 +44,7 @@ class Transfer:
     groups: Mapping[str, Plan]
     merge: bool
     by_importance: bool
+    weights: Mapping[str, Tensor] | None = None
 
     def run(self, task: Task[Any], batches: Sequence[Batch], squeezer: Squeezer) -> InitialisationPlan:
         """Overwrite the student's weights.
@@ -99,7 +101,7 @@ class Transfer:
     @cached_property
     def teacher_tensors(self) -> Tensors:
         """The teacher's tensors in float64."""
-        state = self.teacher.state_dict()
+        state = self.teacher.state_dict() if self.weights is None else self.weights
         return {name: dequantised(tensor.detach()).cpu().double() for name, tensor in state.items()}
 
     def _keep(self, space: str, count: int, inputs: Mapping[str, RegressionMoments]) -> Chosen:
