@@ -176,6 +176,10 @@ class FolderImages(StoredImages):
         numbers = [int(match[1]) for match in matches if match is not None]
         return np.array(numbers) if len(numbers) == len(matches) else None
 
+    @property
+    def file_names(self) -> list[str]:
+        return [file.relative_to(self._folder).as_posix() for file in self._files]
+
     def _raw(self, number: int) -> Path:
         return self._files[number]
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from dit_shd.core import hashing
 from dit_shd.core.errors import UserError
 from dit_shd.core.json_files import read_object
+from dit_shd.data.image_prompts import MODEL, prompts_of
 from dit_shd.data.npz_files import BROKEN_FILE, broken_file_error, check_images, read_npy_header
 from dit_shd.data.sources.listing import SUFFIXES, counted
 
@@ -26,8 +27,6 @@ WIDEST, LONGEST = 2**17, 2**10
 
 CRC = "arr_0_crc32"
 """In the sampler's settings the CRC-32 of arr_0, as the npz's directory has it."""
-MODEL = "model_sha256"
-"""In the sampler's settings the hash of the model."""
 MOST_BYTES = 2**28
 """Of a file of settings, in which there may be a prompt for each image."""
 
@@ -96,7 +95,7 @@ class ImageSet(ABC):
         content = read_object(file) if file.is_file() and file.stat().st_size < MOST_BYTES else None
         if content is None or "figures" in content:
             return None
-        of_images = self.path.is_file() or MODEL in content or isinstance(content.get("prompts"), list)
+        of_images = self.path.is_file() or MODEL in content or isinstance(content.get("prompts"), list | dict)
         return content if of_images else None
 
     def _of_others(self, content: dict[str, Any]) -> str:
@@ -108,20 +107,13 @@ class ImageSet(ABC):
 
     @property
     def prompts(self) -> list[str] | None:
-        """The prompt of each image, as its settings have it; else None.
+        """The prompt of each image, as its settings have it; else None."""
+        return prompts_of(self.sidecar or {}, self.shape[0], self.prompt_numbers, self.file_names)
 
-        The sampler's images say which of its prompts they are of. Somebody else's are of as many prompts, in order,
-        unless all have different numbers.
-        """
-        sidecar = self.sidecar or {}
-        prompts, numbers, n = sidecar.get("prompts"), self.prompt_numbers, self.shape[0]
-        if not isinstance(prompts, list):
-            return None
-        if len(prompts) == n and MODEL not in sidecar and (numbers is None or len(set(numbers.tolist())) < n):
-            numbers = np.arange(n)
-        if numbers is None or not len(numbers) or not 0 <= min(numbers) <= max(numbers) < len(prompts):
-            return None
-        return [str(prompts[number]) for number in numbers]
+    @property
+    def file_names(self) -> list[str] | None:
+        """Of each image that is a file of a folder."""
+        return None
 
     @property
     def prompt_numbers(self) -> np.ndarray | None:

@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -76,6 +77,18 @@ class Tokenizer:
         empty = np.zeros(0, np.int32)
         parts = ([next(texts) if isinstance(x, str) else np.array([x], np.int32) for x in row] for row in rows)
         return [np.concatenate([empty, *part]) for part in parts]
+
+    def encode_texts(self, documents: Sequence[Document]) -> list[np.ndarray]:
+        """The tokens of each document's text, spaces before it included: with its prompt's those of both together."""
+        joins = self._begins_with_space
+        texts = [(d.halves[1], joins and bool(d.prompt)) for d in documents]
+        return self.encode([text.removeprefix(" ") if joined else text for text, joined in texts])
+
+    @cached_property
+    def _begins_with_space(self) -> bool:
+        """Whether a text by itself begins with a space in its tokens, as Llama 2 puts one before everything."""
+        both, one, other = self.encode(["x a", "x", "a"])
+        return both.tolist() == [*one, *other]
 
     def _pieces(self, document: Document) -> Iterator[str | int]:
         """A prompt's texts and special tokens, in order."""

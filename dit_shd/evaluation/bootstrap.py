@@ -1,7 +1,7 @@
 """Confidence intervals by the bootstrap over images (Efron 1979): how far a figure moves with other samples.
 
-The samples are drawn again from themselves, as many with replacement (of images that share prompts as many prompts,
-each with its images, which are alike), and every figure is computed anew against the
+The samples are drawn again from themselves, as many with replacement (of images that share prompts, which are alike,
+prompts with all their images until there are as many), and every figure is computed anew against the
 same reference. The interval is the figure plus and minus 1.96 times the deviation over the resamplings. Percentiles
 of the resamplings themselves would not do: a resampled set has fewer different images, which biases a Frechet
 distance as a smaller set would, so often the figure would not lie in its own interval. It ends where no figure can be
@@ -37,6 +37,8 @@ def intervals(
 ) -> dict[str, dict[str, float]]:
     """For each figure that allows it: `low` and `high` (95%), and `std`, the deviation over the resamplings.
 
+    None of images of one prompt: how a figure moves with the prompt is not known.
+
     Args:
         metrics: The metrics behind the figures.
         samples: The samples' features, with spatial rows if spatial statistics are there.
@@ -45,6 +47,8 @@ def intervals(
         resamples: Number of resamplings.
         seed: Seed of the draws.
     """
+    if samples.prompts is not None and not samples.prompts.any():
+        return {}
     unfit = {name for metric in metrics for name in metric.not_resampled}
     names = [name for name in figures if not name.endswith(" std") and name not in unfit]
     shares = {name for metric in metrics for name in metric.shares}
@@ -70,12 +74,14 @@ def intervals(
 
 
 def resampled(samples: FeatureSet, generator: torch.Generator) -> FeatureSet:
-    """Draw as many images as there are, or as many prompts with their images, with replacement."""
+    """Draw as many images as there are, or prompts with their images until there are as many, with replacement."""
     assert samples.pooled is not None, "samples have features"
     prompts = torch.arange(len(samples.pooled)) if samples.prompts is None else samples.prompts.cpu()
-    images = prompts.argsort(stable=True).split(prompts.bincount().tolist())
-    drawn_prompts = torch.randint(0, len(images), (len(images),), generator=generator)
-    index = torch.cat([images[number] for number in drawn_prompts]).to(samples.pooled.device)
+    n, counts = len(prompts), prompts.bincount()
+    images = prompts.argsort(stable=True).split(counts.tolist())
+    numbers = torch.randint(0, len(images), (n,), generator=generator)
+    enough = int((counts[numbers].cumsum(0) < n).sum()) + 1
+    index = torch.cat([images[number] for number in numbers[:enough]])[:n].to(samples.pooled.device)
     logits, spatial = (None if rows is None else rows[index] for rows in (samples.logits, samples.spatial_rows))
     drawn = FeatureSet.of(samples.pooled[index], logits, samples.title, samples.is_fid, spatial)
     texts = None if samples.texts is None else samples.texts[index]

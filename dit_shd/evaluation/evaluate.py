@@ -268,9 +268,9 @@ class _Job:
         notes = list(self._left_out)
         if not samples.is_fid:
             notes.append(f"features {samples.title}: not FID, comparable only with figures of the same network")
-        for _, metric in self.chosen:
-            notes += metric.notes(samples, reference)
-        return notes
+        if self.config.resamples and samples.prompts is not None and not samples.prompts.any():
+            notes.append("no intervals: the samples are of one prompt")
+        return [*notes, *(note for _, metric in self.chosen for note in metric.notes(samples, reference))]
 
 
 def _several(job: _Job, sets: list[ImageSet]) -> dict[str, Any]:

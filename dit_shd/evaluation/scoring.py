@@ -126,8 +126,10 @@ def _obstacle(metric: Metric, samples: ImageSet, reference: Reference, network: 
         return f"wanted a network that reads text, found {network.title}; features={{name: clip, weights: FOLDER}}"
     if metric.needs_text and samples.prompts is None:
         file = "the .json beside it" if samples.path is None else settings_file(samples.path).name
-        wanted = f"one for each of the {samples.shape[0]:,} images in order"
-        return f'{samples.name}: wanted the prompts of its images, {wanted}, in {file}: {{"prompts": ["a cat", ...]}}'
+        names = samples.file_names
+        form = '["a cat", ...]' if names is None else f'{{"{names[0]}": "a cat", ...}}'
+        wanted = f"one for each of the {samples.shape[0]:,} images{' in order' if names is None else ' by its name'}"
+        return f'{samples.name}: wanted the prompts of its images, {wanted}, in {file}: {{"prompts": {form}}}'
     if metric.needs_reference_images and reference.image_count == 0:
         return f"wanted a reference with images, found only statistics in {reference.name}; add arr_0 to it"
     for name, count in ((samples.name, samples.shape[0]), (reference.name, reference.image_count)):

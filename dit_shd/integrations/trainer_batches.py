@@ -104,7 +104,7 @@ def first_tokens(inputs: Inputs) -> Tensor | None:
     if not isinstance(labels, Tensor) or labels.ndim != 2:
         return None
     places, documents, ends = (inputs.get(name) for name in ("position_ids", "seq_idx", "cu_seq_lens_q"))
-    if isinstance(places, Tensor) and places.ndim == 2 and places.shape[1] == labels.shape[1]:
+    if isinstance(places, Tensor) and places.shape in (labels.shape, (1, labels.shape[1])):
         changes.append(places[:, 1:] <= places[:, :-1])
     if isinstance(documents, Tensor) and documents.shape == labels.shape:
         changes.append(documents[:, 1:] != documents[:, :-1])

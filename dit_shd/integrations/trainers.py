@@ -144,8 +144,8 @@ class SHDTerm:
         """How many there are in the optimizer step's batch, over all processes."""
         self._of_step, self._sum = torch.zeros(()), torch.zeros(())
         """SHD of the optimizer step's micro batches in this process, and of the steps since the last log in all."""
-        self._steps = set[int]()
-        """The steps since the last log."""
+        self._steps, self._begun = 0, -1
+        """How many steps that are, and the number of the last one that has begun."""
         self._causal = is_causal(trainer.accelerator.unwrap_model(trainer.model))
         self._compute_loss, self._log = trainer.compute_loss, trainer.log
         self._get_batch_samples = trainer.get_batch_samples
@@ -173,6 +173,10 @@ class SHDTerm:
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 (as the trainer's)
         """The trainer's, which draws the micro batches of an optimizer step; their rows are counted."""
         drawn = self._get_batch_samples(*args, **kwargs)
+        self._of_step, step = torch.zeros(()), int(self.trainer.state.global_step)
+        if step <= self._begun:  # another training
+            self._sum, self._steps = torch.zeros(()), 0
+        self._begun = step
         if self._ended():
             return drawn
         labelled = [x for x in drawn[0] if isinstance(x, Mapping) and x.get("labels") is not None]  # others are texts
@@ -256,11 +260,10 @@ class SHDTerm:
     def _keep(self, share: Tensor) -> None:
         """Keep a micro batch's share for the log; with the last one of a step that of all processes."""
         self._of_step = self._of_step.to(share) + share
-        self._steps.add(int(self.trainer.state.global_step))
         accelerator: Any = self.trainer.accelerator
         if accelerator.sync_gradients:
             self._sum = self._sum.to(share) + accelerator.gather(self._of_step[None]).mean()
-            self._of_step = torch.zeros_like(share)
+            self._of_step, self._steps = torch.zeros(()), self._steps + 1
 
     def _known_total(self, rows: Tensor, inputs: Inputs) -> float:
         """The rows of the optimizer step's whole batch; 0 where they are not known beforehand."""
@@ -273,6 +276,6 @@ class SHDTerm:
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """The trainer's, with SHD as it is in the loss: the mean over the steps since the last time."""
         if self._steps and "loss" in logs:
-            logs["shd"] = float(self._sum) / len(self._steps)
-            self._sum, self._steps = torch.zeros(()), set()
+            logs["shd"] = float(self._sum) / self._steps
+            self._sum, self._steps = torch.zeros(()), 0
         self._log(logs, *args, **kwargs)

@@ -111,16 +111,21 @@ def test_a_templates_special_tokens_are_tokens_and_a_texts_are_letters(tmp_path)
     assert [list(t) for t in known.encode_prompts([plain, Document("x")])] == [list(joint), []]
 
 
-@pytest.mark.parametrize("kind", ["bytes", "metaspace"])
+@pytest.mark.parametrize("kind", ["bytes", "bpe", "metaspace", "llama"])
 def test_a_prompt_and_its_text_are_the_tokens_of_both_together(tmp_path, kind):
     """A prompt that ends in a space had left that a token of its own, and the text's first word another one."""
     from tokenizers import Tokenizer as Model
-    from tokenizers import decoders, models, pre_tokenizers, trainers
+    from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
     if kind == "bytes":
+        known = open_tokenizer("bytes", None, ())
+    elif kind == "bpe":
         known = open_tokenizer(str(tmp_path / "bpe.json"), 300, [TEXT])
     else:
         model = Model(models.BPE())
+        if kind == "llama":
+            space = [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+            model.normalizer = normalizers.Sequence(space)
         model.pre_tokenizer, model.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
         model.train_from_iterator([TEXT], trainers.BpeTrainer(vocab_size=200, special_tokens=["</s>"]))
         model.save(str(tmp_path / "tokenizer.json"))
@@ -128,7 +133,7 @@ def test_a_prompt_and_its_text_are_the_tokens_of_both_together(tmp_path, kind):
     words = TEXT.split()
     row = {"text": words[3], "q": words[1]}
     document = Columns(prompt="the {q} the: ").document(row, "")
-    (prompt,), (text,) = known.encode_prompts([document]), known.encode([document.halves[1]])
+    (prompt,), (text,) = known.encode_prompts([document]), known.encode_texts([document])
     (whole,) = known.encode([document.prompt + document.text])
     assert [*prompt, *text] == list(whole)
     assert known.decode(text).strip() == row["text"] and document.text == row["text"]

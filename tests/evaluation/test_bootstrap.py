@@ -83,6 +83,17 @@ def test_rows_of_one_image_stay_together():
     torch.testing.assert_close(drawn.spatial.mean, drawn.pooled.double().mean(0))
 
 
+def test_prompts_are_drawn_with_all_their_images_until_there_are_as_many():
+    x = torch.arange(60.0)[:, None].expand(-1, 3)
+    prompts = torch.tensor([0, *[1] * 20, 2, *[3] * 38])
+    samples = dataclasses.replace(FeatureSet.of(x), prompts=prompts)
+    for seed in range(20):
+        drawn = resampled(samples, torch.Generator().manual_seed(seed)).pooled[:, 0].long()
+        counts = drawn.bincount(minlength=60)
+        runs = [counts[prompts == i] for i in range(4)]
+        assert len(drawn) == 60 and sum(int(run.min() < run.max()) for run in runs) <= 1  # one prompt may be cut
+
+
 def test_prompts_stay_with_their_images_and_every_image_may_be_drawn():
     x = torch.arange(40.0)[:, None].expand(-1, 3)
     samples = dataclasses.replace(FeatureSet.of(x), texts=2 * x)

@@ -56,6 +56,32 @@ def test_the_log_has_the_mean_over_steps(tmp_path):
         assert value == pytest.approx(sum(float(step[name]) for step in steps) / len(steps), rel=1e-4)
 
 
+def test_another_training_begins_its_log_anew(tmp_path):
+    """After one that was not logged, and after one that was interrupted between the micro batches of a step."""
+    data, (student, teacher) = samples(), models()
+    trainer = trainer_of(student, data, tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=4)
+    trainer.args.learning_rate, trainer.args.logging_steps = 0.0, 500
+    loss = SHD(weight=2.0)
+    add_shd(trainer, loss, teacher)
+    calls, compute_loss = [], trainer.compute_loss
+
+    def interrupted(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 7:
+            raise KeyboardInterrupt
+        return compute_loss(*args, **kwargs)
+
+    trainer.compute_loss = interrupted
+    trainer.train()
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    trainer.args.logging_steps = 1
+    trainer.train()
+    (row,) = [row for row in trainer.state.log_history if "loss" in row]
+    _, logs = distillers(student, teacher, data, weight=2.0)
+    assert row["shd"] == pytest.approx(float(logs["shd"]), rel=1e-4)
+
+
 def packed_trainer(student, data, folder, cls=None):
     """Of one batch, whose documents are a single row."""
     trainer = trainer_of(student, data, folder, cls)

@@ -12,8 +12,8 @@ from dit_shd.core.errors import UserError
 
 INDEX = re.compile(r"(?<![^.])\d+(?![^.])")
 """A number that is a part of a path by itself."""
-ATTENTION = re.compile("(?i:attn|attent)|Att(?![a-z])|(?<![A-Za-z])att(?![a-z])")
-"""In the name of attention, of its class or its attribute; not in Flatten or Scatter."""
+OTHER_WORDS = re.compile("flatten(?!t)|scatter|pattern|lattice|attrib|formatt|batter")
+"""With the letters of attention in them."""
 NO_PROJECTION = (
     "what attention gives does not arrive unchanged at any projection (a gate, a norm or a sum comes first), so no W^O "
     "belongs to a head and the squeeze of the paper does not apply; method constant does without"
@@ -180,8 +180,13 @@ def _imports(file: str) -> Iterator[str]:
 
 def attention_like(modules: dict[str, nn.Module]) -> dict[str, nn.Module]:
     """Those of some modules that are attention by the name of their class or their processor, innermost."""
-    named = {name: module for name, module in modules.items() if ATTENTION.search(_kind(module))}
+    named = {name: module for name, module in modules.items() if names_attention(_kind(module))}
     return {name: m for name, m in named.items() if not any(other.startswith(f"{name}.") for other in named)}
+
+
+def names_attention(name: str) -> bool:
+    """Whether a class or an attribute is attention by its name."""
+    return "att" in OTHER_WORDS.sub("", name.lower())
 
 
 def _kind(module: nn.Module) -> str:

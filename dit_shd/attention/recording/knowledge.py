@@ -7,7 +7,7 @@ from weakref import WeakKeyDictionary, ref
 
 from torch import nn
 
-from dit_shd.attention.recording.discovery import ATTENTION, attention_like, is_cross, section_of, why_silent
+from dit_shd.attention.recording.discovery import attention_like, is_cross, names_attention, section_of, why_silent
 from dit_shd.attention.recording.instrument import plain_class
 from dit_shd.attention.recording.joined_calls import joined
 from dit_shd.attention.recording.joint import Layout, projections_of, with_gaps
@@ -64,6 +64,8 @@ class Sites(dict[str, Site]):
     """Modules that are attention by their names and called none, and why that may be."""
     idle: tuple[str, ...] = ()
     """Modules that are what these are, in the same sections, and did not run."""
+    looks = 1
+    """How many surveys there have been in search of those."""
     by_hand: Mapping[str, str] = {}
     """Attention in the same sections that ran without calling it (maps computed by hand?), and why that may be."""
     shapes: tuple[tuple[int, ...], ...] = ()
@@ -79,6 +81,8 @@ class Sites(dict[str, Site]):
 
 Place = tuple[nn.Module, str, nn.Module]
 """A module, and which child of it another one is."""
+LOOKS = 3
+"""Surveys of a model in whose forwards other layers are idle each time."""
 _KNOWN: "WeakKeyDictionary[nn.Module, dict[Key, Sites]]" = WeakKeyDictionary()
 
 
@@ -155,13 +159,17 @@ def all_known(model: nn.Module, structure: int) -> list[Sites]:
 def remember(model: nn.Module, key: Key, sites: Sites) -> None:
     """Keep what a survey has shown; what other modules had shown is forgotten.
 
-    Layers that were idle may run in the next forward (layers dropped at random): only if the same ones are idle in two
-    surveys is the second one kept for good.
+    Layers that were idle may run in the next forward: there are up to LOOKS surveys while others are idle each time
+    (layers dropped at random), of which the one with the fewest is kept for good.
     """
     kept = {k: v for k, v in _KNOWN.get(model, {}).items() if k[-1] == key[-1]}
     before = kept.get(key)
-    if sites.idle and (before is None or before.idle != sites.idle):
-        sites.settled = False
+    if sites.idle:
+        sites.looks = 1 if before is None else before.looks + 1
+        ended = sites.looks >= LOOKS or (before is not None and before.idle == sites.idle)
+        sites.settled = sites.settled and ended
+        if ended and before is not None and len(before.idle) < len(sites.idle) and sites.settled:
+            before.settled, sites = True, before
     _KNOWN[model] = {**kept, key: sites}
 
 
@@ -210,7 +218,7 @@ def _siblings(survey: Survey, sites: Sites) -> list[tuple[str, nn.Module]]:
     """
     sections = {section_of(name) for name, site in sites.items() if not site.unasked}
     there = {name: module for name, module in survey.ran.items() if name not in sites and section_of(name) in sections}
-    named = attention_like(there).keys() | {name for name in there if ATTENTION.search(name.rpartition(".")[2])}
+    named = attention_like(there).keys() | {name for name in there if names_attention(name.rpartition(".")[2])}
     return [(name, module) for name, module in there.items() if name in named and not is_cross(module)]
 
 

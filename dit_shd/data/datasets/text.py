@@ -99,13 +99,13 @@ class Text(Dataset):
         """Become the sequences of a split."""
         documents = self._part(split)
         known = self.tokenizer
-        prompts, texts = known.encode_prompts(documents), known.encode([d.halves[1] for d in documents])
+        prompts, texts = known.encode_prompts(documents), known.encode_texts(documents)
         rows = [np.concatenate([known.begin, p, t, [known.end]]).astype(np.int32) for p, t in zip(prompts, texts)]
         begin = len(known.begin)  # one begin token is predicted by nothing; of several (GLM) the others are no text
         masked = [begin + len(p) if len(p) or begin > 1 else 0 for p in prompts]
         self._sequences = Sequences.of(rows, masked, self.length, self.pack)
-        self.text_bytes = sum(len(d.text.encode()) for d in documents)
-        """Of the texts, prompts apart."""
+        self.text_bytes = sum(len(d.halves[1].encode()) for d in documents)
+        """Of the texts, prompts apart, with the spaces that begin them."""
         self.split: Split = split
 
     @property

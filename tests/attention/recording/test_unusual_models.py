@@ -175,10 +175,23 @@ def test_a_layer_that_never_runs_is_looked_for_twice():
     model, surveys = Net(depth=4), []
     model.skip = (1,)
     for _ in range(4):
-        with capture(model), pytest.MonkeyPatch.context() as patch:
+        with capture(model) as captures, pytest.MonkeyPatch.context() as patch:
             patch.setattr(Survey, "stop", lambda survey, stop=Survey.stop: (surveys.append(survey), stop(survey)))
             model(inputs())
+        assert list(captures) == ["blocks.0", "blocks.2", "blocks.3"]
     assert len(set(surveys)) == 2
+
+
+def test_layers_that_are_dropped_at_random_are_looked_for_three_times():
+    """Each survey is an eager forward with hooks everywhere: one for every step would be slow, and never compiled."""
+    model, surveys = Net(depth=4), []
+    for skip in ((1, 2), (3,), (0, 1), (2,), ()):
+        model.skip = skip
+        with capture(model) as captures, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Survey, "stop", lambda survey, stop=Survey.stop: (surveys.append(survey), stop(survey)))
+            model(inputs())
+    assert len(set(surveys)) == 3
+    assert list(captures) == ["blocks.0", "blocks.1", "blocks.2"] and captures.skipped == ["blocks.3"]
 
 
 class AttentionByHand(Attention):

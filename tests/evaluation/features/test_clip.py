@@ -190,8 +190,14 @@ def test_pictures_from_elsewhere_have_their_prompts_in_order(scored):
     for i, image in enumerate(scored.images):
         Image.fromarray(image).save(scored.folder / "pictures" / f"p{i}.png")
     (scored.folder / "pictures.json").write_text(json.dumps(prompts))
-    record = scored(scored.folder / "pictures", force=True)
-    assert value(record) == pytest.approx(scored.expected, rel=1e-6)
+    by_name = {"prompts": {f"p{i}.png": (PROMPTS * 2)[i] for i in (3, 7, 0, 1, 2, 6, 5, 4)}}
+    for settings in (prompts, by_name):
+        (scored.folder / "pictures.json").write_text(json.dumps(settings))
+        assert value(scored(scored.folder / "pictures", force=True)) == pytest.approx(scored.expected, rel=1e-6)
+    (scored.folder / "pictures" / "p7.png").rename(scored.folder / "pictures" / "p10.png")
+    (scored.folder / "pictures.json").write_text(json.dumps(prompts))
+    with pytest.raises(UserError, match=r'by its name, in pictures\.json: \{"prompts": \{"p0\.png": "a cat"'):
+        scored(scored.folder / "pictures", force=True)  # p10 stands after p1 there, and as the eighth in a list
     np.savez(scored.folder / "below.npz", scored.images, np.arange(8) - 1)
     (scored.folder / "below.json").write_text(json.dumps({"prompts": PROMPTS}))
     with pytest.raises(UserError, match=r"below\.npz: wanted the prompts of its images"):

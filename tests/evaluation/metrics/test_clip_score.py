@@ -37,4 +37,5 @@ def test_the_interval_is_over_prompts_where_images_share_them():
     (again,) = intervals([CLIPScore()], samples, samples, CLIPScore().compute(samples, samples), 400).values()
     assert again["high"] - again["low"] == pytest.approx(high - low, rel=0.15)
     one = dataclasses.replace(samples, prompts=torch.zeros(100, dtype=torch.long), cut=0)
+    assert intervals([CLIPScore()], one, samples, CLIPScore().compute(one, samples), 10) == {}
     assert CLIPScore().notes(one, one)[0].endswith("of one prompt, so that there is no interval over prompts")
