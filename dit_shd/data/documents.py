@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 from dit_shd.core.errors import UserError, error_line
 from dit_shd.core.installation import install_command
+from dit_shd.core.names import counted
 from dit_shd.core.places import HUB, HubName, expanded, instead, offline
-from dit_shd.data.sources.listing import HIDDEN, counted, scan
+from dit_shd.data.sources.listing import HIDDEN, scan
 from dit_shd.data.sources.splits import DEFAULT, split_at_end, split_of
 
 Unit = Literal["file", "paragraph", "line"]

@@ -20,6 +20,7 @@ from dit_shd.core.config import checked
 from dit_shd.core.distributed import joined, launched, run_on_main
 from dit_shd.core.errors import UserError
 from dit_shd.core.lock import locked
+from dit_shd.core.names import counted
 from dit_shd.core.pretrained import COPY
 from dit_shd.core.resumable import LEFTOVERS, SETTINGS, Progress, claim, read_settings, share_of_missing
 from dit_shd.data.encode_config import EncodeConfig
@@ -43,7 +44,6 @@ from dit_shd.data.preprocessing import pixels
 from dit_shd.data.sources.base import BrokenImage, ImageSource, Raw, Selection
 from dit_shd.data.sources.captions import Captioned
 from dit_shd.data.sources.detect import open_source
-from dit_shd.data.sources.listing import counted
 from dit_shd.data.sources.numbering import renumber
 from dit_shd.data.text_encoding import PromptEncoder, encode_captions
 

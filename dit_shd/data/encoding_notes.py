@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from dit_shd.core.files import atomic_file
+from dit_shd.core.names import counted, printable
 from dit_shd.data.latent_shards import open_tensors
 from dit_shd.data.sources.base import ImageSource
-from dit_shd.data.sources.listing import counted, printable
 
 _log = logging.getLogger("dit_shd")
 

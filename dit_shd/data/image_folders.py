@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dit_shd.core import hashing
 from dit_shd.core.errors import UserError
+from dit_shd.core.names import counted, printable
 from dit_shd.data import preprocessing
 from dit_shd.data.image_sets import ImageSet
 from dit_shd.data.image_shards import open_shards, read_labels
@@ -33,7 +34,7 @@ from dit_shd.data.sources.decoding import (
     remarks,
     rounded,
 )
-from dit_shd.data.sources.listing import counted, printable, scan
+from dit_shd.data.sources.listing import scan
 from dit_shd.data.sources.splits import SplitFolders
 
 if TYPE_CHECKING:

@@ -5,6 +5,7 @@ Images are raw uint8 [n,y,x,c], in a fixed order; a file is read batch by batch,
 
 import hashlib
 import math
+import mimetypes
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -18,9 +19,9 @@ from torch import Tensor
 from dit_shd.core import hashing
 from dit_shd.core.errors import UserError
 from dit_shd.core.json_files import read_object
+from dit_shd.core.names import counted
 from dit_shd.data.image_prompts import MODEL, prompts_of
 from dit_shd.data.npz_files import BROKEN_FILE, broken_file_error, check_images, read_npy_header
-from dit_shd.data.sources.listing import SUFFIXES, counted
 
 WIDEST, LONGEST = 2**17, 2**10
 """Largest size in bytes of one image's label in a file, and of a label that is a text."""
@@ -250,7 +251,7 @@ def _instead(members: list[str]) -> str:
     """What an archive has in place of arr_0, and what to do."""
     if not members:
         return "an empty file; write them with numpy.savez(path, images)"
-    if any(member.lower().endswith(SUFFIXES) for member in members):
+    if any((mimetypes.guess_type(member)[0] or "").startswith("image/") for member in members):
         return f"{counted(members)}; unpack it and give the folder"
     return f"{counted(members)}; write them with numpy.savez(path, images)"
 

@@ -7,11 +7,11 @@ from typing import Any
 
 from dit_shd.core import hashing
 from dit_shd.core.errors import UserError
+from dit_shd.core.names import printable
 from dit_shd.core.places import expanded
 from dit_shd.data.image_sets import ImageSet, NpzImages
 from dit_shd.data.open_images import open_images
 from dit_shd.data.sources.detect import is_packed
-from dit_shd.data.sources.listing import printable
 from dit_shd.evaluation.extraction import extract_features
 from dit_shd.evaluation.feature_set import FeatureSet
 from dit_shd.evaluation.features import FeatureNetwork

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dit_shd.core.errors import UserError, error_line
+from dit_shd.core.names import printable
 from dit_shd.data.sources.base import BrokenImage, ImageSource, Raw, fingerprint
 from dit_shd.data.sources.caption_cells import NAMES, column_of, of_cells, of_json, texts_of
 from dit_shd.data.sources.label_files import FILE_NAME, METADATA_READERS
-from dit_shd.data.sources.listing import Listing, printable
+from dit_shd.data.sources.listing import Listing
 
 NO_CAPTION = "it has no caption"
 UNREADABLE = "\ufffd"

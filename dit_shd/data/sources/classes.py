@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from dit_shd.core.errors import UserError
+from dit_shd.core.names import NAMED, counted, printable
 from dit_shd.data.sources.base import checked_labels
-from dit_shd.data.sources.listing import NAMED, counted, printable
 
 BY_TEXT, BY_PLACE = "classes are in the order of text", "labels are places in the order of the classes"
 """How remarks on the numbers of classes begin."""

@@ -5,10 +5,11 @@ from pathlib import Path
 
 from dit_shd.core.errors import UserError
 from dit_shd.core.file_kinds import NPZ, PARQUET, file_kind
+from dit_shd.core.names import counted
 from dit_shd.core.places import WANTED, HubName, find
 from dit_shd.data.sources import folder, hub, npz, parquet, splits, webdataset
 from dit_shd.data.sources.base import ImageSource, Selection
-from dit_shd.data.sources.listing import counted, scan
+from dit_shd.data.sources.listing import scan
 
 
 def open_source(text: str, selection: Selection | None = None) -> ImageSource:

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from dit_shd.core.errors import UserError
+from dit_shd.core.names import counted, printable
 from dit_shd.data.sources import captions
 from dit_shd.data.sources.base import ALL, NO_LABELS, BrokenImage, ImageSource, fingerprint
 from dit_shd.data.sources.classes import from_names, from_values
 from dit_shd.data.sources.label_files import LabelFiles, ancestors, matched
-from dit_shd.data.sources.listing import Listing, counted, printable
+from dit_shd.data.sources.listing import Listing
 from dit_shd.data.sources.splits import SplitFolders, split_of
 
 

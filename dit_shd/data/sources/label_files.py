@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from dit_shd.core.errors import UserError, error_line
+from dit_shd.core.names import counted, printable
 from dit_shd.data.sources.base import missing_package
-from dit_shd.data.sources.listing import Listing, counted, printable
+from dit_shd.data.sources.listing import Listing
 from dit_shd.data.sources.parquet import LABEL_NAMES
 
 EDM = "dataset.json"

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from dit_shd.core.errors import UserError
+from dit_shd.core.names import counted, printable
 
 SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm",
@@ -23,8 +24,6 @@ SYSTEM = {
     "#recycle", "@recycle", "@recently-snapshot", "#snapshot",
 }  # fmt: skip
 """Folders of archivers, interpreters, file systems and storage boxes, in lower case; some hold thumbnails."""
-NAMED = 3
-"""Number of names shown behind a count."""
 
 HIDDEN = "hidden, by a dot before the name"
 OF_SYSTEM = "in folders of the system"
@@ -95,17 +94,6 @@ def scan(root: Path, follow_links: bool, what: str = "images") -> Listing:
                 (images if name.lower().endswith(SUFFIXES) else others).append(path)
     left_out = {reason: sorted(paths) for reason, paths in left_out.items()}
     return Listing(root, sorted(images), sorted(others), sorted(all_folders), left_out, follow_links)
-
-
-def counted(paths: list[str]) -> str:
-    """The number of paths, and the first of them."""
-    names = ", ".join(printable(path) for path in paths[:NAMED])
-    return f"{len(paths)} ({names}{', ...' if len(paths) > NAMED else ''})"
-
-
-def printable(name: str) -> str:
-    """A name on one line; invalid UTF-8 and invisible characters are escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 def _refuse(what: str, error: OSError) -> None:

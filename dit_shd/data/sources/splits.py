@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 
 from dit_shd.core.errors import UserError
+from dit_shd.core.names import counted, printable
 from dit_shd.data.sources.base import ChoiceError, missing_package
-from dit_shd.data.sources.listing import counted, printable
 
 WORDS = {
     "train": ("train", "training"),

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from dit_shd.core.errors import UserError, error_line
+from dit_shd.core.names import counted, printable
 from dit_shd.data.sources import caption_cells
 from dit_shd.data.sources.base import ALL, NO_LABELS, BrokenImage, ChoiceError, ImageSource, checked_labels, fingerprint
 from dit_shd.data.sources.classes import unused
-from dit_shd.data.sources.listing import SUFFIXES, Listing, counted, printable
+from dit_shd.data.sources.listing import SUFFIXES, Listing
 from dit_shd.data.sources.splits import DEFAULT, split_of
 
 TAR = ".tar"
