@@ -78,10 +78,12 @@ def resampled(samples: FeatureSet, generator: torch.Generator) -> FeatureSet:
     assert samples.pooled is not None, "samples have features"
     prompts = torch.arange(len(samples.pooled)) if samples.prompts is None else samples.prompts.cpu()
     n, counts = len(prompts), prompts.bincount()
-    images = prompts.argsort(stable=True).split(counts.tolist())
-    numbers = torch.randint(0, len(images), (n,), generator=generator)
-    enough = int((counts[numbers].cumsum(0) < n).sum()) + 1
-    index = torch.cat([images[number] for number in numbers[:enough]])[:n].to(samples.pooled.device)
+    numbers = torch.randint(0, len(counts), (n,), generator=generator)
+    drawn_counts = counts[numbers]
+    drawn_counts = drawn_counts[: int((drawn_counts.cumsum(0) < n).sum()) + 1]  # no more than are needed
+    firsts = (counts.cumsum(0) - counts)[numbers[: len(drawn_counts)]] - (drawn_counts.cumsum(0) - drawn_counts)
+    places = firsts.repeat_interleave(drawn_counts) + torch.arange(int(drawn_counts.sum()))
+    index = prompts.argsort(stable=True)[places[:n]].to(samples.pooled.device)
     logits, spatial = (None if rows is None else rows[index] for rows in (samples.logits, samples.spatial_rows))
     drawn = FeatureSet.of(samples.pooled[index], logits, samples.title, samples.is_fid, spatial)
     texts = None if samples.texts is None else samples.texts[index]

@@ -59,13 +59,15 @@ class Sites(dict[str, Site]):
     numbers: Key = ()
     """What the weights were that are read of them between forwards."""
     settled = True
-    """Whether all was seen; layers whose results were all zeros, or that were idle, are looked at once more."""
+    """Whether all was seen; layers whose results were all zeros are looked at again in the next forward."""
     silent: Mapping[str, str] = {}
     """Modules that are attention by their names and called none, and why that may be."""
     idle: tuple[str, ...] = ()
     """Modules that are what these are, in the same sections, and did not run."""
     looks = 1
     """How many surveys there have been in search of those."""
+    again = False
+    """Whether there is another one."""
     by_hand: Mapping[str, str] = {}
     """Attention in the same sections that ran without calling it (maps computed by hand?), and why that may be."""
     shapes: tuple[tuple[int, ...], ...] = ()
@@ -143,7 +145,12 @@ def _processor(module: nn.Module) -> type:
 def known(model: nn.Module, key: Key) -> Sites | None:
     """The attention of a model, unless weights that are read of it are others than they were (moved, quantised)."""
     sites = _KNOWN.get(model, {}).get(key)
-    return sites if sites is not None and sites.settled and numbers(sites) == sites.numbers else None
+    return sites if sites is not None and _holds(sites) and numbers(sites) == sites.numbers else None
+
+
+def _holds(sites: Sites) -> bool:
+    """Whether what a survey has shown is that of later forwards."""
+    return sites.settled and not sites.again
 
 
 def numbers(sites: Sites) -> Key:
@@ -153,7 +160,7 @@ def numbers(sites: Sites) -> Key:
 
 def all_known(model: nn.Module, structure: int) -> list[Sites]:
     """The attention of a model in all kinds of forwards that were seen."""
-    return [sites for key, sites in _KNOWN.get(model, {}).items() if key[-1] == structure and sites.settled]
+    return [sites for key, sites in _KNOWN.get(model, {}).items() if key[-1] == structure and _holds(sites)]
 
 
 def remember(model: nn.Module, key: Key, sites: Sites) -> None:
@@ -166,10 +173,10 @@ def remember(model: nn.Module, key: Key, sites: Sites) -> None:
     before = kept.get(key)
     if sites.idle:
         sites.looks = 1 if before is None else before.looks + 1
-        ended = sites.looks >= LOOKS or (before is not None and before.idle == sites.idle)
-        sites.settled = sites.settled and ended
-        if ended and before is not None and len(before.idle) < len(sites.idle) and sites.settled:
-            before.settled, sites = True, before
+        sites.again = sites.looks < LOOKS and (before is None or before.idle != sites.idle)
+        fewer = before is not None and before.settled and len(before.idle) < len(sites.idle)
+        if before is not None and fewer and not sites.again:
+            before.again, sites = False, before
     _KNOWN[model] = {**kept, key: sites}
 
 
