@@ -28,7 +28,7 @@ def prompts_of(
     prompts = settings.get("prompts")
     if isinstance(prompts, dict):
         named = [prompts.get(name) for name in names or ()]
-        return [str(prompt) for prompt in named] if named and None not in named else None
+        return _texts(named)
     if not isinstance(prompts, list):
         return None
     unnumbered = numbers is None or len(set(numbers.tolist())) < count
@@ -36,7 +36,13 @@ def prompts_of(
         numbers = np.arange(count) if names is None or _in_order(names) else None
     if numbers is None or not len(numbers) or not 0 <= min(numbers) <= max(numbers) < len(prompts):
         return None
-    return [str(prompts[number]) for number in numbers]
+    return _texts([prompts[number] for number in numbers])
+
+
+def _texts(prompts: Sequence[object]) -> list[str] | None:
+    """The prompts, if each is a text."""
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+    return texts if 0 < len(texts) == len(prompts) else None
 
 
 def _in_order(names: Sequence[str]) -> bool:

@@ -200,8 +200,11 @@ def test_pictures_from_elsewhere_have_their_prompts_in_order(scored):
         scored(scored.folder / "pictures", force=True)  # p10 stands after p1 there, and as the eighth in a list
     np.savez(scored.folder / "below.npz", scored.images, np.arange(8) - 1)
     (scored.folder / "below.json").write_text(json.dumps({"prompts": PROMPTS}))
-    with pytest.raises(UserError, match=r"below\.npz: wanted the prompts of its images"):
-        scored(scored.folder / "below.npz")
+    np.savez(scored.folder / "none.npz", scored.images)
+    (scored.folder / "none.json").write_text(json.dumps({"prompts": [*PROMPTS, *PROMPTS[1:], None]}))
+    for name in ("below", "none"):
+        with pytest.raises(UserError, match=rf"{name}\.npz: wanted the prompts of its images"):
+            scored(scored.folder / f"{name}.npz")
 
 
 def test_files_whose_prompts_were_corrected_are_not_reused(scored):
