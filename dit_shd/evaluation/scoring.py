@@ -102,9 +102,9 @@ def select_metrics(
         if obstacle is None:
             chosen.append((plugin, metric))
         elif requested is None and (
-            metric.needs_spatial > network.has_spatial or metric.needs_text > network.reads_text
+            metric.needs_spatial > network.has_spatial or metric.needs_text_network > network.reads_text
         ):
-            continue  # sFID and the CLIP score are of few networks; no note where another is used
+            continue  # sFID, CMMD and the CLIP score are of few networks; no note where another is used
         elif requested is None:
             notes.append(f"{plugin.name} left out: {obstacle}")
         else:
@@ -122,7 +122,7 @@ def _obstacle(metric: Metric, samples: ImageSet, reference: Reference, network: 
         return f"wanted a network with spatial features, found {network.title}; choose features=inception"
     if metric.needs_spatial and not reference.has_spatial(network):
         return f"wanted mu_s and sigma_s, found neither in {reference.name}; write it again with dit-shd statistics"
-    if metric.needs_text and not network.reads_text:
+    if metric.needs_text_network and not network.reads_text:
         return f"wanted a network that reads text, found {network.title}; features={{name: clip, weights: FOLDER}}"
     if metric.needs_text and samples.prompts is None:
         file = "the .json beside it" if samples.path is None else settings_file(samples.path).name

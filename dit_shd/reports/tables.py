@@ -11,7 +11,7 @@ from dit_shd.evaluation.results import is_small
 from dit_shd.profiling.latency import Cost
 from dit_shd.reports.html import Link, linked, wide
 
-LOWER_IS_BETTER = ("FD", "FID", "sFID", "sFD", "KID", "LPIPS", "MSE", "loss", "perplexity")
+LOWER_IS_BETTER = ("FD", "FID", "sFID", "sFD", "KID", "CMMD", "LPIPS", "MSE", "loss", "perplexity")
 HIGHER_IS_BETTER = (
     *("IS", "precision", "recall", "density", "coverage", "CLIP score", "as asked"),
     *("top1", "top5", "accuracy", "rouge1", "rouge2", "rougeL", "PSNR", "SSIM"),

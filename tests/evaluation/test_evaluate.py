@@ -281,6 +281,11 @@ def test_too_few_images_for_a_metric(files):
     assert "wanted at least one that applies" in refused(files)
 
 
+@pytest.mark.parametrize("metric", ["cmmd", "clip_score"])
+def test_a_metric_of_pictures_and_text_wants_such_a_network(files, metric):
+    assert "wanted a network that reads text, found digits" in refused(files, metrics=[metric])
+
+
 def test_nonsense_options_are_refused(files):
     assert "batch_size" in refused(files, batch_size=0)
     assert "did you mean 'frechet'" in refused(files, metrics=["frechett"])

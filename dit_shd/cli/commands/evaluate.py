@@ -1,4 +1,4 @@
-"""Score samples against a reference: FID or FD, sFID, IS, KID, precision, recall, density, coverage.
+"""Score samples against a reference: FID or FD, sFID, IS, KID, CMMD, CLIP score, precision, recall, density, coverage.
 
 dit-shd evaluate runs/shd/samples_1000_seed0.npz reference=digits:validation features=digits
 dit-shd evaluate samples.npz reference=VIRTUAL_imagenet256_labeled.npz resamples=100

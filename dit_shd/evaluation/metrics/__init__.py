@@ -26,8 +26,10 @@ class Metric(ABC):
     """Whether the network must classify."""
     needs_spatial: bool = False
     """Whether the network must have the features of sFID."""
+    needs_text_network: bool = False
+    """Whether the network must read text."""
     needs_text: bool = False
-    """Whether the network must read text, and the samples have prompts."""
+    """Whether the samples must have prompts, for such a network."""
     needs_reference_images: bool = False
     """Whether the reference must have images, not statistics alone."""
     not_resampled: tuple[str, ...] = ()

@@ -138,7 +138,7 @@ def test_evaluate_scores_samples_with_their_prompts(folder, tmp_path):
     images = photos(8, 24, 24, 3).numpy()
     np.savez(tmp_path / "samples.npz", images, np.arange(8) % 4)
     (tmp_path / "samples.json").write_text(json.dumps({"prompts": PROMPTS}))
-    np.savez(tmp_path / "real.npz", images[::-1])
+    np.savez(tmp_path / "real.npz", 255 - images)
     values = {"samples": str(tmp_path / "samples.npz"), "reference": str(tmp_path / "real.npz"), "resamples": 10}
     features = {"name": "clip", "weights": str(folder)}
     config = make(EvaluateConfig, {**values, "features": features, "device": "cpu", "page": False})
@@ -147,6 +147,12 @@ def test_evaluate_scores_samples_with_their_prompts(folder, tmp_path):
     expected = clip_scores(network.extract(torch.from_numpy(images)).pooled, network.embed([*PROMPTS, *PROMPTS])[0])
     (name,) = [name for name in record["figures"] if name.startswith("CLIP score")]
     assert record["figures"][name] == pytest.approx(float(expected.mean()), rel=1e-6)
+    (distance,) = [name for name in record["figures"] if name.startswith("CMMD")]
+    pooled = (network.extract(torch.from_numpy(pictures)).pooled.double() for pictures in (images, 255 - images))
+    x, y = (torch.nn.functional.normalize(rows, dim=1) for rows in pooled)
+    kernels = [torch.exp(-(torch.cdist(a, b) ** 2) / 200).mean() for a, b in ((x, x), (y, y), (x, y))]
+    assert record["figures"][distance] == pytest.approx(1000 * float(kernels[0] + kernels[1] - 2 * kernels[2]))
+    assert any(note.startswith(f"{distance}: ") and "8 and 8 images" in note for note in record["notes"])
     interval = record["intervals"][name]
     assert interval["low"] < record["figures"][name] < interval["high"]
     assert any(note.startswith(f"{name}: 95% interval") for note in record["notes"])
