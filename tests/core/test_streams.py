@@ -26,6 +26,6 @@ def test_a_run_needs_no_standard_streams(values, tmp_path, root, closed):
 def test_a_reader_that_has_ended_is_no_error(root):
     reader, writer = os.pipe()
     os.close(reader)
-    done = command(root, ["losses"], stdout=writer, stderr=subprocess.PIPE)
+    done = command(root, ["configs"], stdout=writer, stderr=subprocess.PIPE)
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, b"")

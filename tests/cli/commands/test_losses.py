@@ -50,8 +50,16 @@ def _step():
     return step_operations(step, *models).total
 
 
-def test_the_command_prints_them(capsys):
-    assert program.main(["losses", "teacher=S/2", "sample_size=8"]) == 0
+def test_the_command_prints_them(entries, capsys, monkeypatch):
+    counted_for = []
+
+    def table(task, *pair):
+        counted_for.append(pair)
+        return list(entries.values())
+
+    monkeypatch.setattr("dit_shd.cli.commands.losses.loss_table", table)
+    assert program.main(["losses", "teacher=XL/2", "sample_size=64"]) == 0
+    assert counted_for == [("S/2", "XL/2", 64)]
     out = capsys.readouterr().out
     assert all(f"\n{name} " in out for name in LOSSES.names())
     assert "arXiv 2502.07436" in out and "equal heads" in out
