@@ -21,9 +21,12 @@ class Blocks:
         return {"ROWS": self.rows, "COLS": self.cols, "num_warps": warps, "num_stages": self.stages}
 
     def warps_on(self, capability: int) -> int:
-        """Warps by a GPU's major compute capability: before 9 (Hopper) products take registers, so more share them."""
-        large = self.rows * self.cols >= 1024
-        return max(self.warps, min(8, 2 * self.warps)) if capability < 9 and large else self.warps
+        """Warps by a GPU's major compute capability: where a warp's products take its registers, more share them.
+
+        Before Hopper (9), and on the GeForce RTX 50 series (12), whose tensor cores are not those of a B200 (10).
+        """
+        by_warp, large = not 9 <= capability < 12, self.rows * self.cols >= 1024
+        return max(self.warps, min(8, 2 * self.warps)) if by_warp and large else self.warps
 
     @staticmethod
     def width(d: int) -> int:
