@@ -14,7 +14,7 @@ from dit_shd.core.rng import Draws
 from dit_shd.data.datasets.digits import DigitsDataset
 from dit_shd.diffusion.denoiser import Denoiser
 from dit_shd.reports.explorer import WORDS, explorer
-from dit_shd.reports.figures.alpha import LayerAlpha, alpha_charts, merge_legend, short_layer, timestep_charts
+from dit_shd.reports.figures.alpha import EVEN, LayerAlpha, alpha_charts, merge_legend, short_layer, timestep_charts
 from dit_shd.reports.figures.chart import chart_row
 from dit_shd.reports.figures.quality import quality_charts
 from dit_shd.reports.figures.training import grid_figure, run_legend, term_charts
@@ -217,7 +217,7 @@ def _alpha(layers: list[LayerSqueeze]) -> str:
     alphas = [LayerAlpha(layer.layer, merge_names(layer.plan), layer.alpha, layer.t) for layer in layers]
     words = (
         f"Over {ALPHA_IMAGES} held-out digits at random timesteps: the weight alpha of the heads left of the bar in "
-        "each merge, each merge by itself. Dot: median; bar: quartiles. A half is plain averaging."
+        f"each merge, each merge by itself. Dot: median; bar: quartiles. {EVEN}"
     )
     headings = [
         ("layer", ""),

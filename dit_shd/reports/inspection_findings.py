@@ -11,6 +11,8 @@ from dit_shd.squeezing.plans import Plan, merge_names
 
 HELPS = 0.005
 """Gain in cosine from which a matched plan helps."""
+NEAR = 0.1
+"""Distance of a median alpha from that of a plain average, up to which a merge is called one."""
 
 
 def layer_alphas(layers: Sequence[LayerSurvey], timesteps: Sequence[int]) -> list[LayerAlpha]:
@@ -66,10 +68,10 @@ def alpha_findings(alphas: Sequence[LayerAlpha]) -> list[str]:
     """Whether a constant would do, and where alpha depends on the timestep."""
     if not alphas:
         return []
-    medians = np.concatenate([np.median(layer.alpha, 0) for layer in alphas])
-    off = int(((medians < 0.4) | (medians > 0.6)).sum())
+    distances = np.concatenate([abs(np.median(layer.alpha, 0) - layer.even) for layer in alphas])
     sentences = [
-        f"{off} of {len(medians)} merges are not near a plain average: their median alpha is outside 0.4 to 0.6."
+        f"{(distances > NEAR).sum()} of {len(distances)} merges are not near a plain average: their median alpha is "
+        f"further than {NEAR:g} from that by which all heads weigh alike."
     ]
     change, words = max(map(largest_change, alphas))
     return [*sentences, words] if change > 0.005 else sentences

@@ -11,6 +11,7 @@ from dit_shd.analysis.inspect import Findings
 from dit_shd.core.environment import command
 from dit_shd.reports.explorer import WORDS, explorer
 from dit_shd.reports.figures.alpha import (
+    EVEN,
     alpha_charts,
     merge_legend,
     short_layer,
@@ -127,7 +128,7 @@ def _alpha(findings: Findings) -> str:
     by_layer = (
         f"The weight alpha of the first heads of each merge (heads left of the bar), in closed form for each of "
         f"{count} samples at each of {len(findings.timesteps)} timesteps, of the contiguous plan: a column for each "
-        "merge. A half is plain averaging; a spread means that no constant fits. Dot: median; bar: quartiles."
+        f"merge. {EVEN} A spread means that no constant fits. Dot: median; bar: quartiles."
     )
     by_timestep = "The same against the timestep: mean over the samples; the band is one standard deviation of them."
     return section(

@@ -2,6 +2,7 @@
 
 import html
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,8 @@ HIGHER_IS_BETTER = (
     *("IS", "precision", "recall", "density", "coverage", "CLIP score", "as asked"),
     *("top1", "top5", "accuracy", "rouge1", "rouge2", "rougeL", "PSNR", "SSIM"),
 )
+OF_AVERAGE = re.compile(r"_ema_[\d.e-]+$")
+"""The end of a training figure's name, of the student whose weights are an average."""
 COSTS = ("heads", ""), ("parameters", "M"), ("GFLOPs", "one image"), ("latency", "ms per image")
 """Headings of the columns of cost."""
 LONG = 28
@@ -157,18 +160,17 @@ def facts(pairs: Mapping[str, str | Link], page: Path | None = None, copied: boo
 
 def lower_is_better(name: str) -> bool:
     """Whether a figure is known to be better the lower it is, as a distance."""
-    return bool(_bases(name) & set(LOWER_IS_BETTER))
+    return _base(name) in LOWER_IS_BETTER
 
 
 def higher_is_better(name: str) -> bool:
     """Whether a figure is known to be better the higher it is."""
-    return bool(_bases(name) & set(HIGHER_IS_BETTER))
+    return _base(name) in HIGHER_IS_BETTER
 
 
-def _bases(name: str) -> set[str]:
+def _base(name: str) -> str:
     """What a figure is, by its name: `training/top1_ema_0` is a top1, `IS(x) by y` an IS."""
-    base = name.partition("(")[0].rpartition("/")[2].partition(" by ")[0]
-    return {base, base.partition("_")[0]}
+    return OF_AVERAGE.sub("", name.partition("(")[0].rpartition("/")[2].partition(" by ")[0])
 
 
 def direction(name: str) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from dit_shd.analysis.inspect_text import TextFindings, pictured_heads
 from dit_shd.core.environment import command
 from dit_shd.reports.explorer import TEXT_WORDS, text_explorer
-from dit_shd.reports.figures.alpha import LayerAlpha, alpha_charts
+from dit_shd.reports.figures.alpha import EVEN, LayerAlpha, alpha_charts
 from dit_shd.reports.figures.chart import chart_row, svg_file
 from dit_shd.reports.figures.heads import similarity_charts
 from dit_shd.reports.figures.token_maps import legible, token_maps_figure
@@ -125,8 +125,8 @@ def _alpha(findings: TextFindings, alphas: Sequence[LayerAlpha]) -> str:
         return section("Alpha", paragraph("With as many student heads as heads nothing is merged: there is no alpha."))
     words = (
         f"The weight alpha of the first heads of each merge (heads left of the bar), in closed form for each of "
-        f"{len(findings.inputs.sequences)} sequences, of the contiguous plan: a column for each merge. A half is plain "
-        "averaging; a spread means that no constant fits. Dot: median; bar: quartiles."
+        f"{len(findings.inputs.sequences)} sequences, of the contiguous plan: a column for each merge. {EVEN} "
+        "A spread means that no constant fits. Dot: median; bar: quartiles."
     )
     cells = []
     for layer, alpha in ((one, two) for one in findings.layers for two in alphas if one.layer == two.layer):

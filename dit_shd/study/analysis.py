@@ -76,6 +76,11 @@ class Comparison:
     missing: bool = False
     """Whether a cell of one of the two is done and lacks the figure."""
 
+    @property
+    def certain(self) -> bool:
+        """Whether such a difference is unlikely by chance."""
+        return self.holm_p < ALPHA
+
     def reversed(self) -> "Comparison":
         """The same test, of the other variant against this one."""
         d, (low, high) = self.difference, self.corrected
@@ -94,14 +99,18 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Disagreement:
-    """A comparison in which two evaluators rank the variants differently."""
+    """A comparison in which two evaluators rank the variants differently, at least one of them not by chance."""
 
-    variant: str
-    other: str
     figure: str
-    difference: float
+    first: Comparison
     second_figure: str
-    second_difference: float
+    second: Comparison
+
+    @property
+    def uncertain(self) -> str | None:
+        """The figure whose difference may be chance; None where neither is."""
+        pairs = (self.figure, self.first), (self.second_figure, self.second)
+        return next((figure for figure, comparison in pairs if not comparison.certain), None)
 
 
 @dataclass(frozen=True)
@@ -205,7 +214,7 @@ def verdict_of(comparison: Comparison, higher_is_better: bool | None, relevant: 
     sign = 1 if higher_is_better else -1
     gain = sign * comparison.difference.mean
     ends = sign * comparison.difference.low, sign * comparison.difference.high
-    if comparison.holm_p < ALPHA:
+    if comparison.certain:
         small = max(map(abs, ends)) < relevant
         if gain > 0:
             return "seen, too small to matter" if small else "seen"
@@ -248,9 +257,9 @@ def _disagreements(
     figure: str, first: Sequence[Comparison], second_figure: str, second: Sequence[Comparison]
 ) -> list[Disagreement]:
     return [
-        Disagreement(a.variant, a.other, figure, a.difference.mean, second_figure, b.difference.mean)
+        Disagreement(figure, a, second_figure, b)
         for a, b in zip(first, second)
-        if a.difference.mean * b.difference.mean < 0
+        if a.difference.mean * b.difference.mean < 0 and (a.certain or b.certain)
     ]
 
 

@@ -156,10 +156,11 @@ def notes(progress: Progress, analysis: Analysis) -> list[str]:
             continue
         lines.append(f"Ranks of the variants' means by {name} and by {analysis.figure}: Kendall's tau {tau:.2f}.")
     for d in analysis.disagreements:
-        lines.append(
-            f"The evaluators disagree on {d.variant} and {d.other}: {signed(d.difference)} in {d.figure}, "
-            f"{signed(d.second_difference)} in {d.second_figure}."
-        )
+        numbers = [
+            f"{signed(c.difference.mean)} in {figure}" + ", which may be chance" * (figure == d.uncertain)
+            for figure, c in ((d.figure, d.first), (d.second_figure, d.second))
+        ]
+        lines.append(f"The evaluators disagree on {d.first.variant} and {d.first.other}: {'; '.join(numbers)}.")
     return lines
 
 

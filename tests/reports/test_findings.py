@@ -7,7 +7,7 @@ import pytest
 from dit_shd.profiling.latency import Cost
 from dit_shd.reports.figures.quality import quality_charts
 from dit_shd.reports.findings import best_student, change, compared, cost_shares, tiles
-from dit_shd.reports.tables import Row, figures_table, higher_is_better, number
+from dit_shd.reports.tables import Row, figures_table, higher_is_better, lower_is_better, number
 
 BIG, SMALL = Cost(4, 1000, 800, 2.0), Cost(2, 260, 200, 1.0)
 
@@ -68,6 +68,19 @@ def test_higher_is_better_where_it_is():
 def test_scores_are_known_by_their_names(name):
     assert higher_is_better(name)
     assert not any(map(higher_is_better, ("FD(digits)", "KID(x)", "training/perplexity", "training/validation_loss")))
+
+
+@pytest.mark.parametrize(
+    "name", ["top1_error", "accuracy_drop", "FD_improvement", "loss_reduction", "perplexity_ratio", "IS_std"]
+)
+def test_a_name_that_begins_as_a_known_one_is_another_figure(name):
+    """Its direction was that of the known one: the worse was said to be better."""
+    assert not higher_is_better(name) and not lower_is_better(name)
+
+
+@pytest.mark.parametrize("name", ["training/perplexity_ema_0.999", "training/loss_ema_0", "FD(digits)", "FD(a) by b"])
+def test_distances_are_known_by_their_names(name):
+    assert lower_is_better(name) and not higher_is_better(name)
 
 
 def test_without_costs_only_quality_is_said():

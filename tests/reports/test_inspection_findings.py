@@ -44,4 +44,8 @@ def test_merges_that_are_no_plain_average_are_counted_and_the_largest_change_is_
     assert second == ("Alpha changes most with the timestep in b, heads 0|1: from 0.10 at t = 100 to 0.80 at t = 900.")
     assert largest_change(layers[0])[0] < 1e-12
     assert len(alpha_findings(layers[:1])) == 1
+    four = np.tile([1 / 2, 2 / 3, 3 / 4], (10, 1))  # exactly the mean of four heads
+    assert alpha_findings([LayerAlpha("a", ["0|1", "0+1|2", "0+1+2|3"], four, t)])[0].startswith("0 of 3 merges")
+    halves = np.full((10, 3), 0.5)  # the last head has half of the weight
+    assert alpha_findings([LayerAlpha("a", ["0|1", "0+1|2", "0+1+2|3"], halves, t)])[0].startswith("2 of 3 merges")
     assert alpha_findings([]) == []

@@ -176,11 +176,21 @@ def test_variants_that_agree_in_two_seeds_tell_nothing():
 
 def test_evaluators_that_rank_two_variants_differently():
     second = {"output": 3.0, "shd": 2.0, "hard": 1.0}
-    found = analysis([row(r.variant, r.seed, r.figures["FD(a)"], second[r.variant] + r.seed) for r in ROWS])
+
+    def scored(noise: float):
+        values = {(r.variant, r.seed): second[r.variant] + r.seed + noise * (-1) ** r.seed for r in ROWS}
+        values |= {key: value - 2 * noise * (-1) ** key[1] for key, value in values.items() if key[0] == "hard"}
+        return analysis([row(r.variant, r.seed, r.figures["FD(a)"], values[r.variant, r.seed]) for r in ROWS])
+
+    found = scored(noise=0.001)
     (one,) = found.disagreements
-    assert (one.variant, one.other, one.second_figure, one.second_difference) == ("shd", "hard", "FD(b)", 1.0)
-    assert one.difference == pytest.approx(-0.025)
+    assert (one.first.variant, one.first.other, one.second_figure) == ("shd", "hard", "FD(b)")
+    assert one.first.difference.mean == pytest.approx(-0.025) and one.second.difference.mean == pytest.approx(
+        1, abs=0.01
+    )
+    assert one.second.certain and one.uncertain == (None if one.first.certain else "FD(a)")
     assert found.rank_correlation == {"FD(b)": pytest.approx(1 / 3)}
+    assert not one.first.certain and not scored(noise=5).disagreements, "of noise nothing is said"
 
 
 def test_nothing_is_said_of_the_seeds_that_are_left_where_some_failed():

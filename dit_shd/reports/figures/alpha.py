@@ -14,6 +14,7 @@ BINS, FEW_BINS = 25, 12
 FINE = 96
 """Merges of a page up to which every bar of a histogram tells its number; beyond, a histogram is an outline."""
 SHARE = Axis("alpha", -0.04, 1.04)
+EVEN = "The dashed line is plain averaging of all heads: a half of two, two thirds where a third one joins them."
 WIDE_FROM = 9
 """Merges from which a chart of a layer is wide."""
 
@@ -29,6 +30,12 @@ class LayerAlpha:
     """[samples,merges], at all timesteps."""
     t: np.ndarray
     """[samples]"""
+
+    @property
+    def even(self) -> np.ndarray:
+        """[merges], the alphas by which all heads weigh alike: of i heads with one more i/(i+1)."""
+        heads = np.array([merge.partition("|")[0].count("+") + 1 for merge in self.merges])
+        return heads / (heads + 1)
 
 
 def alpha_charts(layers: Sequence[LayerAlpha]) -> list[Chart]:
@@ -71,8 +78,8 @@ def _distributions(layer: LayerAlpha, fine: bool) -> Chart:
     count = len(layer.merges)
     size = (360, 236) if count < WIDE_FROM else (min(36 * count + 56, 1080), 236)
     chart = Chart(short_layer(layer.layer), Axis.of("merge of heads", layer.merges), SHARE, size)
-    chart.rule(0.5)
-    for merge, alphas in enumerate(layer.alpha.T):
+    for merge, (even, alphas) in enumerate(zip(layer.even, layer.alpha.T)):
+        chart.line([merge - 0.5, merge + 0.5], [even, even], "rule")
         counts, edges = np.histogram(alphas, bins=BINS if fine else FEW_BINS, range=(0, 1))
         css = series_css(merge)
         halves = 0.42 * counts / max(counts.max(), 1)

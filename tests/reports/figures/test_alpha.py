@@ -30,6 +30,8 @@ def test_each_merge_has_its_own_histogram_and_median():
     assert np.allclose([float(value) for _, value in medians], [0.15, 0.8, 0.3], atol=0.01)
     filled = [(float(low), float(high)) for low, high in re.findall(r"alpha ([\d.]+) to ([\d.]+) in", svg)]
     assert not [pair for pair in filled if pair[0] > 0.45 and pair[1] < 0.65], "no merge is near a half"
+    dashed = [float(y) for y in re.findall(r'class="rule" points="[\d.]+,([\d.]+)', svg)]
+    assert np.allclose(dashed, [chart.place(0, even)[1] for even in (1 / 2, 1 / 2, 2 / 3)], atol=0.06)
     counts = [int(n) for n in re.findall(r" in (\d+) of 200", svg)]
     assert sum(counts) == 3 * 200
 
