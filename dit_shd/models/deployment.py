@@ -167,10 +167,12 @@ def difference(model: nn.Module, runtime: Runtime, what: str) -> float:
         expected, given = reference(inputs), runtime(inputs)
         if expected.shape != given.shape:
             raise UserError(f"{what}: gives {list(given.shape)} where the model gives {list(expected.shape)}")
-        error = (given - expected).abs().max() / expected.abs().max().clamp_min(1e-12)
-        largest = max(largest, float(error))
-    if not largest <= TOLERANCE:
-        raise UserError(f"{what}: differs from the model by {largest:.2g} of its largest output, allowed {TOLERANCE:g}")
+        error = float((given - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+        if not error <= TOLERANCE:  # nor NaN
+            raise UserError(
+                f"{what}: differs from the model by {error:.2g} of its largest output, allowed {TOLERANCE:g}"
+            )
+        largest = max(largest, error)
     return largest
 
 

@@ -285,7 +285,11 @@ class Classification(Task[ImageBatch]):
 
     def _measure(self, model: nn.Module, dataset: Dataset, indices: Sequence[int], device: torch.device) -> Accuracy:
         transform = EvaluationTransform(image_input("model", model), self.evaluation.crop)
-        return measure_accuracy(model, dataset, transform, indices, device, self.evaluation.batch_size)
+
+        def predict(pixels: Tensor) -> Tensor:
+            return model(pixels.to(computed_in(model)))
+
+        return measure_accuracy(predict, dataset, transform, indices, device, self.evaluation.batch_size)
 
 
 def image_input(role: str, model: nn.Module) -> ImageInput:

@@ -158,8 +158,8 @@ def averaged(config: TrainConfig, task: Task[Any], tensors: dict[str, Tensor]) -
     Args:
         config: Of the run.
         task: Describes the data in the student's config.
-        tensors: The averaged parameters by name, and the student's buffers: statistics of batch norms, a table of
-            positions that it has of its teacher.
+        tensors: The averages by name, and the student's other buffers: a table of positions that it has of its
+            teacher.
     """
     student = FAMILIES.build(config.student, "student")
     task.describe(student)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dit_shd.core.dtensor import shard_like
+from dit_shd.models.batch_norms import batch_norms
 
 MUCH = 0.05
 """Share of the first weights above which an average is no good student."""
@@ -57,7 +58,8 @@ def too_slow(rates: Sequence[float], steps: int, warmup: bool) -> str | None:
 class EMA:
     """One average for each rate, begun as a copy of the weights: a <- rate a + (1 - rate) w after every step.
 
-    Of weights that are frozen, as below low-rank adapters, it is the weights themselves.
+    Of weights that are frozen, as below low-rank adapters, it is the weights themselves. Means and variances of batch
+    norms are averaged likewise (as by timm's ModelEma): those of the newest weights are not of averaged ones.
 
     Args:
         student: Whose parameters are averaged.
@@ -67,11 +69,16 @@ class EMA:
 
     def __init__(self, student: nn.Module, rates: Sequence[float], warmup: bool = False):
         self.warmup = warmup
-        self.names = [name for name, _ in student.named_parameters()]
-        weights = list(student.parameters())
-        self._trained = [i for i, p in enumerate(weights) if p.requires_grad]
+        named, measured = dict(student.named_parameters()), _statistics(student)
+        self.names = [*named, *measured]
+        self._trained = [i for i, p in enumerate(named.values()) if p.requires_grad]
+        self._measured = range(len(named), len(self.names))
         self._averages = {
-            rate: [p.detach().clone() if p.requires_grad else p.detach() for p in weights] for rate in rates
+            rate: [
+                *(p.detach().clone() if p.requires_grad else p.detach() for p in named.values()),
+                *(tensor.clone() for tensor in measured.values()),
+            ]
+            for rate in rates
         }
 
     @property
@@ -87,14 +94,14 @@ class EMA:
             student: With its weights after a step.
             number: The number of the step, from 0.
         """
-        parameters: list[Tensor] = list(student.parameters())
-        weights = [parameters[i] for i in self._trained]
+        tensors: list[Tensor] = [*student.parameters(), *_statistics(student).values()]
         for rate, averages in self._averages.items():
             share = 1 - rate_at(rate, number, self.warmup)
-            torch._foreach_lerp_([averages[i] for i in self._trained], weights, share)
+            for of in filter(None, (self._trained, self._measured)):  # apart: only parameters may be in slices
+                torch._foreach_lerp_([averages[i] for i in of], [tensors[i] for i in of], share)
 
     def tensors(self, rate: float | None = None) -> dict[str, Tensor]:
-        """The averaged parameters by name.
+        """The averaged parameters, and statistics of batch norms, by name.
 
         Args:
             rate: Of the average; None for the first.
@@ -107,7 +114,7 @@ class EMA:
 
         Args:
             rate: The rate of the average.
-            tensors: Parameters by name, whole.
+            tensors: The same by name, whole.
 
         Raises:
             KeyError, ValueError: A tensor is missing, or has another shape.
@@ -116,3 +123,13 @@ class EMA:
             if tensors[name].shape != average.shape:
                 raise ValueError(f"average of {name}: wanted {list(average.shape)}, found {list(tensors[name].shape)}")
             average.copy_(shard_like(tensors[name], average))
+
+
+def _statistics(student: nn.Module) -> dict[str, Tensor]:
+    """Means and variances of a student's batch norms, by name."""
+    return {
+        f"{name}.{key}": buffer
+        for name, norm in batch_norms(student).items()
+        for key, buffer in norm.named_buffers(recurse=False)
+        if buffer.is_floating_point()
+    }

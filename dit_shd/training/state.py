@@ -34,7 +34,7 @@ class TrainState:
         return gather_tree({"distiller": tensors, **averages}, kept)
 
     def student(self, rate: float) -> dict[str, Tensor]:
-        """A student's whole tensors with the weights of one average, likewise; its buffers are as they are."""
+        """A student's whole tensors with the weights of one average, likewise; other buffers are as they are."""
         student = self.distiller.student
         tensors = student.state_dict()
         buffers = {name: tensors[name] for name, _ in student.named_buffers() if name in tensors}

@@ -57,6 +57,20 @@ def test_what_is_measured_beside_the_steps_does_not_change_a_run(tmp_path, caplo
     assert "14 more are batch norms" in caplog.text
 
 
+def test_an_averaged_student_is_exported_with_averaged_statistics(tmp_path):
+    """They had been those of the newest weights, which are those of other features."""
+    folder = run({**VALUES, "steps": 3}, run=str(tmp_path / "run"), ema=[0.5, 0.0])[0].run
+    averaged, newest = (
+        load_file(folder / "student/model.safetensors"),
+        load_file(folder / "student_ema_0/model.safetensors"),
+    )
+    saved = load_file(folder / "checkpoints/step_00000003/ema_0.5.safetensors")
+    name = "bn1.running_var"
+    torch.testing.assert_close(averaged[name], saved[f"network.{name}"])
+    assert not torch.allclose(averaged[name], newest[name])
+    assert averaged["bn1.num_batches_tracked"] == 3
+
+
 def test_a_bad_step_leaves_the_statistics_as_they_were(tmp_path):
     """Its forward has put NaN into them, whether it is left out or the run is saved and ends."""
     config = make(TrainConfig, {**VALUES, "steps": 3, "skip_bad_steps": 1, "run": str(tmp_path / "run")})

@@ -313,6 +313,9 @@ def test_a_teacher_may_be_held_in_bfloat16(values, tmp_path):
         for how in ("no", "bf16")
     )
     assert low[0]["plain/kd"] == pytest.approx(plain[0]["plain/kd"], rel=0.05)
+    task, teacher, _ = classification()
+    (finding,) = task.check_teacher(teacher.bfloat16(), 0, torch.device("cpu"), measure=True)
+    assert finding.message.startswith("teacher: top-1 ")
 
 
 def test_all_the_losses_of_table_4_train_together(values):

@@ -8,6 +8,7 @@ import torch
 import yaml
 from runs import diffusion, drawn, run, weights
 from safetensors.torch import load_file
+from timm.utils import ModelEmaV3
 from torch import nn
 
 from dit_shd.cli.program import main
@@ -45,6 +46,26 @@ def test_a_warmed_up_average_is_the_published_one_and_ends_as_the_plain_one():
     torch.testing.assert_close(averages.tensors()["weight"], want)
     long = 10**6  # by then both have forgotten the beginning
     assert share_of_first(0.9999, long, True) < share_of_first(0.9999, long, False) < 1e-40
+
+
+def test_the_statistics_of_batch_norms_are_averaged_as_by_timm():
+    """An averaged student with the newest weights' means had lost half of its pictures."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.BatchNorm2d(4, affine=False)).double()
+    averages, want = EMA(model, [0.8, 0.0]), ModelEmaV3(model, decay=0.8)
+    for n in range(20):
+        nn.init.normal_(model[0].weight)
+        model.train()(torch.randn(5, 3, 2, 2, dtype=torch.float64) + n)
+        averages.step(model, n)
+        want.update(model)
+    measured = [f"{i}.running_{kind}" for i in (1, 3) for kind in ("mean", "var")]
+    assert averages.names == [name for name, _ in model.named_parameters()] + measured
+    for name in averages.names:
+        torch.testing.assert_close(averages.tensors()[name], want.module.state_dict()[name])
+        torch.testing.assert_close(averages.tensors(0.0)[name], model.state_dict()[name])
+    assert not torch.allclose(averages.tensors()["1.running_mean"], model[1].running_mean, rtol=0.01)
+    again = EMA(model, [0.8, 0.0])
+    again.load(0.8, averages.tensors())
+    torch.testing.assert_close(again.tensors(), averages.tensors())
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 10, 99, 300, 7000, 400_000])

@@ -51,6 +51,12 @@ def test_another_model_is_not_taken_for_the_exported_one(run, teacher):
     with pytest.raises(UserError, match="other: differs from the model by"):
         deployment.difference(model, deployment.torch_runtime(deployment.Forward(other)), "other")
 
+    def nothing(inputs):
+        return torch.full_like(deployment.torch_runtime(deployment.Forward(model))(inputs), torch.nan)
+
+    with pytest.raises(UserError, match="nan: differs from the model by nan of its largest output"):
+        deployment.difference(model, nothing, "nan")
+
 
 def test_a_users_files_in_the_folder_are_not_deleted(run, tmp_path):
     out = tmp_path / "deployed"
