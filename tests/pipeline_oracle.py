@@ -104,6 +104,20 @@ def flux(model, given):
     return FluxPipeline._unpack_latents(output, 2 * height, 2 * width, 2)
 
 
+def chroma(model, given):
+    (b, c, height, width), text = given.x.shape, given.text
+    own = text.mask.cumprod(1).float()
+    output = model(
+        hidden_states=FluxPipeline._pack_latents(given.x, b, c, height, width),
+        timestep=1000 * given.t / 1000,
+        attention_mask=torch.cat([own, torch.ones(b, height * width // 4)], 1),
+        txt_ids=torch.zeros(text.embeddings.shape[1], 3),
+        img_ids=FluxPipeline._prepare_latent_image_ids(b, height // 2, width // 2, given.x.device, given.x.dtype),
+        **given.prompt,
+    ).sample
+    return FluxPipeline._unpack_latents(output, 2 * height, 2 * width, 2)
+
+
 def qwen_image(model, given):
     b, c, height, width = given.x.shape
     output = model(
@@ -157,9 +171,11 @@ def sana(model, given):
     return model(given.x, timestep=1000 * given.t, encoder_attention_mask=mask, **given.prompt).sample
 
 
-VELOCITIES = {f.__name__: f for f in (sd3, flux, qwen_image, z_image, flux2, flux2_dev, wan, aura_flow, lumina2, sana)}
+VELOCITIES = {
+    f.__name__: f for f in (sd3, flux, chroma, qwen_image, z_image, flux2, flux2_dev, wan, aura_flow, lumina2, sana)
+}
 """By kind: the velocity as diffusers' examples/dreambooth/train_dreambooth*.py compute it (SD3, FLUX, FLUX.2,
-Qwen-Image, Z-Image, Lumina 2, Sana), or as the pipelines' calls do (AuraFlow, Wan)."""
+Qwen-Image, Z-Image, Lumina 2, Sana), or as the pipelines' calls do (AuraFlow, Chroma, Wan)."""
 
 
 def pixart(model, given):

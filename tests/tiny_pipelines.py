@@ -104,6 +104,27 @@ def flux(guidance=True):
     )
 
 
+def chroma():
+    from diffusers import ChromaPipeline, ChromaTransformer2DModel
+
+    transformer = ChromaTransformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=2,
+        num_attention_heads=4,
+        attention_head_dim=8,
+        joint_attention_dim=32,
+        axes_dims_rope=(4, 2, 2),
+        approximator_num_channels=16,
+        approximator_hidden_dim=16,
+        approximator_layers=1,
+    )
+    scheduler = flow(shift=3.0, use_dynamic_shifting=True)
+    return ChromaPipeline(
+        transformer=transformer, scheduler=scheduler, vae=kl(), text_encoder=t5(32), tokenizer=tokenizer()
+    )
+
+
 def pixart(cls="PixArtSigmaPipeline"):
     import diffusers
 
@@ -391,6 +412,7 @@ def here(make):
 KINDS = {
     "sd3": sd3,
     "flux": flux,
+    "chroma": chroma,
     "pixart": pixart,
     "qwen_image": qwen_image,
     "z_image": z_image,
@@ -403,6 +425,9 @@ KINDS = {
 }
 KINDS = {name: here(make) for name, make in KINDS.items()}
 """By the name of the adapter."""
+LATER = ("chroma",)
+"""Of these what is alike for every kind is tried by the slow tests."""
+WITH_SLOW = [pytest.param(kind, marks=pytest.mark.slow) if kind in LATER else kind for kind in KINDS]
 OTHERS = {"flux2_dev": here(flux2_dev)}
 """Other pipelines of the same adapters."""
 

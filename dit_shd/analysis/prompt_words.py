@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 IN_ORDER = (
     "StableDiffusion3Pipeline",
     "FluxPipeline",
+    "ChromaPipeline",
     "PixArtAlphaPipeline",
     "PixArtSigmaPipeline",
     "AuraFlowPipeline",
