@@ -7,6 +7,7 @@ import torch
 from diffusers import Flux2KleinPipeline, FluxPipeline, QwenImagePipeline
 from diffusers.models.embeddings import get_2d_rotary_pos_embed
 from diffusers.pipelines.hunyuandit.pipeline_hunyuandit import get_resize_crop_region_for_grid
+from diffusers.pipelines.longcat_image.pipeline_longcat_image import prepare_pos_ids
 from torch import Tensor
 
 from dit_shd.data.text_condition import TextCondition
@@ -42,6 +43,7 @@ def asked_by_the_pipeline(pipeline, adapter, guidance_scale=None, **keywords):
     known = known_of(pipeline)
     keywords |= {"use_resolution_binning": False} if "use_resolution_binning" in known else {}
     keywords |= {"num_frames": 1} if "num_frames" in known else {}
+    keywords |= {"enable_prompt_rewrite": False} if "enable_prompt_rewrite" in known else {}
     keywords |= {} if guidance_scale is None else {"guidance_scale": guidance_scale}
     if "negative_prompt" in keywords:
         keywords["negative_prompt"] = [keywords["negative_prompt"]] * len(PROMPTS)
@@ -130,6 +132,18 @@ def qwen_image(model, given):
     return QwenImagePipeline._unpack_latents(output, 2 * height, 2 * width, 2)[:, :, 0]
 
 
+def longcat_image(model, given):
+    b, c, height, width = given.x.shape
+    output = model(
+        hidden_states=FluxPipeline._pack_latents(given.x, b, c, height, width),
+        timestep=1000 * given.t / 1000,
+        txt_ids=prepare_pos_ids(0, "text", num_token=512),
+        img_ids=prepare_pos_ids(1, "image", (512, 512), height=height // 2, width=width // 2),
+        **given.prompt,
+    ).sample
+    return FluxPipeline._unpack_latents(output, 2 * height, 2 * width, 2)
+
+
 def z_image(model, given):
     images = list(given.x.unsqueeze(2).unbind(0))
     prompts = [e[m] for e, m in zip(given.text.embeddings, given.text.mask)]
@@ -172,10 +186,11 @@ def sana(model, given):
 
 
 VELOCITIES = {
-    f.__name__: f for f in (sd3, flux, chroma, qwen_image, z_image, flux2, flux2_dev, wan, aura_flow, lumina2, sana)
+    f.__name__: f
+    for f in (sd3, flux, chroma, longcat_image, qwen_image, z_image, flux2, flux2_dev, wan, aura_flow, lumina2, sana)
 }
 """By kind: the velocity as diffusers' examples/dreambooth/train_dreambooth*.py compute it (SD3, FLUX, FLUX.2,
-Qwen-Image, Z-Image, Lumina 2, Sana), or as the pipelines' calls do (AuraFlow, Chroma, Wan)."""
+Qwen-Image, Z-Image, Lumina 2, Sana), or as the pipelines' calls do (AuraFlow, Chroma, LongCat-Image, Wan)."""
 
 
 def pixart(model, given):

@@ -178,6 +178,34 @@ def qwen_image():
     )
 
 
+def longcat_image():
+    from diffusers import LongCatImagePipeline, LongCatImageTransformer2DModel
+    from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
+
+    transformer = LongCatImageTransformer2DModel(
+        in_channels=64,
+        num_layers=1,
+        num_single_layers=2,
+        num_attention_heads=4,
+        attention_head_dim=8,
+        joint_attention_dim=32,
+        pooled_projection_dim=32,
+        axes_dims_rope=[4, 2, 2],
+    )
+    words = tokenizer(600, ends=False)
+    processor = Qwen2VLProcessor(
+        Qwen2VLImageProcessor(), words, Qwen2VLVideoProcessor(), chat_template=words.chat_template
+    )
+    return LongCatImagePipeline(
+        transformer=transformer,
+        scheduler=flow(shift=3.0, use_dynamic_shifting=True),
+        vae=kl(16),
+        text_encoder=qwen_vl(32),
+        tokenizer=words,
+        text_processor=processor,
+    )
+
+
 def z_image():
     from diffusers import ZImagePipeline, ZImageTransformer2DModel
 
@@ -415,6 +443,7 @@ KINDS = {
     "chroma": chroma,
     "pixart": pixart,
     "qwen_image": qwen_image,
+    "longcat_image": longcat_image,
     "z_image": z_image,
     "lumina2": lumina2,
     "sana": sana,
@@ -425,7 +454,7 @@ KINDS = {
 }
 KINDS = {name: here(make) for name, make in KINDS.items()}
 """By the name of the adapter."""
-LATER = ("chroma",)
+LATER = ("chroma", "longcat_image")
 """Of these what is alike for every kind is tried by the slow tests."""
 WITH_SLOW = [pytest.param(kind, marks=pytest.mark.slow) if kind in LATER else kind for kind in KINDS]
 OTHERS = {"flux2_dev": here(flux2_dev)}
