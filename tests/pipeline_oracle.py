@@ -144,6 +144,18 @@ def longcat_image(model, given):
     return FluxPipeline._unpack_latents(output, 2 * height, 2 * width, 2)
 
 
+def ovis_image(model, given):
+    (b, c, height, width), tokens = given.x.shape, given.text.tokens
+    output = model(
+        hidden_states=FluxPipeline._pack_latents(given.x, b, c, height, width),
+        timestep=1000 * given.t / 1000,
+        txt_ids=prepare_pos_ids(0, "text", num_token=tokens),
+        img_ids=prepare_pos_ids(0, "image", height=height // 2, width=width // 2),
+        **given.prompt,
+    ).sample
+    return FluxPipeline._unpack_latents(output, 2 * height, 2 * width, 2)
+
+
 def z_image(model, given):
     images = list(given.x.unsqueeze(2).unbind(0))
     prompts = [e[m] for e, m in zip(given.text.embeddings, given.text.mask)]
@@ -187,10 +199,25 @@ def sana(model, given):
 
 VELOCITIES = {
     f.__name__: f
-    for f in (sd3, flux, chroma, longcat_image, qwen_image, z_image, flux2, flux2_dev, wan, aura_flow, lumina2, sana)
+    for f in (
+        sd3,
+        flux,
+        chroma,
+        longcat_image,
+        ovis_image,
+        qwen_image,
+        z_image,
+        flux2,
+        flux2_dev,
+        wan,
+        aura_flow,
+        lumina2,
+        sana,
+    )
 }
 """By kind: the velocity as diffusers' examples/dreambooth/train_dreambooth*.py compute it (SD3, FLUX, FLUX.2,
-Qwen-Image, Z-Image, Lumina 2, Sana), or as the pipelines' calls do (AuraFlow, Chroma, LongCat-Image, Wan)."""
+Qwen-Image, Z-Image, Lumina 2, Sana), or as the pipelines' calls do (AuraFlow, Wan, and those of FLUX's
+kind that have no such script)."""
 
 
 def pixart(model, given):
