@@ -7,6 +7,7 @@ import torch
 from diffusers import Flux2KleinPipeline, FluxPipeline, QwenImagePipeline
 from diffusers.models.embeddings import get_2d_rotary_pos_embed
 from diffusers.pipelines.hunyuandit.pipeline_hunyuandit import get_resize_crop_region_for_grid
+from diffusers.pipelines.longcat_image.pipeline_longcat_image import prepare_pos_ids
 from torch import Tensor
 
 from dit_shd.data.text_condition import TextCondition
@@ -42,6 +43,7 @@ def asked_by_the_pipeline(pipeline, adapter, guidance_scale=None, **keywords):
     known = known_of(pipeline)
     keywords |= {"use_resolution_binning": False} if "use_resolution_binning" in known else {}
     keywords |= {"num_frames": 1} if "num_frames" in known else {}
+    keywords |= {"enable_prompt_rewrite": False} if "enable_prompt_rewrite" in known else {}
     keywords |= {} if guidance_scale is None else {"guidance_scale": guidance_scale}
     if "negative_prompt" in keywords:
         keywords["negative_prompt"] = [keywords["negative_prompt"]] * len(PROMPTS)
@@ -104,6 +106,20 @@ def flux(model, given):
     return FluxPipeline._unpack_latents(output, 2 * height, 2 * width, 2)
 
 
+def chroma(model, given):
+    (b, c, height, width), text = given.x.shape, given.text
+    own = text.mask.cumprod(1).float()
+    output = model(
+        hidden_states=FluxPipeline._pack_latents(given.x, b, c, height, width),
+        timestep=1000 * given.t / 1000,
+        attention_mask=torch.cat([own, torch.ones(b, height * width // 4)], 1),
+        txt_ids=torch.zeros(text.embeddings.shape[1], 3),
+        img_ids=FluxPipeline._prepare_latent_image_ids(b, height // 2, width // 2, given.x.device, given.x.dtype),
+        **given.prompt,
+    ).sample
+    return FluxPipeline._unpack_latents(output, 2 * height, 2 * width, 2)
+
+
 def qwen_image(model, given):
     b, c, height, width = given.x.shape
     output = model(
@@ -114,6 +130,30 @@ def qwen_image(model, given):
         **given.prompt,
     ).sample
     return QwenImagePipeline._unpack_latents(output, 2 * height, 2 * width, 2)[:, :, 0]
+
+
+def longcat_image(model, given):
+    b, c, height, width = given.x.shape
+    output = model(
+        hidden_states=FluxPipeline._pack_latents(given.x, b, c, height, width),
+        timestep=1000 * given.t / 1000,
+        txt_ids=prepare_pos_ids(0, "text", num_token=512),
+        img_ids=prepare_pos_ids(1, "image", (512, 512), height=height // 2, width=width // 2),
+        **given.prompt,
+    ).sample
+    return FluxPipeline._unpack_latents(output, 2 * height, 2 * width, 2)
+
+
+def ovis_image(model, given):
+    (b, c, height, width), tokens = given.x.shape, given.text.tokens
+    output = model(
+        hidden_states=FluxPipeline._pack_latents(given.x, b, c, height, width),
+        timestep=1000 * given.t / 1000,
+        txt_ids=prepare_pos_ids(0, "text", num_token=tokens),
+        img_ids=prepare_pos_ids(0, "image", height=height // 2, width=width // 2),
+        **given.prompt,
+    ).sample
+    return FluxPipeline._unpack_latents(output, 2 * height, 2 * width, 2)
 
 
 def z_image(model, given):
@@ -157,9 +197,27 @@ def sana(model, given):
     return model(given.x, timestep=1000 * given.t, encoder_attention_mask=mask, **given.prompt).sample
 
 
-VELOCITIES = {f.__name__: f for f in (sd3, flux, qwen_image, z_image, flux2, flux2_dev, wan, aura_flow, lumina2, sana)}
+VELOCITIES = {
+    f.__name__: f
+    for f in (
+        sd3,
+        flux,
+        chroma,
+        longcat_image,
+        ovis_image,
+        qwen_image,
+        z_image,
+        flux2,
+        flux2_dev,
+        wan,
+        aura_flow,
+        lumina2,
+        sana,
+    )
+}
 """By kind: the velocity as diffusers' examples/dreambooth/train_dreambooth*.py compute it (SD3, FLUX, FLUX.2,
-Qwen-Image, Z-Image, Lumina 2, Sana), or as the pipelines' calls do (AuraFlow, Wan)."""
+Qwen-Image, Z-Image, Lumina 2, Sana), or as the pipelines' calls do (AuraFlow, Wan, and those of FLUX's
+kind that have no such script)."""
 
 
 def pixart(model, given):

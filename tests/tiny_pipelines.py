@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_text_encoders import (
+    CHAT,
     clip,
     gemma,
     mistral,
@@ -104,6 +105,27 @@ def flux(guidance=True):
     )
 
 
+def chroma():
+    from diffusers import ChromaPipeline, ChromaTransformer2DModel
+
+    transformer = ChromaTransformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=2,
+        num_attention_heads=4,
+        attention_head_dim=8,
+        joint_attention_dim=32,
+        axes_dims_rope=(4, 2, 2),
+        approximator_num_channels=16,
+        approximator_hidden_dim=16,
+        approximator_layers=1,
+    )
+    scheduler = flow(shift=3.0, use_dynamic_shifting=True)
+    return ChromaPipeline(
+        transformer=transformer, scheduler=scheduler, vae=kl(), text_encoder=t5(32), tokenizer=tokenizer()
+    )
+
+
 def pixart(cls="PixArtSigmaPipeline"):
     import diffusers
 
@@ -154,6 +176,56 @@ def qwen_image():
         vae=vae,
         text_encoder=qwen_vl(32),
         tokenizer=tokenizer(1100),
+    )
+
+
+def longcat_image():
+    from diffusers import LongCatImagePipeline, LongCatImageTransformer2DModel
+    from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
+
+    transformer = LongCatImageTransformer2DModel(
+        in_channels=64,
+        num_layers=1,
+        num_single_layers=2,
+        num_attention_heads=4,
+        attention_head_dim=8,
+        joint_attention_dim=32,
+        pooled_projection_dim=32,
+        axes_dims_rope=[4, 2, 2],
+    )
+    words = tokenizer(600, ends=False)
+    processor = Qwen2VLProcessor(
+        Qwen2VLImageProcessor(), words, Qwen2VLVideoProcessor(), chat_template=words.chat_template
+    )
+    return LongCatImagePipeline(
+        transformer=transformer,
+        scheduler=flow(shift=3.0, use_dynamic_shifting=True),
+        vae=kl(16),
+        text_encoder=qwen_vl(32),
+        tokenizer=words,
+        text_processor=processor,
+    )
+
+
+def ovis_image():
+    """Whose template has as many tokens before the prompt as the pipeline cuts off."""
+    from diffusers import OvisImagePipeline, OvisImageTransformer2DModel
+
+    transformer = OvisImageTransformer2DModel(
+        in_channels=16,
+        out_channels=16,
+        num_layers=1,
+        num_single_layers=2,
+        num_attention_heads=4,
+        attention_head_dim=8,
+        joint_attention_dim=32,
+        axes_dims_rope=(4, 2, 2),
+    )
+    words = tokenizer(600, ends=False)
+    words.chat_template = "<s>" + CHAT
+    scheduler = flow(shift=3.0, use_dynamic_shifting=True)
+    return OvisImagePipeline(
+        transformer=transformer, scheduler=scheduler, vae=kl(), text_encoder=qwen3(32), tokenizer=words
     )
 
 
@@ -391,8 +463,11 @@ def here(make):
 KINDS = {
     "sd3": sd3,
     "flux": flux,
+    "chroma": chroma,
     "pixart": pixart,
     "qwen_image": qwen_image,
+    "longcat_image": longcat_image,
+    "ovis_image": ovis_image,
     "z_image": z_image,
     "lumina2": lumina2,
     "sana": sana,
@@ -403,6 +478,9 @@ KINDS = {
 }
 KINDS = {name: here(make) for name, make in KINDS.items()}
 """By the name of the adapter."""
+LATER = ("chroma", "longcat_image", "ovis_image")
+"""Of these what is alike for every kind is tried by the slow tests."""
+WITH_SLOW = [pytest.param(kind, marks=pytest.mark.slow) if kind in LATER else kind for kind in KINDS]
 OTHERS = {"flux2_dev": here(flux2_dev)}
 """Other pipelines of the same adapters."""
 

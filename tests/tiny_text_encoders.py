@@ -9,8 +9,8 @@ WORDS = [
 CHAT = "{% for message in messages %}<user> {{ message['content'] }} {% endfor %}<assistant>"
 
 
-def tokenizer(length=32, side="right"):
-    """A tokenizer of words, with `</s>` at the end, as T5's."""
+def tokenizer(length=32, side="right", ends=True):
+    """A tokenizer of words, with `</s>` at the end, as T5's; or without ends, as Qwen's."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -18,9 +18,10 @@ def tokenizer(length=32, side="right"):
     vocabulary = {word: number for number, word in enumerate([*special, *WORDS])}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Split(Regex(r"\w+|[^\w\s]"), "removed", invert=True)
-    words.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", vocabulary["<s>"]), ("</s>", vocabulary["</s>"])]
-    )
+    if ends:
+        words.post_processor = processors.TemplateProcessing(
+            single="<s> $A </s>", special_tokens=[("<s>", vocabulary["<s>"]), ("</s>", vocabulary["</s>"])]
+        )
     names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>", "bos_token": "<s>"}
     names["model_input_names"] = ["input_ids", "attention_mask"]
     made = PreTrainedTokenizerFast(tokenizer_object=words, model_max_length=length, padding_side=side, **names)

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dit_shd.diffusion.adapters import MAX_TOKENS, Adapter, Template
+from dit_shd.diffusion.adapters import MAX_TOKENS, Adapter
+from dit_shd.diffusion.prompt_texts import Template
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 IN_ORDER = (
     "StableDiffusion3Pipeline",
     "FluxPipeline",
+    "ChromaPipeline",
     "PixArtAlphaPipeline",
     "PixArtSigmaPipeline",
     "AuraFlowPipeline",

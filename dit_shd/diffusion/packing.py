@@ -1,5 +1,8 @@
 """Latents as tokens, the way transformers of FLUX's kind are given them: patches of 2 x 2, row by row."""
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
@@ -29,3 +32,21 @@ def places(x: Tensor) -> Tensor:
     height, width = x.shape[-2] // SIDE, x.shape[-1] // SIDE
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     return torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).flatten(0, 1).to(x)
+
+
+class Packed:
+    """What adapters of such transformers have in common; a class is one of these and an Adapter."""
+
+    example_tokens: ClassVar[int] = 512
+
+    def channels(self, settings: Mapping[str, Any]) -> int:
+        return settings["in_channels"] // SIDE**2
+
+    def multiple(self, settings: Mapping[str, Any]) -> int:
+        return SIDE
+
+    def text_widths(self, settings: Mapping[str, Any]) -> tuple[int, int | None]:
+        return settings["joint_attention_dim"], None
+
+    def prediction(self, output: Tensor, x: Tensor) -> Tensor:
+        return unpack(output, x)

@@ -18,6 +18,13 @@ def true_guidance(settings: Mapping[str, Any], scale: float) -> dict[str, Any]:
     return {"true_cfg_scale": scale, **({"negative_prompt": ""} if scale > 1 else {})}
 
 
-def rescaled(combined: Tensor, conditional: Tensor) -> Tensor:
-    """The first with the norms of the second along the last axis."""
-    return combined * (conditional.norm(dim=-1, keepdim=True) / combined.norm(dim=-1, keepdim=True).clamp(min=1e-12))
+def rescaled(combined: Tensor, conditional: Tensor, most: float | None = None) -> Tensor:
+    """The first with the norms of the second along the last axis.
+
+    Args:
+        combined: Predictions [...,n].
+        conditional: Others of the same shape.
+        most: The largest factor; None for any.
+    """
+    factor = conditional.norm(dim=-1, keepdim=True) / combined.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    return combined * factor.clamp(max=most)

@@ -29,7 +29,6 @@ from dit_shd.data.pipeline_record import (
 )
 from dit_shd.data.text_condition import TextCondition
 from dit_shd.diffusion.adapters import MAX_TOKENS, Adapter, adapter_of, require_cleaners
-from dit_shd.diffusion.prompt_texts import tokenizer_of
 from dit_shd.diffusion.text_models import check_sides
 
 if TYPE_CHECKING:
@@ -118,7 +117,10 @@ class Prompts:
         """How many of some prompts are longer than what every tokenizer's encoder takes."""
         limits = self.adapter.limits(self.pipeline, self.record.text_tokens)
         with quiet():
-            lengths = [[length <= limit for length in self._lengths(name, prompts)] for name, limit in limits.items()]
+            lengths = [
+                [length <= limit for length in self.adapter.lengths(self.pipeline, name, prompts)]
+                for name, limit in limits.items()
+            ]
         return sum(not any(fits) for fits in zip(*lengths))
 
     def check_sides(self, sides: tuple[int, int]) -> None:
@@ -126,10 +128,6 @@ class Prompts:
         if self.transformer is not None:
             role = f"size: the pipeline's {self.record.transformer_class}"
             check_sides(role, self.transformer, self.adapter, sides, "the images'")
-
-    def _lengths(self, name: str, prompts: Sequence[str]) -> list[int]:
-        texts = self.adapter.framed(self.pipeline, prompts)
-        return [len(ids) for ids in tokenizer_of(self.pipeline, name)(texts).input_ids]
 
     def _refuse_tokens(self, tokens: int) -> None:
         most = self.adapter.most_tokens
@@ -139,7 +137,7 @@ class Prompts:
             )
         for name, limit in self.adapter.limits(self.pipeline, tokens).items():
             with quiet():
-                around = self._lengths(name, [""])[0]
+                around = self.adapter.lengths(self.pipeline, name, [""])[0]
             if limit - around < LEAST_TOKENS:
                 raise UserError(
                     f"text_tokens: wanted {tokens + LEAST_TOKENS - limit + around} or more, found {tokens}: a "

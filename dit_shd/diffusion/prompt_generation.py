@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 OURS = ("prompt", "generator", "output_type", "return_dict", "num_images_per_prompt")
 """Arguments of a pipeline's call that are not a user's to choose here."""
+REWRITE = "enable_prompt_rewrite"
+"""The argument of LongCat-Image's call, whose own negative prompt, too, is one for all prompts."""
 MOST_COUNT = 10**8
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet", ".xlsx")
 _log = logging.getLogger("dit_shd")
@@ -142,6 +144,8 @@ def call_arguments(pipeline: "DiffusionPipeline", record: PipelineRecord, given:
         call["max_sequence_length"] = record.text_tokens
     if "num_frames" in known:  # of a pipeline for videos, whose first frame is the image
         call["num_frames"] = 1
+    if REWRITE in known:  # a language model would write other prompts than were learned, and other ones in each batch
+        call |= {REWRITE: False} | ({} if "negative_prompt_embeds" in given else {"negative_prompt": ""})
     if record.size is not None:
         call |= {"height": record.size[0], "width": record.size[1]}
         if "use_resolution_binning" in known:

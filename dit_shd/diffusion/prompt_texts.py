@@ -1,10 +1,23 @@
 """The tokenizers of pipelines, and the texts that chat templates make of prompts."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
+
+
+@dataclass(frozen=True)
+class Template:
+    """What a pipeline with one tokenizer makes of a prompt before it is tokenized."""
+
+    before: str
+    """The text before the prompt, tokenized with it."""
+    prompt: str
+    """The prompt as it is tokenized."""
+    dropped: int = 0
+    """Tokens before the prompt that the transformer is not given."""
 
 
 def tokenizer_of(pipeline: "DiffusionPipeline", name: str) -> Any:  # noqa: ANN401

@@ -3,9 +3,11 @@
 import inspect
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dit_shd.core.errors import UserError
 from dit_shd.models.batch_norms import count_once
@@ -15,6 +17,11 @@ if TYPE_CHECKING:
 
 STREAM = "hidden_states"
 """The argument by which a block of diffusers or transformers is given the tokens that it works on."""
+NO_TOKENS = ("ChromaApproximator",)
+"""Classes of modules whose lists work on what is made of the time, and not on tokens."""
+MASK = "attention_mask"
+UNMASKED = ("ChromaTransformer2DModel",)
+"""Classes of diffusers that do not give all of their blocks the mask where these are recomputed."""
 
 
 def named_blocks(model: nn.Module, prefix: str = "") -> dict[str, nn.Module]:
@@ -22,6 +29,8 @@ def named_blocks(model: nn.Module, prefix: str = "") -> dict[str, nn.Module]:
     members: dict[str, nn.Module] = {}
     for name, child in model.named_children():
         path = f"{prefix}{name}"
+        if type(child).__name__ in NO_TOKENS:
+            continue
         if isinstance(child, nn.ModuleList) or _is_list_of_blocks(child):
             members |= {f"{path}.{index}": block for index, block in child.named_children()}
         else:
@@ -57,13 +66,32 @@ def recompute(model: nn.Module) -> None:
         UserError: A class or an architecture whose library cannot.
     """
     try:
-        cast("ModelMixin", model).enable_gradient_checkpointing()
+        masked = _Masked() if type(model).__name__ in UNMASKED else None
+        cast("ModelMixin", model).enable_gradient_checkpointing(*([] if masked is None else [masked]))
+        if masked is not None:
+            model.register_forward_pre_hook(masked.remember, with_kwargs=True)
     except ValueError as error:
         raise UserError(
             f"gradient_checkpointing: diffusers recomputes no blocks of {type(model).__name__}; wanted "
             "gradient_checkpointing=false"
         ) from error
     count_once(model)
+
+
+@dataclass
+class _Masked:
+    """Recomputes blocks, each with the mask that the model was given."""
+
+    mask: Tensor | None = None
+
+    def remember(self, _model: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.mask = kwargs.get(MASK)
+
+    def __call__(self, block: nn.Module, *args: Any) -> Any:  # noqa: ANN401
+        given = inspect.signature(type(block).forward).bind(block, *args).arguments
+        rest = {} if MASK in given else {MASK: self.mask}
+        run: Any = checkpoint
+        return run(block.__call__, *args, use_reentrant=False, **rest)
 
 
 @contextmanager

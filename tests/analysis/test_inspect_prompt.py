@@ -23,10 +23,10 @@ from dit_shd.diffusion.assembly import assemble
 from dit_shd.diffusion.prompt_generation import draw
 
 PROMPT = "two thin seven"
-CALLS = {"sd3": 7.0, "flux": 3.5, "pixart": 4.5}
+CALLS = {"sd3": 7.0, "flux": 3.5, "chroma": 1.0, "pixart": 4.5}
 
 
-@pytest.fixture(scope="module", params=CALLS)
+@pytest.fixture(scope="module", params=["sd3", "flux", "pixart", pytest.param("chroma", marks=pytest.mark.slow)])
 def pipeline(request, tmp_path_factory):
     return request.param, write_pipeline(request.param, tmp_path_factory.mktemp("p") / "pipeline")
 

@@ -26,7 +26,7 @@ BY_THE_SCHEDULER = "sd3", "aura_flow", "wan"
 @torch.no_grad()
 def test_times_are_not_rounded_in_bfloat16(kind, pipeline, adapter):
     """Eight bits of a time are 0.2 to 0.4 percent of it."""
-    if kind in ("hunyuan_dit", "flux", "flux2", "flux2_dev", "qwen_image"):
+    if kind in ("hunyuan_dit", "flux", "chroma", "longcat_image", "ovis_image", "flux2", "flux2_dev", "qwen_image"):
         pytest.skip("its transformer or its pipeline rounds them itself")
     times = torch.tensor([0.7123456])
     x = torch.zeros(1, adapter.channels(pipeline.transformer.config), 8, 8, dtype=torch.bfloat16)
@@ -49,6 +49,19 @@ def test_a_model_through_its_adapter_predicts_what_the_pipeline_s_call_predicts(
         torch.testing.assert_close(
             predicted[:, : x.shape[1]], unpacked(output, pipeline, adapter), rtol=1e-4, atol=5e-5
         )
+
+
+@torch.no_grad()
+def test_a_prompt_beside_a_longer_one_is_asked_as_it_is_alone(kind, pipeline, adapter):
+    model = pipeline.transformer
+    x = torch.randn(1, adapter.channels(model.config), *sides(pipeline, adapter), generator=torch.manual_seed(0))
+    time = torch.tensor([500.0 if adapter.process == "ddpm" else 0.5])
+    alone, beside = (adapter.encode(pipeline, prompts) for prompts in (PROMPTS[:1], PROMPTS))
+    found = [
+        adapter.predict(model, x.expand(len(t.mask), -1, -1, -1), time.expand(len(t.mask)), t)[0]
+        for t in (alone, beside)
+    ]
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from prompt_students import PROMPTS, prompt_file, prompt_student
-from tiny_pipelines import KINDS, OTHERS, write_pipeline
+from tiny_pipelines import KINDS, LATER, OTHERS, write_pipeline
 
 from dit_shd.cli.program import main
 from dit_shd.core.config import make
@@ -60,6 +60,21 @@ def test_images_are_those_of_the_pipeline_itself(student, pipeline, prompts, tmp
         generator=torch.Generator().manual_seed(seed),
         output_type="np",
     ).images[0]
+    assert np.abs(images[1].astype(int) - np.round(alone * 255)).max() <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["flux", *LATER])
+def test_images_are_those_of_the_pipeline_itself_of_other_kinds(kind, prompts, tmp_path):
+    place = write_pipeline(kind, tmp_path / "pipeline")
+    size = {"height": 16, "width": 24} | ({} if kind == "longcat_image" else {"max_sequence_length": 24})
+    with np.load(sample_prompts(config(place, prompts, tmp_path / "x.npz", call=size, guidance=3))) as file:
+        images = file["arr_0"]
+    whole = open_pipeline(place)
+    seed = int(prompt_generation.rng.stream(0, "sample prompt", 0, 1).integers(2**62))
+    options = {**size, "num_inference_steps": 2, "guidance_scale": 3.0, "output_type": "np"}
+    options |= {"enable_prompt_rewrite": False} if kind == "longcat_image" else {}
+    alone = whole(PROMPTS[1], generator=torch.Generator().manual_seed(seed), **options).images[0]
     assert np.abs(images[1].astype(int) - np.round(alone * 255)).max() <= 1
 
 

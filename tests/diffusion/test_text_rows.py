@@ -41,7 +41,7 @@ def batch_of(built, prompts, tokens=48):
     return TextBatch("plain", 0, torch.tensor(of), x[of], x[of], x[of], t[of], text[of], mask[of], text_rows=rows)
 
 
-@pytest.mark.parametrize("kind", ["lumina2", "z_image", "qwen_image"])
+@pytest.mark.parametrize("kind", ["lumina2", "z_image", "qwen_image", pytest.param("chroma", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", OF_LAYERS)
 def test_a_sample_s_term_is_its_own_whatever_prompts_are_beside_it(kind, name):
     """A batch is the mean of its samples."""

@@ -12,7 +12,7 @@ import pytest
 import torch
 from encoded_text import CAPTIONS, encode
 from safetensors.torch import load_file, save_file
-from tiny_pipelines import KINDS, OTHERS, flux, write_pipeline
+from tiny_pipelines import KINDS, LATER, OTHERS, WITH_SLOW, flux, write_pipeline
 
 from dit_shd.core import plugins, rng
 from dit_shd.core.config import make
@@ -35,9 +35,11 @@ from dit_shd.training.dry_run import dry_run
 from dit_shd.training.trainer import Trainer
 
 HEADS = {"z_image": "n_heads"}
+OPTIONS = {"hunyuan_dit": {"size": 32}, "chroma": {"text_tokens": 24}, "ovis_image": {"text_tokens": 24}}
+"""Of encoding, by kind."""
 
 
-@pytest.fixture(scope="module", params=[*KINDS, *OTHERS])
+@pytest.fixture(scope="module", params=[*WITH_SLOW, *OTHERS])
 def kind(request):
     return request.param
 
@@ -47,7 +49,7 @@ def made(kind, tmp_path_factory):
     """A pipeline, and what was encoded by it."""
     folder = tmp_path_factory.mktemp(kind)
     pipeline = write_pipeline(kind, folder / "pipeline")
-    return pipeline, encode(folder, pipeline, size=32 if kind == "hunyuan_dit" else 16)
+    return pipeline, encode(folder, pipeline, **OPTIONS.get(kind, {}))
 
 
 def values(kind, pipeline, latents, run, **changes):
@@ -100,7 +102,7 @@ def test_captions_are_matched_with_their_images(kind, made):
     data = DATASETS.build(Plugin("text_latents", {"path": str(latents), "verify": True}))
     assert len(data) == 3
     assert [data.caption(i) for i in range(3)] == ["a thin seven", CAPTIONS["c"], "a nine"]
-    prompts = Prompts.load(str(pipeline), torch.device("cpu"))
+    prompts = Prompts.load(str(pipeline), torch.device("cpu"), text_tokens=data.record.text_tokens)
     for i in range(3):
         alone = prompts([data.caption(i)])
         (index,) = data.batch(torch.tensor([i]).numpy(), Draws(0, 0, range(1), 1))["text"]
@@ -108,6 +110,29 @@ def test_captions_are_matched_with_their_images(kind, made):
     skipped = [json.loads(line) for line in (latents / "skipped.jsonl").read_text().splitlines()]
     assert [entry["image"] for entry in skipped] == ["b.png", "e.png"]
     assert all(entry["reason"] == "it has no caption" for entry in skipped)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["flux", *LATER], indirect=True)
+def test_half_the_blocks_of_a_teacher_learn_the_same_in_micro_batches(kind, made, tmp_path):
+    """Whole blocks of the teacher's, and low-rank adapters on them."""
+    changes = {"student": {"like": "teacher", "num_single_layers": 1}, "task": "text_to_image", "steps": 2}
+    both = []
+    for size in (4, 2):
+        run = tmp_path / str(size)
+        config = make(TrainConfig, values(kind, *made, run, **changes, micro_batch_size=size))
+        both.append([step.metrics for step in Trainer.from_config(config).run_steps()])
+        sources = json.loads((run / "initialisation.json").read_text())["layers"]
+        assert sources == {
+            "transformer_blocks.0": "transformer_blocks.0",
+            "single_transformer_blocks.0": "single_transformer_blocks.1",
+        }
+    for whole, halves in zip(*both):
+        for name in ("loss", *(f"plain/{loss.name}" for loss in config.losses)):
+            assert whole[name] == pytest.approx(halves[name], rel=1e-4, abs=1e-8), name
+    lora = {"lora": {"rank": 2}, "losses": [{"name": "output"}], "gradient_checkpointing": True}
+    config = make(TrainConfig, values(kind, *made, tmp_path / "lora", **changes | lora))
+    assert all(step.metrics["loss"] > 0 for step in Trainer.from_config(config).run_steps())
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ velocity noise - x_0 (or what DDPM's scheduler calls the prediction) out.
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -19,6 +18,7 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.installation import require
 from dit_shd.core.plugins import PluginFolder
 from dit_shd.data.text_condition import TextCondition
+from dit_shd.diffusion.prompt_texts import Template, tokenizer_of
 from dit_shd.diffusion.text_rows import TextRows
 
 if TYPE_CHECKING:
@@ -45,18 +45,6 @@ REFUSED = {
     "a prompt's embeddings are, and what the model makes of them, depends on the other prompts",
 }
 """Classes that cannot be asked so that a sample depends on its own prompt alone, and why."""
-
-
-@dataclass(frozen=True)
-class Template:
-    """What a pipeline with one tokenizer makes of a prompt before it is tokenized."""
-
-    before: str
-    """The text before the prompt, tokenized with it."""
-    prompt: str
-    """The prompt as it is tokenized."""
-    dropped: int = 0
-    """Tokens before the prompt that the transformer is not given."""
 
 
 class Adapter(ABC):
@@ -183,6 +171,17 @@ class Adapter(ABC):
         """Prompts with what the pipeline puts around them, all of which its limits are of; see `limits`."""
         return list(prompts)
 
+    def lengths(self, pipeline: "DiffusionPipeline", tokenizer: str, prompts: Sequence[str]) -> list[int]:
+        """Tokens that a tokenizer of the pipeline makes of framed prompts.
+
+        Args:
+            pipeline: With tokenizers.
+            tokenizer: Its name in the pipeline.
+            prompts: Without the frame.
+        """
+        texts = self.framed(pipeline, prompts)
+        return [len(ids) for ids in tokenizer_of(pipeline, tokenizer)(texts).input_ids]
+
     def limits(self, pipeline: "DiffusionPipeline", tokens: int | None = None) -> dict[str, int]:
         """Tokens of a framed prompt that the encoder of each tokenizer takes; a prompt beyond all of them is cut.
 
@@ -262,7 +261,7 @@ def encode_prompt(
     of_call = inspect.signature(type(pipeline).__call__).parameters
     keywords: dict[str, Any] = {key: of_call[key].default for key in OF_CALL if key in known and key in of_call}
     keywords |= {key: None for key in ("prompt_2", "prompt_3") if key in known}
-    keywords["device"] = pipeline.text_encoder.device
+    keywords |= {"device": pipeline.text_encoder.device} if "device" in known else {}
     if tokens is not None and MAX_TOKENS in known:
         keywords[MAX_TOKENS] = tokens
     if "do_classifier_free_guidance" in known:

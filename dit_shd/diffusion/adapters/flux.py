@@ -14,20 +14,13 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 
-class Flux(Adapter):
+class Flux(packing.Packed, Adapter):
     """Time is the share of noise, the output the velocity to noise of each patch."""
 
     transformer = "FluxTransformer2DModel"
     pipelines = ("FluxPipeline",)
     guidance = 3.5
     most_tokens = 512
-    example_tokens = 512
-
-    def channels(self, settings: Mapping[str, Any]) -> int:
-        return settings["in_channels"] // packing.SIDE**2
-
-    def multiple(self, settings: Mapping[str, Any]) -> int:
-        return packing.SIDE
 
     def text_widths(self, settings: Mapping[str, Any]) -> tuple[int, int | None]:
         return settings["joint_attention_dim"], settings["pooled_projection_dim"]
@@ -47,9 +40,6 @@ class Flux(Adapter):
 
     def guidance_arguments(self, settings: Mapping[str, Any], scale: float) -> dict[str, Any]:
         return true_guidance(settings, scale)
-
-    def prediction(self, output: Tensor, x: Tensor) -> Tensor:
-        return packing.unpack(output, x)
 
     def limits(self, pipeline: "DiffusionPipeline", tokens: int | None = None) -> dict[str, int]:
         return {"tokenizer_2": tokens or 512}

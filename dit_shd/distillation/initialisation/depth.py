@@ -76,6 +76,26 @@ def pairs_of_layers(student: nn.Module, teacher: nn.Module, layers: Mapping[str,
     return pairs
 
 
+def by_number(student: nn.Module, teacher: nn.Module) -> str | None:
+    """What is computed from the numbers of blocks, and so begins otherwise in a student of fewer; None: nothing is.
+
+    Args:
+        student: Perhaps without weights.
+        teacher: A model of its class, perhaps without weights, too.
+    """
+    weights, tables = student.state_dict(), dict(teacher.named_buffers())
+    for name, table in student.named_buffers():
+        other = tables.get(name)
+        if name in weights or other is None or not other.ndim == table.ndim == 2:
+            continue
+        if len(other) != len(table) and other.shape[1] == table.shape[1]:
+            return (
+                f"{name} has {len(table)} rows in the student and {len(other)} in its teacher, by the numbers of "
+                "blocks: until it has learned, a block works with what is computed for another one of the teacher's"
+            )
+    return None
+
+
 def check(student: nn.Module, teacher: nn.Module, layers: Mapping[str, str]) -> None:
     """Refuse models that differ in more than their depth.
 

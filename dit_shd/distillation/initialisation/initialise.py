@@ -166,6 +166,8 @@ def remarks(
             f"the student has no part for {len(lost)} of its teacher's tensors, and begins without what they do there "
             f"(first {lost[0]})"
         )
+    if numbered := depth.by_number(student, teacher):
+        yield numbered
     here, there = kinds_of_attention(student), kinds_of_attention(teacher)
     if here and there:
         sources = {block: there[layers[block]] for block in here}

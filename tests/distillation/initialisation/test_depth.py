@@ -2,11 +2,12 @@ import pytest
 import torch
 from diffusers import SD3Transformer2DModel
 from language import GPT_NEOX
+from tiny_pipelines import KINDS
 
 from dit_shd.analysis.redundancy import plan_of
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.initialisation import depth
-from dit_shd.distillation.initialisation.initialise import Initialisation, check, initialise, planned
+from dit_shd.distillation.initialisation.initialise import Initialisation, check, initialise, planned, remarks
 from dit_shd.distillation.kept import KeptPlan
 from dit_shd.distillation.losses.shd import SHD
 from dit_shd.models.families.timm import TimmModel
@@ -148,3 +149,15 @@ def test_blocks_inside_of_stages_are_evenly_spaced():
         for key in taken:
             if key.startswith(f"{name}."):
                 assert torch.equal(taken[key], given[source + key.removeprefix(name)])
+
+
+def test_what_a_block_s_number_makes_is_told_of():
+    """Chroma's modulation is computed from the number of each block, of which a student has others."""
+    teacher = KINDS["chroma"]().transformer
+    student, same = (
+        type(teacher).from_config({**teacher.config, "num_single_layers": depth, "num_attention_heads": heads})
+        for depth, heads in ((1, 4), (2, 2))
+    )
+    (line,) = remarks(OPTIONS, [], student, teacher)
+    assert "time_text_embed.mod_proj has 17 rows in the student and 20 in its teacher, by the numbers of blocks" in line
+    assert not list(remarks(OPTIONS, [], same, teacher))
