@@ -40,6 +40,7 @@ def asked_by_the_pipeline(pipeline, adapter, guidance_scale=None, **keywords):
     factor = pipeline.vae_scale_factor_spatial if "num_frames" in known_of(pipeline) else pipeline.vae_scale_factor
     factor *= 2 if isinstance(adapter, ADAPTERS.find("flux2")) else 1  # its latents are patches of 2 x 2
     height, width = (factor * side for side in sides(pipeline, adapter))
+    size = adapter.size_arguments(pipeline, (height, width))
     known = known_of(pipeline)
     keywords |= {"use_resolution_binning": False} if "use_resolution_binning" in known else {}
     keywords |= {"num_frames": 1} if "num_frames" in known else {}
@@ -51,7 +52,7 @@ def asked_by_the_pipeline(pipeline, adapter, guidance_scale=None, **keywords):
     try:
         generator = torch.Generator().manual_seed(0)
         options = {"num_inference_steps": 3, "output_type": "latent", "generator": generator, **keywords}
-        pipeline(prompt=list(PROMPTS), height=height, width=width, **options)
+        pipeline(prompt=list(PROMPTS), **size, **options)
     finally:
         pipeline.scheduler.step = step
     return record
@@ -197,26 +198,31 @@ def sana(model, given):
     return model(given.x, timestep=1000 * given.t, encoder_attention_mask=mask, **given.prompt).sample
 
 
-VELOCITIES = {
-    f.__name__: f
-    for f in (
-        sd3,
-        flux,
-        chroma,
-        longcat_image,
-        ovis_image,
-        qwen_image,
-        z_image,
-        flux2,
-        flux2_dev,
-        wan,
-        aura_flow,
-        lumina2,
-        sana,
-    )
-}
+def hidream(model, given):
+    t5, *llama = given.text.embeddings.split([32, 16, 16], dim=-1)
+    options = {"encoder_hidden_states_t5": t5, "encoder_hidden_states_llama3": torch.stack(llama)}
+    return -model(given.x, 1000 * given.t, pooled_embeds=given.text.pooled, **options).sample
+
+
+FLOWS = (
+    sd3,
+    flux,
+    chroma,
+    longcat_image,
+    ovis_image,
+    qwen_image,
+    z_image,
+    flux2,
+    flux2_dev,
+    wan,
+    aura_flow,
+    lumina2,
+    sana,
+    hidream,
+)
+VELOCITIES = {f.__name__: f for f in FLOWS}
 """By kind: the velocity as diffusers' examples/dreambooth/train_dreambooth*.py compute it (SD3, FLUX, FLUX.2,
-Qwen-Image, Z-Image, Lumina 2, Sana), or as the pipelines' calls do (AuraFlow, Wan, and those of FLUX's
+Qwen-Image, Z-Image, Lumina 2, Sana), or as the pipelines' calls do (AuraFlow, Wan, HiDream, and those of FLUX's
 kind that have no such script)."""
 
 

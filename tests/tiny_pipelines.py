@@ -12,6 +12,7 @@ from tiny_text_encoders import (
     CHAT,
     clip,
     gemma,
+    llama,
     mistral,
     pixtral_processor,
     qwen3,
@@ -412,6 +413,40 @@ def wan():
     )
 
 
+def hidream():
+    from diffusers import HiDreamImagePipeline, HiDreamImageTransformer2DModel
+
+    transformer = HiDreamImageTransformer2DModel(
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        num_single_layers=2,
+        num_attention_heads=4,
+        attention_head_dim=8,
+        caption_channels=[32, 16],
+        text_emb_dim=24,
+        num_routed_experts=3,
+        num_activated_experts=2,
+        axes_dims_rope=(4, 2, 2),
+        max_resolution=(16, 12),
+        llama_layers=[0, 1, 0, 1],
+    )
+    return HiDreamImagePipeline(
+        transformer=transformer,
+        scheduler=flow(shift=3.0),
+        vae=kl(),
+        text_encoder=clip(16, 8, 128),
+        text_encoder_2=clip(16, 16, 128),
+        text_encoder_3=t5(32),
+        text_encoder_4=llama(16),
+        tokenizer=tokenizer(128),
+        tokenizer_2=tokenizer(128),
+        tokenizer_3=tokenizer(128),
+        tokenizer_4=tokenizer(128),
+    )
+
+
 def hunyuan_dit():
     """With the pipeline's own numbers of tokens and pixels of a latent's side, which it does not read anywhere."""
     from diffusers import DDPMScheduler, HunyuanDiT2DModel, HunyuanDiTPipeline
@@ -475,12 +510,15 @@ KINDS = {
     "flux2": flux2,
     "wan": wan,
     "hunyuan_dit": hunyuan_dit,
+    "hidream": hidream,
 }
 KINDS = {name: here(make) for name, make in KINDS.items()}
 """By the name of the adapter."""
-LATER = ("chroma", "longcat_image", "ovis_image")
+LATER = ("chroma", "hidream", "longcat_image", "ovis_image")
 """Of these what is alike for every kind is tried by the slow tests."""
 WITH_SLOW = [pytest.param(kind, marks=pytest.mark.slow) if kind in LATER else kind for kind in KINDS]
+HALF = {"hidream": {"num_layers": 1, "num_single_layers": 1}}
+"""Of some, by kind: keys of the transformer's config for every second block."""
 OTHERS = {"flux2_dev": here(flux2_dev)}
 """Other pipelines of the same adapters."""
 

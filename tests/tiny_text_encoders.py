@@ -76,6 +76,13 @@ def t5(width=32):
     return T5EncoderModel(T5Config(vocab_size=vocabulary_size(), pad_token_id=0, eos_token_id=1, **sizes))
 
 
+def llama(width=16):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary_size(), num_key_value_heads=1, pad_token_id=0, **sizes))
+
+
 def gemma(width=32):
     from transformers import Gemma2Config, Gemma2Model
 

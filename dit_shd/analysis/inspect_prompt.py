@@ -181,7 +181,7 @@ class _Watch:
     def watching(self, model: nn.Module) -> Generator[None]:
         """Count the sampling steps of a model's forwards; a second forward at one timestep is that of guidance."""
         names = [*signatures.signature(model.forward).parameters]
-        name = "timestep" if "timestep" in names else "t"
+        name = next(name for name in ("timestep", "timesteps", "t") if name in names)
 
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             given = {**dict(zip(names, args)), **kwargs}

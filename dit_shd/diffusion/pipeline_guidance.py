@@ -27,4 +27,4 @@ def rescaled(combined: Tensor, conditional: Tensor, most: float | None = None) -
         most: The largest factor; None for any.
     """
     factor = conditional.norm(dim=-1, keepdim=True) / combined.norm(dim=-1, keepdim=True).clamp(min=1e-12)
-    return combined * factor.clamp(max=most)
+    return combined * (factor if most is None else factor.clamp(max=most))

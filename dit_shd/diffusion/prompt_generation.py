@@ -150,7 +150,11 @@ def call_arguments(pipeline: "DiffusionPipeline", record: PipelineRecord, given:
         call |= {"height": record.size[0], "width": record.size[1]}
         if "use_resolution_binning" in known:
             call["use_resolution_binning"] = False
-    return {**call, **given}
+    call = {**call, **given}
+    adapter, size = _adapter(record), (call.get("height"), call.get("width"))
+    if adapter is not None and isinstance(size[0], int) and isinstance(size[1], int):
+        call |= adapter.size_arguments(pipeline, size)
+    return call
 
 
 def _guided(pipeline: "DiffusionPipeline", record: PipelineRecord, given: dict[str, Any]) -> dict[str, Any]:

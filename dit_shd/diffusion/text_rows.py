@@ -48,6 +48,22 @@ class TextRows:
         return _share(shown)
 
 
+@dataclass(frozen=True)
+class PaddedImageRows(TextRows):
+    """Of a model that pads the tokens of images that are not square, before the text, and takes padding for text."""
+
+    padded: int = 0
+    """Rows of such an image."""
+
+    def weight(self, mask: Tensor, size: tuple[int, int], rows: int) -> Tensor | None:
+        """0 for the padding of an image; rows of text all weigh alike."""
+        image = (size[0] // self.side) * (size[1] // self.side)
+        if size[0] == size[1] or rows < self.padded:
+            return None
+        place = torch.arange(rows, device=mask.device)
+        return _share(((place < image) | (place >= self.padded)).expand(len(mask), rows))
+
+
 def _share(shown: Tensor) -> Tensor:
     """Weights [b,n] of the rows shown, bool [b,n], whose mean over n is the mean over these rows."""
     return shown * (shown.shape[1] / shown.sum(1).clamp(min=1))[:, None].float()

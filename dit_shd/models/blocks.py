@@ -23,19 +23,33 @@ MASK = "attention_mask"
 UNMASKED = ("ChromaTransformer2DModel",)
 """Classes of diffusers that do not give all of their blocks the mask where these are recomputed."""
 
+BESIDE = {"caption_projection": ("double_stream_blocks", "single_stream_blocks")}
+"""Lists of modules with one for each block of some lists of blocks, and others behind: HiDream's maps of texts."""
+
 
 def named_blocks(model: nn.Module, prefix: str = "") -> dict[str, nn.Module]:
     """The members of a transformer's outermost lists of modules, by name."""
     members: dict[str, nn.Module] = {}
     for name, child in model.named_children():
         path = f"{prefix}{name}"
-        if type(child).__name__ in NO_TOKENS:
+        if type(child).__name__ in NO_TOKENS or (name in BESIDE and isinstance(child, nn.ModuleList)):
             continue
         if isinstance(child, nn.ModuleList) or _is_list_of_blocks(child):
             members |= {f"{path}.{index}": block for index, block in child.named_children()}
         else:
             members |= named_blocks(child, f"{path}.")
     return {name: block for name, block in members.items() if any(True for _ in block.parameters())}
+
+
+def named_beside(model: nn.Module) -> dict[str, nn.Module]:
+    """The members of the lists that stand beside lists of blocks, by name."""
+    lists = {name: getattr(model, name, None) for name in BESIDE}
+    return {
+        f"{name}.{index}": member
+        for name, members in lists.items()
+        if isinstance(members, nn.ModuleList)
+        for index, member in members.named_children()
+    }
 
 
 def _is_list_of_blocks(module: nn.Module) -> bool:

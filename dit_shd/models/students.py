@@ -1,6 +1,6 @@
 """The config of a student like its teacher, but smaller: sizes that follow from others follow."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dit_shd.core.errors import UserError, unknown
@@ -22,6 +22,8 @@ FOLLOW_HEADS = ("num_kv_heads", "n_kv_heads", "num_cross_attention_heads")
 """Numbers of heads that keep their ratio to the heads."""
 OF_LAYERS = ("dual_attention_layers",)
 """Lists of numbers of layers: the student's are those that are made of them."""
+STACKS, OF_BLOCKS = ("num_layers", "num_single_layers"), ("llama_layers",)
+"""Lists with an entry for each block of two stacks, one after the other: the student's are those of its blocks."""
 
 
 def smaller(sizes: Mapping[str, Any], changes: Mapping[str, Any], where: str = "student") -> dict[str, Any]:
@@ -63,6 +65,9 @@ def smaller(sizes: Mapping[str, Any], changes: Mapping[str, Any], where: str = "
     for name in OF_LAYERS:
         if depth is not None and isinstance(sizes.get(name), (list, tuple)) and name not in changes:
             student[name] = [number for number in range(depth) if _source(number, depth, before_depth) in sizes[name]]
+    for name in OF_BLOCKS:
+        if isinstance(sizes.get(name), (list, tuple)) and name not in changes:
+            student[name] = _of_blocks(sizes[name], [(sizes[stack], student[stack]) for stack in STACKS])
     return student
 
 
@@ -72,6 +77,15 @@ def _head_width(sizes: Mapping[str, Any], heads: int) -> int:
         return sizes["attention_head_dim"]
     width = next((sizes[name] for name in FOLLOW_WIDTH[2:] if isinstance(sizes.get(name), int)), 0)
     return width // heads
+
+
+def _of_blocks(values: Sequence[Any], depths: Sequence[tuple[int, int]]) -> list[Any]:
+    """The entries of a student's blocks in stacks of some depths before and after."""
+    kept, first = [], 0
+    for before, after in depths:
+        kept += [values[first + _source(number, after, before)] for number in range(after)]
+        first += before
+    return kept
 
 
 def _source(number: int, depth: int, before: int) -> int:

@@ -27,6 +27,8 @@ from dit_shd.models.lora import add_noted, note_of
 from dit_shd.models.quantization import OF_QUANTISED
 
 T = TypeVar("T")
+HIDREAM_EXPERTS = "MOEFeedForwardSwiGLU"
+"""The class of its mixtures of experts, which look at the numbers, too."""
 META = torch.device("meta")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 PRODUCTS: set[Callable[..., Tensor]] = {
@@ -84,7 +86,19 @@ def _countable(model: ModelMixin) -> ModelMixin:
     network: Any = getattr(model, "network", None)
     if getattr(network, "_can_set_experts_implementation", bool)():
         network.set_experts_implementation("batched_mm")
+    for module in model.modules():
+        if type(module).__name__ == HIDREAM_EXPERTS:
+            module.forward = partial(_evenly, module)
     return model
+
+
+def _evenly(mixture: Any, x: Tensor) -> Tensor:  # noqa: ANN401
+    """A mixture of experts of HiDream, each of which has as many tokens, where their numbers say nothing."""
+    shares = F.linear(x, mixture.gate.weight).softmax(-1).topk(mixture.num_activated_experts).values
+    tokens = x.flatten(0, 1).repeat_interleave(mixture.num_activated_experts, dim=0)
+    parts = [expert(part) for expert, part in zip(mixture.experts, tokens.chunk(len(mixture.experts)))]
+    mixed = torch.cat(parts).unflatten(0, shares.shape) * shares.unsqueeze(-1)
+    return mixed.sum(-2) + mixture.shared_experts(x)
 
 
 @contextmanager

@@ -2,25 +2,31 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from diffusers import (
     FlowMatchEulerDiscreteScheduler,
 )
-from pipeline_oracle import PROMPTS, asked_by_the_pipeline, public_loss, sides, unpacked
-from tiny_pipelines import KINDS, kl
+from pipeline_oracle import PROMPTS, asked_by_the_pipeline, known_of, public_loss, sides, unpacked
+from tiny_pipelines import HALF, KINDS, kl
 from tiny_text_encoders import tokenizer, vocabulary_size
 
+from dit_shd.core import rng
 from dit_shd.core.errors import UserError
 from dit_shd.core.rng import Draws
+from dit_shd.data.pipeline_record import PipelineRecord
 from dit_shd.data.text_condition import TextCondition
-from dit_shd.diffusion.adapters import ADAPTERS, Adapter, adapter_of, by_class
+from dit_shd.diffusion.adapters import ADAPTERS, Adapter, adapter_of, adapter_of_model, by_class
 from dit_shd.diffusion.flow import TimestepDensity
 from dit_shd.diffusion.guidance import Guidance
+from dit_shd.diffusion.prompt_generation import call_arguments, draw
 from dit_shd.diffusion.text_process import process_of
 
-BY_THE_SCHEDULER = "sd3", "aura_flow", "wan"
+BY_THE_SCHEDULER = "sd3", "aura_flow", "wan", "hidream"
 """Pipelines that leave the noise levels to their scheduler, which divides from its first (shifted) one to its last."""
+MASKED = "hunyuan_image", "prx"
+"""Of those that are compared prompt by prompt: the classes that are told which tokens are padding."""
 
 
 @torch.no_grad()
@@ -31,7 +37,7 @@ def test_times_are_not_rounded_in_bfloat16(kind, pipeline, adapter):
     times = torch.tensor([0.7123456])
     x = torch.zeros(1, adapter.channels(pipeline.transformer.config), 8, 8, dtype=torch.bfloat16)
     given = adapter.arguments(pipeline.transformer, x, times, adapter.encode(pipeline, PROMPTS[:1]).to(x), None)
-    assert next(value for key, value in given.items() if key in ("timestep", "t")).dtype == torch.float32
+    assert next(value for key, value in given.items() if key in ("timestep", "timesteps", "t")).dtype == torch.float32
 
 
 @torch.no_grad()
@@ -80,6 +86,39 @@ def test_a_guided_target_is_what_the_pipeline_s_call_is_guided_by(kind, pipeline
     target = adapter.guided(Guidance(4.0).combined(c, u, time), c)
     assert (target - c).norm() > 1e-3 * c.norm()
     assert (target - expected).norm() < 1e-4 * expected.norm()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", HALF)
+def test_a_prompt_beside_a_longer_one_is_what_it_is_alone(kind, opened):
+    pipeline = opened(kind)
+    adapter = adapter_of_model(pipeline.transformer)
+    height, width = sides(pipeline, adapter)
+    x = Draws(0, 0, range(2), 2).normal("x", (adapter.channels(pipeline.transformer.config), height, width))
+    t = torch.tensor([0.3, 0.8])
+    text = adapter.encode(pipeline, PROMPTS)
+    both = adapter.predict(pipeline.transformer, x, t, text.padded(text.tokens + 3 * (kind in MASKED)))
+    for i, prompt in enumerate(PROMPTS):
+        alone = adapter.predict(pipeline.transformer, x[i : i + 1], t[i : i + 1], adapter.encode(pipeline, [prompt]))
+        torch.testing.assert_close(both[i : i + 1], alone, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", HALF)
+def test_images_are_the_pipeline_s_own(kind, opened):
+    pipeline = opened(kind)
+    adapter = adapter_of_model(pipeline.transformer)
+    record = PipelineRecord("", type(pipeline).__name__, type(pipeline.transformer).__name__, "", {}, size=(24, 16))
+    call = call_arguments(pipeline, record, {"num_inference_steps": 2, "guidance": 3})
+    drawn = draw(pipeline, PROMPTS, 0, range(2), call)
+    assert drawn.shape == (2, 24, 16, 3)
+    for i, prompt in enumerate(PROMPTS):
+        seed = int(rng.stream(0, "sample prompt", 0, i).integers(2**62))
+        options = adapter.guidance_arguments(pipeline.transformer.config, 3.0)
+        options |= {"generator": torch.Generator().manual_seed(seed), "num_inference_steps": 2, "output_type": "np"}
+        options |= {"use_resolution_binning": False} if "use_resolution_binning" in known_of(pipeline) else {}
+        image = pipeline(prompt, height=24, width=16, **options).images[0]
+        assert np.abs(drawn[i].astype(int) - np.round(image * 255)).max() <= 1
 
 
 @torch.no_grad()

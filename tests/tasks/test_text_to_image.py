@@ -12,7 +12,7 @@ import pytest
 import torch
 from encoded_text import CAPTIONS, encode
 from safetensors.torch import load_file, save_file
-from tiny_pipelines import KINDS, LATER, OTHERS, WITH_SLOW, flux, write_pipeline
+from tiny_pipelines import HALF, KINDS, LATER, OTHERS, WITH_SLOW, flux, write_pipeline
 
 from dit_shd.core import plugins, rng
 from dit_shd.core.config import make
@@ -77,6 +77,14 @@ def values(kind, pipeline, latents, run, **changes):
     }
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(each for each in [*KINDS, *OTHERS] if each not in HALF),
+        *(pytest.param(x, marks=pytest.mark.slow) for x in HALF),
+    ],
+    indirect=True,
+)
 def test_three_steps_with_resume(kind, made, tmp_path):
     pipeline, latents = made
     config = make(TrainConfig, values(kind, pipeline, latents, tmp_path / "run"))
@@ -95,6 +103,26 @@ def test_three_steps_with_resume(kind, made, tmp_path):
     record = json.loads((tmp_path / "run" / "student" / "pipeline.json").read_text())
     assert record["pipeline"] == str(pipeline)
     assert f"It replaces the transformer of {pipeline}" in (tmp_path / "run" / "student" / "README.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [0, 2])
+@pytest.mark.parametrize("kind", HALF)
+def test_half_of_the_blocks_in_micro_batches(kind, lora, tmp_path):
+    """From whole blocks of the teacher, in two halves of a batch as in one, with and without adapters."""
+    pipeline = write_pipeline(kind, tmp_path / "pipeline")
+    latents = encode(tmp_path, pipeline)
+    changes = {"student": {"like": "teacher", **HALF[kind]}, "lora": {"rank": lora}}
+    metrics = []
+    for micro in (4, 2):
+        run = values(kind, pipeline, latents, tmp_path / f"run{micro}", micro_batch_size=micro, **changes)
+        metrics.append([step.metrics for step in Trainer.from_config(make(TrainConfig, run)).run_steps()])
+    for step, (whole, parts) in enumerate(zip(*metrics, strict=True)):
+        for name in ("loss", "plain/output", "plain/feature", "plain/shd"):
+            assert whole[name] == pytest.approx(parts[name], rel=1e-2 if step else 1e-4, abs=1e-7), name
+    begun = json.loads((tmp_path / "run2" / "initialisation.json").read_text())["layers"]
+    sources = [source for source in begun.values() if "caption" not in source]
+    assert len(sources) == len(HALF[kind]) and all(source.endswith(".1") for source in sources)
 
 
 def test_captions_are_matched_with_their_images(kind, made):

@@ -18,15 +18,14 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.installation import require
 from dit_shd.core.plugins import PluginFolder
 from dit_shd.data.text_condition import TextCondition
+from dit_shd.diffusion.prompt_encoding import MAX_TOKENS, encode_prompt
 from dit_shd.diffusion.prompt_texts import Template, tokenizer_of
+from dit_shd.diffusion.refused_classes import REFUSED
 from dit_shd.diffusion.text_rows import TextRows
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-MAX_TOKENS = "max_sequence_length"
-OF_CALL = (MAX_TOKENS, "clean_caption", "complex_human_instruction")
-"""Arguments of encode_prompt whose defaults are those of the pipeline's __call__."""
 SKETCH = """
     from dit_shd.diffusion.adapters import Adapter
 
@@ -40,11 +39,6 @@ SKETCH = """
         def prediction(self, output, x):  # of its output: the velocity noise - x_0, shaped like the latents x
             return output"""
 """A file of an adapter, for the error about a class that has none."""
-REFUSED = {
-    "CogView4Transformer2DModel": "its pipeline pads prompts to the longest of a batch and gives no mask, so that what "
-    "a prompt's embeddings are, and what the model makes of them, depends on the other prompts",
-}
-"""Classes that cannot be asked so that a sample depends on its own prompt alone, and why."""
 
 
 class Adapter(ABC):
@@ -140,6 +134,15 @@ class Adapter(ABC):
             conditional: C.
         """
         return combined
+
+    def size_arguments(self, pipeline: "DiffusionPipeline", size: tuple[int, int]) -> dict[str, Any]:
+        """Arguments of the pipeline's call for images of a height and width, of which it makes no others.
+
+        Args:
+            pipeline: May be set so that its call keeps to them.
+            size: In pixels.
+        """
+        return {"height": size[0], "width": size[1]}
 
     def predict(
         self, model: nn.Module, x: Tensor, time: Tensor, text: TextCondition, guidance: float | None = None
@@ -244,30 +247,6 @@ def settings_of(model: nn.Module) -> Mapping[str, Any]:
     """The config of a model; empty where it has none."""
     values: Any = getattr(model, "config", None)
     return values if isinstance(values, Mapping) else {}
-
-
-def encode_prompt(
-    pipeline: "DiffusionPipeline", prompts: Sequence[str], tokens: int | None, guided: bool = False
-) -> Sequence[Any]:
-    """What a pipeline's encode_prompt gives, called as its __call__ calls it.
-
-    Args:
-        pipeline: With text encoders and tokenizers.
-        prompts: Texts.
-        tokens: As in Adapter.encode.
-        guided: Also encode the default negative prompt, where the pipeline can.
-    """
-    known = inspect.signature(pipeline.encode_prompt).parameters
-    of_call = inspect.signature(type(pipeline).__call__).parameters
-    keywords: dict[str, Any] = {key: of_call[key].default for key in OF_CALL if key in known and key in of_call}
-    keywords |= {key: None for key in ("prompt_2", "prompt_3") if key in known}
-    keywords |= {"device": pipeline.text_encoder.device} if "device" in known else {}
-    if tokens is not None and MAX_TOKENS in known:
-        keywords[MAX_TOKENS] = tokens
-    if "do_classifier_free_guidance" in known:
-        keywords["do_classifier_free_guidance"] = guided
-    with torch.no_grad():
-        return pipeline.encode_prompt(prompt=list(prompts), **keywords)
 
 
 ADAPTERS: PluginFolder[Adapter] = PluginFolder(__name__, Adapter, "adapter")

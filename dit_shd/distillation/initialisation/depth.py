@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.kept import KeptPlan
 from dit_shd.distillation.layer_map import LayerMap, layer_map
-from dit_shd.models.blocks import named_blocks
+from dit_shd.models.blocks import BESIDE, named_blocks
 from dit_shd.models.shape import differing_heads
-from dit_shd.models.students import LAYERS, OF_LAYERS
+from dit_shd.models.students import LAYERS, OF_BLOCKS, OF_LAYERS
 
 
 def pairs(student: nn.Module, teacher: nn.Module, how: str | dict[str, str] | KeptPlan | None) -> dict[str, str]:
@@ -33,9 +33,46 @@ def pairs(student: nn.Module, teacher: nn.Module, how: str | dict[str, str] | Ke
         how.check(named_blocks(student))
         wanted, available = student.state_dict(), teacher.state_dict()
         names = list(named_blocks(teacher))
-        return {block: _kept(block, wanted, available, names, how) for block in named_blocks(student)}
+        kept = {block: _kept(block, wanted, available, names, how) for block in named_blocks(student)}
+        return with_beside(student, teacher, kept)
     rule: LayerMap = "sections" if how is None else how
-    return layer_map(list(named_blocks(teacher)), list(named_blocks(student)), rule)
+    return with_beside(student, teacher, layer_map(list(named_blocks(teacher)), list(named_blocks(student)), rule))
+
+
+def with_beside(student: nn.Module, teacher: nn.Module, layers: Mapping[str, str]) -> dict[str, str]:
+    """Pairs of blocks, and of what stands beside each of them in a list of its own (HiDream's maps of its text).
+
+    Args:
+        student: Perhaps without weights.
+        teacher: Perhaps without weights, too.
+        layers: Student block -> teacher block.
+
+    Raises:
+        UserError: By the student's config its blocks read another text than those whose weights they have.
+    """
+    pairs = dict(layers)
+    for of_list, stacks in BESIDE.items():
+        lists = [getattr(model, of_list, None) for model in (student, teacher)]
+        if not all(isinstance(each, nn.ModuleList) for each in lists):
+            continue
+        new, old = ([n for n in named_blocks(model) if n.rpartition(".")[0] in stacks] for model in (student, teacher))
+        numbers = {i: old.index(layers[block]) for i, block in enumerate(new) if block in layers}
+        _check_texts(student, teacher, numbers)
+        numbers |= {len(new) + i: len(old) + i for i in range(len(lists[0]) - len(new))}
+        pairs |= {f"{of_list}.{number}": f"{of_list}.{source}" for number, source in numbers.items()}
+    return pairs
+
+
+def _check_texts(student: Any, teacher: Any, numbers: Mapping[int, int]) -> None:  # noqa: ANN401
+    """Refuse a student whose blocks read other layers of the text encoder than their sources."""
+    for name in OF_BLOCKS:
+        values, read = student.config[name], teacher.config[name]
+        wanted = [read[numbers[i]] if i in numbers else value for i, value in enumerate(values)]
+        if wanted != list(values):
+            raise UserError(
+                f"student.{name}: wanted {wanted}, as the blocks that its weights are of have them, found "
+                f"{list(values)}; set student.config.{name}={wanted}"
+            )
 
 
 def with_inner(student: nn.Module, teacher: nn.Module, layers: Mapping[str, str]) -> dict[str, str]:
@@ -183,6 +220,7 @@ def student_of(teacher: nn.Module, plan: KeptPlan) -> nn.Module:
         options[key] = len(blocks)
         if key in LAYERS[:2]:
             options |= _lists_of_layers(options, blocks, plan)
+    options |= _lists_of_blocks(teacher, plan)
     cls: Any = type(teacher)
     student: nn.Module = cls.from_config(options)
     copy(student, teacher, pairs(student, teacher, plan))
@@ -198,6 +236,14 @@ def _lists_of_layers(options: Mapping[str, Any], blocks: list[str], plan: KeptPl
     numbers = [int(source.rpartition(".")[2]) for source in sources]
     kept = {name: options[name] for name in OF_LAYERS if isinstance(options.get(name), (list, tuple))}
     return {name: [i for i, number in enumerate(numbers) if number in of_teacher] for name, of_teacher in kept.items()}
+
+
+def _lists_of_blocks(teacher: Any, plan: KeptPlan) -> dict[str, list[Any]]:  # noqa: ANN401
+    """The lists of a config with an entry for each block, of the blocks that give weights."""
+    names, sources = list(named_blocks(teacher)), set(plan.weights.values())
+    planned = {source.rpartition(".")[0] for source in sources}
+    kept = [i for i, name in enumerate(names) if name in sources or name.rpartition(".")[0] not in planned]
+    return {name: [teacher.config[name][i] for i in kept] for name in OF_BLOCKS if teacher.config.get(name)}
 
 
 def _key(teacher: nn.Module, options: Mapping[str, Any], of_list: str) -> str:

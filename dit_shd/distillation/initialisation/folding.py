@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dit_shd.distillation.initialisation.depth import source_of
-from dit_shd.models.blocks import named_blocks
+from dit_shd.models.blocks import named_beside, named_blocks
 from dit_shd.models.quantization import dequantised
 
 SCALED = {"ls1": "attn.proj", "ls2": "mlp.fc2"}
@@ -52,7 +52,7 @@ def left_out(student: nn.Module, teacher: nn.Module, layers: Mapping[str, str]) 
         layers: Student block -> teacher block.
     """
     used = {source_of(name, layers) for name in student.state_dict()}
-    blocks = tuple(f"{block}." for block in named_blocks(teacher))
+    blocks = tuple(f"{block}." for block in [*named_blocks(teacher), *named_beside(teacher)])
     giving = tuple(  # not those whose inner blocks are paired by themselves
         f"{source}." for block, source in layers.items() if not any(other.startswith(f"{block}.") for other in layers)
     )

@@ -231,7 +231,7 @@ def _sources(student: nn.Module, teacher: nn.Module, options: Initialisation, sh
         layers |= depth.pairs(student, teacher, named)
     elif options.layers is None and isinstance(shd.layers, dict):
         layers |= depth.pairs_of_layers(student, teacher, shd.layers)
-    return depth.with_inner(student, teacher, layers)
+    return depth.with_beside(student, teacher, depth.with_inner(student, teacher, layers))
 
 
 def _kept(rule: LayerMap | None) -> KeptPlan | None:

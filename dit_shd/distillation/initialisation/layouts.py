@@ -56,15 +56,18 @@ class Layout:
 
 DIFFUSERS = Layout(
     first="to_q",
-    queries=("to_q", "add_q_proj", "norm_q", "norm_added_q"),
-    keys=("to_k", "to_v", "add_k_proj", "add_v_proj", "norm_k", "norm_added_k"),
-    values=("to_v", "add_v_proj"),
-    out=("to_out.0", "to_out", "to_add_out"),
+    queries=("to_q", "add_q_proj", "norm_q", "norm_added_q", "to_q_t", "q_rms_norm", "q_rms_norm_t"),
+    keys=(
+        *("to_k", "to_v", "add_k_proj", "add_v_proj", "norm_k", "norm_added_k"),
+        *("to_k_t", "to_v_t", "k_rms_norm", "k_rms_norm_t"),
+    ),
+    values=("to_v", "add_v_proj", "to_v_t"),
+    out=("to_out.0", "to_out", "to_add_out", "to_out_t"),
     setting="attention_head_dim",
     heads="heads",
     whole=False,
 )
-"""Joint attention has maps for the text, too."""
+"""Joint attention has maps for the text, too; those of HiDream end in _t."""
 DIFFUSERS_FUSED = Layout(
     first="qkv",
     queries=DIFFUSERS.queries,

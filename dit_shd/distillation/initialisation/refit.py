@@ -23,6 +23,9 @@ from dit_shd.tasks import Batch
 Predict = Callable[[nn.Module, Any], object]
 """Runs a model on a batch: Task.predict."""
 
+EXPERTS = "experts"
+"""A list of networks of which each is given some tokens."""
+
 
 class _Reached(Exception):
     """A model has come to the map that is asked for."""
@@ -54,7 +57,8 @@ def refit(selection: Selection, predict: Predict, batches: Sequence[Batch]) -> N
 def _in_order(selection: Selection, predict: Predict, batches: Sequence[Batch]) -> list[list[str]]:
     """The maps that lost inputs in the order in which they run; those of one input together.
 
-    A head that is the embedding, too, is none of them: another reading of the last block is another embedding.
+    A head that is the embedding, too, is none of them: another reading of the last block is another embedding. Nor is
+    an expert's: a gate gives it other tokens than the teacher's.
     """
     uses = Counter(id(p) for _, p in selection.student.named_parameters(remove_duplicate=False))
     groups: list[list[str]] = []
@@ -74,7 +78,7 @@ def _in_order(selection: Selection, predict: Predict, batches: Sequence[Batch]) 
 
     with ExitStack() as stack:
         for name, module in selection.student.named_modules():
-            weight: Any = module.weight if is_map(module) else None
+            weight: Any = module.weight if is_map(module) and EXPERTS not in name.split(".") else None
             if weight is not None and uses[id(weight)] == 1 and selection.axes.of[f"{name}.weight"][1]:
                 stack.callback(module.register_forward_pre_hook(note(name)).remove)
         for batch in batches:

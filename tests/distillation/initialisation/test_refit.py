@@ -27,9 +27,9 @@ def error(student, teacher, batches):
     return float(sum((a - b).square().sum() for a, b in pairs) / sum(b.square().sum() for _, b in pairs))
 
 
-@pytest.mark.parametrize(
-    "kind", ["sd3", "flux2", "lumina2", "wan"]
-)  # with biases, without, shared keys, norms over heads
+@pytest.mark.parametrize(  # with biases, without, shared keys, norms over heads, experts
+    "kind", ["sd3", "flux2", "lumina2", "wan", pytest.param("hidream", marks=pytest.mark.slow)]
+)
 def test_refitted_maps_give_more_of_the_teachers_output(kind):
     teacher, student = models(kind)
     batches = list(TASK.example(teacher, 16, torch.device("cpu")))
