@@ -6,6 +6,7 @@ same kind; another training seed moves it, too, and that it leaves out.
 """
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -60,20 +61,46 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     return (0.0 if successes == 0 else low), (1.0 if successes == trials else high)
 
 
-def misnamed(known: Sequence[str | None] | None, names: Sequence[str | None] | None) -> str | None:
+Names = Sequence[str | None]
+"""Of classes in order, "" or None for one without a name."""
+
+
+def misnamed(known: Names | None, names: Names | None) -> str | None:
     """The first class that has one name in a model and another in images, in words; None where there is none.
 
-    Names of two languages, none of which both have, say nothing.
+    Names that differ in case alone, or in spaces, - and _, are one. Names of two languages, none of which both have,
+    say nothing.
 
     Args:
-        known: The model's classes in order, "" or None for one without a name; None where none is known.
+        known: The model's classes; None where none is known.
         names: The images', likewise.
     """
-    if known is None or names is None or not {*filter(None, known)} & {*filter(None, names)}:
+    if known is None or names is None or not share_a_name(known, names):
         return None
-    pairs = ((i, one, other) for i, (one, other) in enumerate(zip(known, names)) if one and other)
-    first = next((pair for pair in pairs if pair[1] != pair[2]), None)
+    spelt, pairs = _spelling(known, names), enumerate(zip(known, names))
+    first = next(((i, a, b) for i, (a, b) in pairs if a and b and spelt(a) != spelt(b)), None)
     return None if first is None else f"class {first[0]} is '{one_line(first[2])}', not '{one_line(first[1])}'"
+
+
+def share_a_name(known: Names, names: Names) -> bool:
+    """Whether a model and images have the name of a class in common.
+
+    Args:
+        known: The model's classes.
+        names: The images'.
+    """
+    spelt = _spelling(known, names)
+    return bool({spelt(name) for name in known if name} & {spelt(name) for name in names if name})
+
+
+def _spelling(known: Names, names: Names) -> Callable[[str], str]:
+    """By what names are compared: as they are, where case tells two classes apart (letters A and a)."""
+    apart = all(len({_plain(name) for name in each if name}) == len({*filter(None, each)}) for each in (known, names))
+    return _plain if apart else str
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
 
 
 def count_correct(logits: Tensor, labels: Tensor) -> Accuracy:

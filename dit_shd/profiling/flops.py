@@ -136,6 +136,8 @@ def _counted(
 ) -> tuple[int, int]:
     """Operations of the forward and, if `backward`, of the backward on one image."""
     model = spec.skeleton()
+    if not backward:
+        model.requires_grad_(False)  # torch's counter stumbles over a view of a parameter that learns, without a graph
     if recompute:
         meta.recompute_blocks(model, "no")
     grad, gpu, norms = torch.set_grad_enabled(backward), meta.emulate_gpu("no"), evaluated_norms(model)

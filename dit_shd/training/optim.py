@@ -39,6 +39,7 @@ POSITIONS = re.compile(
     r"(pos_embed|position_embeddings?(\.weight)?|relative_(position|attention)_bias(_table|\.weight)|rel_pos_[hwt]|"
     r"wpe\.weight|embed_positions\.weight|positions_embed\.weight|attention_biases|"
     r"(height|width)_rel|pos_emb(_[thw])?|pos_frequencies|position_embedding_table|"
+    r"rope\.freqs|(rel_pos\.mlp\.fc|(cpb|position_bias)_mlp\.)\d\.weight|pos_block\.\d+\.proj\.\d\.weight|"
     r"scale_shift_table|A_log|_bias|latent_queries)$"
 )
 """Names of what has the shape of a matrix and is none: position embeddings, tokens, biases of modulation and gates."""

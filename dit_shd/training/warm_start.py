@@ -17,7 +17,7 @@ from dit_shd.core.errors import UserError, one_line
 from dit_shd.core.files import write_text
 from dit_shd.core.json_files import read_object
 from dit_shd.core.places import find
-from dit_shd.evaluation.accuracy import misnamed
+from dit_shd.evaluation.accuracy import misnamed, share_a_name
 from dit_shd.models import loading
 from dit_shd.models.prediction import PREDICTION, prediction_of
 from dit_shd.models.provenance import Provenance, provenance
@@ -133,7 +133,7 @@ def _check_classes(student: nn.Module, other: nn.Module, source: str, names: Seq
         return
     differs = misnamed(known, names)
     i, there, here = next(((i, a, b) for i, (a, b) in enumerate(zip(known, names)) if a and b), (0, "", ""))
-    if differs is None and there != here:
+    if there and not share_a_name(known, names):
         differs = f"no name is in both, class {i} is '{one_line(here)}', not '{one_line(there)}'"
     if differs is not None:
         _log.warning("from: the data's classes are others than %s knows: %s", source, differs)

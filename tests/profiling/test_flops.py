@@ -22,6 +22,7 @@ from dit_shd.data.datasets import DATASETS
 from dit_shd.models.blocks import blocks
 from dit_shd.models.families.dit import DiT
 from dit_shd.models.families.mdt import MDTv2
+from dit_shd.models.families.timm import TimmModel
 from dit_shd.models.loading import in_bfloat16
 from dit_shd.models.lora import Lora, add_lora
 from dit_shd.profiling import meta
@@ -33,6 +34,7 @@ from dit_shd.squeezing.cost import layer_cost
 from dit_shd.squeezing.divergence import attention_kl
 from dit_shd.squeezing.plans import contiguous
 from dit_shd.squeezing.squeeze import squeeze
+from dit_shd.tasks.classification import Classification
 from dit_shd.tasks.diffusion import Diffusion, NoisyBatch
 from dit_shd.tasks.language_modeling import LanguageModeling
 from dit_shd.training import optim
@@ -104,6 +106,17 @@ def test_operations_are_those_of_real_tensors():
         model(torch.zeros(1, 4, 8, 8), zeros, class_labels=zeros)
     assert forward_operations(model, PLAIN) == counter.get_total_flops()
     assert [c.shape for c in captures_of(model, PLAIN).values()] == [(1, 2, 16, 16)] * 2
+
+
+@pytest.mark.parametrize("name", ["cait_xxs24_224", "vit_base_patch16_siglip_224"])
+def test_a_network_that_expands_a_parameter_is_counted_without_gradients(name):
+    """CaiT's class token, the query of SigLIP's pooling: torch's counter asserts that such a view has a graph."""
+    model = TimmModel(model=name, num_classes=3, img_size=32, options=dict(depth=1, embed_dim=24, num_heads=3)).eval()
+    with torch.no_grad():
+        counted = forward_operations(model, Classification())
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, 3, 32, 32))
+    assert counted == counter.get_total_flops()
 
 
 def captured(h, n, d, e, mixed=False, seed=0):

@@ -106,6 +106,27 @@ def test_position_embeddings_that_are_matrices_are_not_decayed():
 @pytest.mark.parametrize(
     ("name", "options", "wanted"),
     [
+        ("vit_small_patch16_rope_mixed_224", {"embed_dim": 24, "depth": 1, "num_heads": 3}, "rope.freqs"),
+        ("swinv2_tiny_window8_256", {"embed_dim": 8, "depths": (1,), "num_heads": (2,)}, "cpb_mlp.0.weight"),
+        ("maxvit_rmlp_pico_rw_256", {}, "rel_pos.mlp.fc1.weight"),
+        ("twins_svt_small", {"embed_dims": (16, 16, 32, 64), "depths": (1,) * 4}, "pos_block.0.proj.0.weight"),
+    ],
+)
+def test_what_timm_spares_beside_vectors_is_not_decayed(name, options, wanted):
+    """Frequencies of rope that learn, networks that make biases by position, convolutions that make positions."""
+    with torch.device("meta"):
+        model = timm.create_model(name, num_classes=3, **options)
+    named = dict(model.named_parameters())
+    groups = build(OptimizerConfig(name="adamw", weight_decay=0.1, decayed="matrices"), named.items()).param_groups
+    decayed = {name for name, p in named.items() if any(p is each for each in groups[0]["params"])}
+    spared = tuple(model.no_weight_decay())
+    assert any(name.endswith(wanted) for name in named)
+    assert decayed == {name for name, p in named.items() if p.ndim > 1 and not name.endswith(spared)}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "wanted"),
+    [
         ("levit_128s", {}, "attention_biases"),
         ("swinv2_tiny_window8_256", {"embed_dim": 8, "depths": (1,), "num_heads": (2,)}, "logit_scale"),
         ("xcit_nano_12_p16_224", {"depth": 1}, "temperature"),
