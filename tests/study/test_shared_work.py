@@ -1,5 +1,6 @@
 """What cells share, references, teachers, and models that nobody trains: made once, and noted where it changes."""
 
+import os
 import shutil
 
 import numpy as np
@@ -24,6 +25,22 @@ def test_a_reference_that_was_made_anew_is_not_compared_with_by_its_old_statisti
     said = capsys.readouterr().out
     assert "note: The rows of evaluator first are of 2 references of one name: it has changed." in said
     assert "note: No row has the figure that decides, FID: they have FD(x), IS(x)." in said
+
+
+def test_reference_images_that_were_replaced_in_their_class_folders_have_new_statistics(study, tmp_path):
+    """Also where a folder of them is a link; nothing changes in the folders' own entries."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "ref" / "a").mkdir(parents=True)
+    (tmp_path / "ref" / "b").symlink_to(tmp_path / "real")
+    evaluators = {"first": {"features": "digits", "reference": "ref"}}
+    for number, changed in enumerate(("ref/a/1.png", "real/2.png", "real/2.png")):
+        (tmp_path / changed).write_bytes(b"one")
+        os.utime(tmp_path / changed, ns=(0, min(number, 1)))
+        run(study({"cell": number}, evaluators=evaluators))
+        assert calls().count("statistics") == min(number, 1) + 1
+    (tmp_path / "ref" / "a" / "1.png").write_bytes(b"two")
+    run(study({"cell": 3}, evaluators=evaluators))
+    assert calls().count("statistics") == 3
 
 
 def test_a_teacher_whose_config_has_changed_is_prepared_anew(study, tmp_path):
