@@ -16,7 +16,7 @@ from dit_shd.reports.tables import number
 from dit_shd.study.analysis import Analysis, Comparison, Variant, verdict_of
 from dit_shd.study.cell_run import SAMPLES, STAGES
 from dit_shd.study.design import Cell
-from dit_shd.study.results import REFERENCE, WEIGHTS, Progress
+from dit_shd.study.results import NETWORK, PROGRAM, REFERENCE, WEIGHTS, Progress
 from dit_shd.study.statistics import Summary
 
 SHOWN_IMAGES = 40
@@ -149,6 +149,10 @@ def notes(progress: Progress, analysis: Analysis) -> list[str]:
         lines.append(f"Whether a higher {analysis.figure} is better: say higher_is_better in the study file.")
     for name, count in _hashes(analysis, REFERENCE).items():
         lines.append(f"The rows of evaluator {name} are of {count} references of one name: it has changed.")
+    for name, count in _hashes(analysis, NETWORK).items():
+        lines.append(f"The rows of evaluator {name} are of {count} sets of weights of its network: they have changed.")
+    for name, count in _hashes(analysis, PROGRAM).items():
+        lines.append(f"The rows of evaluator {name} are of {count} versions of its program's files: it has changed.")
     for name, count in _hashes(analysis, WEIGHTS).items():
         lines.append(f"The rows are of {count} sets of weights of {name}, under one path: it has changed.")
     for name, tau in analysis.rank_correlation.items():

@@ -89,6 +89,26 @@ def test_weights_that_have_changed_under_one_path_are_noted(study, tmp_path, cap
         assert f"note: The rows are of 2 sets of weights of {name}, under one path: it has changed." in said
 
 
+def test_a_program_and_a_network_that_have_changed_are_noted(study, tmp_path, capsys):
+    """The program by the files that its words name, as they were when it ran; rows of earlier versions say nothing."""
+    program = "python score.py --with=table {samples} {out}"
+    evaluators = {"first": {"features": "digits", "reference": "x"}, "read": {"program": program}}
+    rows = {}
+    for number, (network, table) in enumerate((("", "1"), ("one", "2"), ("two", "2"))):
+        (tmp_path / "score.py").write_text("import sys; open(sys.argv[3], 'w').write('{\"a\": 1}')")
+        (tmp_path / "table").write_text(table)
+        (tmp_path / "network").write_text(network)
+        rows, _ = run(study({"cell": number, "programs": True}, evaluators=evaluators))
+    networks = {row.cell: row.versions.get("network of first") for row in rows.values()}
+    assert networks == {0: None, 1: "one", 2: "two"}
+    one, two, three = (row.versions["program of read"] for row in sorted(rows.values(), key=lambda row: row.cell))
+    assert one != two == three
+    assert main(["study", "study.yaml", "run=false"]) == 0
+    said = capsys.readouterr().out
+    assert "note: The rows of evaluator read are of 2 versions of its program's files: it has changed." in said
+    assert "note: The rows of evaluator first are of 2 sets of weights of its network: they have changed." in said
+
+
 def test_a_reference_of_statistics_is_handed_on_as_it_is(study, tmp_path):
     np.savez(tmp_path / "real.npz", mu=np.zeros(2), sigma=np.eye(2), arr_0=np.zeros((2, 4, 4, 3), np.uint8))
     run(study({"cell": 0}, evaluators={"first": {"features": "digits", "reference": "real.npz"}}))
