@@ -87,6 +87,7 @@ def run_cell(study: Study, cell: Cell, folder: Path, references: Mapping[str, st
             **(origins.of_evaluators(study, folder) if figures else {}),
             **{f"{PROGRAM} {name}": digest for name, digest in stages.programs.items() if digest},
         },
+        data=origins.of_data(folder / "run" / "inputs.json"),
         finished=time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
     )
     write_row(folder, result)

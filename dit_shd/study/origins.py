@@ -1,4 +1,4 @@
-"""What a study knows by a name or a path alone, as a cell found it there: the first digits of hashes."""
+"""What a study knows by a name or a path alone, as a cell found it there: hashes, and a glance at data."""
 
 import json
 import os
@@ -36,6 +36,17 @@ def of_weights(cell: Cell, samples: Path, inputs: Path) -> dict[str, str]:
     known = read_object(samples.with_suffix(".json") if cell.model else inputs) or {}
     hashes = {f"model {cell.variant}": known.get("model_sha256")} if cell.model else known.get("teachers", {})
     return {f"{WEIGHTS} {name}": digest[:DIGITS] for name, digest in hashes.items() if digest}
+
+
+def of_data(inputs: Path) -> list[float]:
+    """The number of samples that a run learned from, then its glance at them; nothing where it kept none.
+
+    Args:
+        inputs: The run's inputs.json.
+    """
+    known = read_object(inputs) or {}
+    numbers = [known.get("samples"), *known.get("glance", [])]
+    return [float(f"{x:.6g}") for x in numbers] if "samples" in known and len(numbers) > 1 else []
 
 
 def of_program(program: str) -> str:

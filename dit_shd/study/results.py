@@ -54,6 +54,8 @@ class CellResult:
     curve: dict[str, list[float | None]] = field(default_factory=dict)
     """Term -> its values at curve["step"]; None where it has none."""
     versions: dict[str, str] = field(default_factory=dict)
+    data: list[float] = field(default_factory=list)
+    """What the run learned from: the number of samples, then a glance at some of them."""
     finished: str = ""
     """Date and time, UTC."""
 

@@ -51,7 +51,8 @@ def train(config, file):
         print("dit-shd train: already holds a run with another config", file=sys.stderr)
         sys.exit(2)
     (run / "config.yaml").write_text(yaml.safe_dump(config))
-    (run / "inputs.json").write_text(json.dumps({"teachers": {"teacher": content_of("weights")}}))
+    inputs = {"teachers": {"teacher": content_of("weights")}, **json.loads(content_of("inputs") or "{}")}
+    (run / "inputs.json").write_text(json.dumps(inputs))
     rows = [{"step": step, "loss": 1.0, "plain/noise": 1 / step} for step in range(1, 101)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 

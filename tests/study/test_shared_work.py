@@ -1,5 +1,6 @@
 """What cells share, references, teachers, and models that nobody trains: made once, and noted where it changes."""
 
+import json
 import os
 import shutil
 
@@ -107,6 +108,24 @@ def test_a_program_and_a_network_that_have_changed_are_noted(study, tmp_path, ca
     said = capsys.readouterr().out
     assert "note: The rows of evaluator read are of 2 versions of its program's files: it has changed." in said
     assert "note: The rows of evaluator first are of 2 sets of weights of its network: they have changed." in said
+
+
+def test_training_data_that_have_changed_under_one_name_are_noted(study, tmp_path, capsys):
+    """Not where a decoder rounds otherwise, nor where the grid names others; earlier versions kept no glance."""
+    inputs = ({}, {"samples": 3, "glance": [0.5]}, {"samples": 3, "glance": [0.5001]}, {"samples": 4, "glance": [0.5]})
+    note = "note: The rows are of 2 sets of samples under one name of training data: they have changed."
+
+    def noted(grid, **cells):
+        for number, seen in enumerate(cells.values()):
+            (tmp_path / "inputs").write_text(json.dumps(inputs[seen]))
+            run(study({"cell": number}, grid={"data": grid}, baseline={}))
+        assert main(["study", "study.yaml", "run=false"]) == 0
+        return note in capsys.readouterr().out
+
+    one, other = {"data.name": "a"}, {"data.name": "b"}
+    assert not noted({"one": one, "other": other}, one_seed1=1, other_seed1=3)
+    assert not noted({"one": one, "slow": {**one, "steps": 9}}, one_seed1=1, slow_seed1=0, one_seed2=2)
+    assert noted({"one": one, "slow": {**one, "steps": 9}}, one_seed1=1, slow_seed1=0, one_seed2=2, slow_seed2=3)
 
 
 def test_a_reference_of_statistics_is_handed_on_as_it_is(study, tmp_path):
