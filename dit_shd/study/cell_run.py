@@ -22,9 +22,10 @@ from dit_shd.core.files import write_text
 from dit_shd.core.json_files import read_object
 from dit_shd.core.signals import Stopped
 from dit_shd.core.yaml_files import dump, read_yaml
+from dit_shd.study import origins
 from dit_shd.study.design import Cell, Evaluator, Study
 from dit_shd.study.processes import DIT_SHD, Commands, Usage, commit
-from dit_shd.study.results import REFERENCE, ROW, WEIGHTS, CellResult, json_lines, read_results, rounded, write_row
+from dit_shd.study.results import PROGRAM, ROW, CellResult, json_lines, read_results, rounded, write_row
 from dit_shd.study.settings import canonical_sha256
 
 POINTS = 60
@@ -54,8 +55,9 @@ def run_cell(study: Study, cell: Cell, folder: Path, references: Mapping[str, st
         write_text(folder / CONFIG, dump({**cell.training, "run": str(folder / "run")}))
     stages = _Stages(folder, cell, commands, trained)
     error = ""
+    programs = {f"evaluate-{name}": evaluator.program for name, evaluator in study.evaluators.items()}
     for name, words in stages_of(study, folder, cell, references).items():
-        error = stages.run(name, words)
+        error = stages.run(name, words, programs.get(name, ""))
         if error:
             break
     figures: dict[str, float] = {}
@@ -78,7 +80,14 @@ def run_cell(study: Study, cell: Cell, folder: Path, references: Mapping[str, st
         cpu_seconds={name: round(usage.cpu_seconds, 1) for name, usage in stages.usage.items()},
         memory_mib=round(max((usage.memory_mib for usage in stages.usage.values()), default=0.0)),
         curve=thinned(json_lines(folder / "run" / "metrics.jsonl")),
-        versions={**about_process()["versions"], "commit": commit(), **_hashes(study, cell, folder, bool(figures))},
+        versions={
+            **about_process()["versions"],
+            "commit": commit(),
+            **origins.of_weights(cell, folder / SAMPLES, folder / "run" / "inputs.json"),
+            **(origins.of_evaluators(study, folder) if figures else {}),
+            **{f"{PROGRAM} {name}": digest for name, digest in stages.programs.items() if digest},
+        },
+        data=origins.of_data(folder / "run" / "inputs.json"),
         finished=time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
     )
     write_row(folder, result)
@@ -149,9 +158,16 @@ class _Stages:
         usage = {name: Usage(**usage) for name, usage in known.get("usage", {}).items()}
         self.usage = {name: usage[name] for name in usage if same or (trained and name == "train")}
         self.done: list[str] = known.get("done", []) if same else []
+        self.programs: dict[str, str] = known.get("programs", {}) if same else {}
+        """Evaluator -> the hash of its program's files when it ran."""
 
-    def run(self, name: str, words: list[str]) -> str:
+    def run(self, name: str, words: list[str], program: str) -> str:
         """Run a stage's command, unless it is done: what it failed with, or nothing.
+
+        Args:
+            name: The stage.
+            words: Its command.
+            program: As the study file has it, of an evaluator that is one.
 
         Raises:
             Stopped: By a signal.
@@ -159,6 +175,8 @@ class _Stages:
         if name in self.done:
             return ""
         self._result(name).unlink(missing_ok=True)  # of other settings: a program that writes none has failed
+        if program:
+            self.programs[name.removeprefix("evaluate-")] = origins.of_program(program)
         outcome = self.commands.run(words, self.folder / "logs" / f"{name}.log")
         self.usage[name] = self.usage.get(name, Usage()) + outcome.usage
         if outcome.done:
@@ -180,7 +198,8 @@ class _Stages:
 
     def _write(self) -> None:
         usage = {name: asdict(usage) for name, usage in self.usage.items()}
-        write_text(self.file, json.dumps({"sha256": self.sha256, "done": self.done, "usage": usage}))
+        known = {"sha256": self.sha256, "done": self.done, "usage": usage, "programs": self.programs}
+        write_text(self.file, json.dumps(known))
 
 
 def _figures(study: Study, folder: Path) -> dict[str, float]:
@@ -199,29 +218,6 @@ def _figures(study: Study, folder: Path) -> dict[str, float]:
         numbers = {key: value for key, value in line.items() if isinstance(value, (int, float)) and key != "step"}
         figures |= {f"training/{key}": value for key, value in numbers.items()}
     return figures
-
-
-def _hashes(study: Study, cell: Cell, folder: Path, scored: bool) -> dict[str, str]:
-    """What only has a name or a path in the study, by the first digits of its hash."""
-    return _weights(cell, folder) | (_references(study, folder) if scored else {})
-
-
-def _references(study: Study, folder: Path) -> dict[str, str]:
-    """The images of each evaluator's reference."""
-    names = [name for name, evaluator in study.evaluators.items() if not evaluator.program]
-    entries = {name: json.loads((folder / f"{name}.json").read_text("utf-8"))["reference"] for name in names}
-    hashes = {
-        name: entry.get("statistics", {}).get("source_sha256", entry["sha256"]) for name, entry in entries.items()
-    }
-    return {f"{REFERENCE} {name}": sha256[:12] for name, sha256 in hashes.items()}
-
-
-def _weights(cell: Cell, folder: Path) -> dict[str, str]:
-    """The digest of each teacher's weights, or of those of the model that is scored as it is."""
-    file = (folder / SAMPLES).with_suffix(".json") if cell.model else folder / "run" / "inputs.json"
-    known = read_object(file) or {}
-    hashes = {f"model {cell.variant}": known.get("model_sha256")} if cell.model else known.get("teachers", {})
-    return {f"{WEIGHTS} {name}": sha256[:12] for name, sha256 in hashes.items() if sha256}
 
 
 def _figures_of_program(file: Path) -> dict[str, float]:

@@ -10,13 +10,14 @@ import numpy as np
 from dit_shd.core.environment import command
 from dit_shd.core.files import atomic_file
 from dit_shd.core.json_files import read_object
+from dit_shd.data.glance import alike
 from dit_shd.reports.figures.training import grid_figure
 from dit_shd.reports.study_page import StudyReport, Table
 from dit_shd.reports.tables import number
 from dit_shd.study.analysis import Analysis, Comparison, Variant, verdict_of
 from dit_shd.study.cell_run import SAMPLES, STAGES
 from dit_shd.study.design import Cell
-from dit_shd.study.results import REFERENCE, WEIGHTS, Progress
+from dit_shd.study.results import NETWORK, PROGRAM, REFERENCE, WEIGHTS, Progress
 from dit_shd.study.statistics import Summary
 
 SHOWN_IMAGES = 40
@@ -149,8 +150,14 @@ def notes(progress: Progress, analysis: Analysis) -> list[str]:
         lines.append(f"Whether a higher {analysis.figure} is better: say higher_is_better in the study file.")
     for name, count in _hashes(analysis, REFERENCE).items():
         lines.append(f"The rows of evaluator {name} are of {count} references of one name: it has changed.")
+    for name, count in _hashes(analysis, NETWORK).items():
+        lines.append(f"The rows of evaluator {name} are of {count} sets of weights of its network: they have changed.")
+    for name, count in _hashes(analysis, PROGRAM).items():
+        lines.append(f"The rows of evaluator {name} are of {count} versions of its program's files: it has changed.")
     for name, count in _hashes(analysis, WEIGHTS).items():
         lines.append(f"The rows are of {count} sets of weights of {name}, under one path: it has changed.")
+    if (count := _sets_of_data(progress)) > 1:
+        lines.append(f"The rows are of {count} sets of samples under one name of training data: they have changed.")
     for name, tau in analysis.rank_correlation.items():
         if math.isnan(tau):  # of fewer than two variants
             continue
@@ -172,6 +179,16 @@ def _hashes(analysis: Analysis, kind: str) -> dict[str, int]:
             if key.startswith(f"{kind} "):
                 known.setdefault(key.removeprefix(f"{kind} "), set()).add(value)
     return {name: len(values) for name, values in known.items() if len(values) > 1}
+
+
+def _sets_of_data(progress: Progress) -> int:
+    """The most sets of samples that runs whose config names the same data have learned from."""
+    known: dict[str, list[list[float]]] = {}
+    for cell, row in progress.results.items():
+        sets = known.setdefault(json.dumps(cell.training.get("data"), sort_keys=True), [])
+        if row.data and not any(row.data[0] == other[0] and alike(row.data[1:], other[1:]) for other in sets):
+            sets.append(row.data)
+    return max(map(len, known.values()), default=0)
 
 
 def sample_grids(progress: Progress, folder: Path, place: Callable[[Cell], Path]) -> dict[str, bytes]:

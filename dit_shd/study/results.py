@@ -21,6 +21,10 @@ ROW = "row.json"
 LOCK = ".results.lock"
 REFERENCE = "reference of"
 """Before an evaluator's name: the key of its reference's hash among a row's versions."""
+NETWORK = "network of"
+"""Likewise of its feature network's weights."""
+PROGRAM = "program of"
+"""Likewise of the files that its program's words name."""
 WEIGHTS = "weights of"
 """Before a teacher's name, or `model` and that of one that is scored as it is: likewise of its weights."""
 
@@ -50,6 +54,8 @@ class CellResult:
     curve: dict[str, list[float | None]] = field(default_factory=dict)
     """Term -> its values at curve["step"]; None where it has none."""
     versions: dict[str, str] = field(default_factory=dict)
+    data: list[float] = field(default_factory=list)
+    """What the run learned from: the number of samples, then a glance at some of them."""
     finished: str = ""
     """Date and time, UTC."""
 

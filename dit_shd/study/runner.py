@@ -1,6 +1,5 @@
 """Running a study: shared work once, then its cells, several at once; what has ended is never run again."""
 
-import os
 import shlex
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from dit_shd.core.lock import Lock
 from dit_shd.core.places import expanded
 from dit_shd.core.signals import Stopped
 from dit_shd.core.yaml_files import parse_yaml, read_yaml
+from dit_shd.data.sources.listing import scan
 from dit_shd.evaluation.metrics import METRICS
 from dit_shd.evaluation.statistics_file import is_statistics
 from dit_shd.study.cell_run import STOPPED, assignments, run_cell
@@ -257,10 +257,10 @@ def _still_done(done: Path) -> bool:
 
 
 def _age(place: Path) -> list[list[Any]]:
-    """What changes in a file, or in a folder's entries, when it is written anew; empty for a name of another kind."""
-    entries = sorted([*os.scandir(place)], key=lambda entry: entry.name) if place.is_dir() else []
-    stats = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
-    stats += [("", place.stat())] if place.exists() else []
+    """What changes when a file, or one anywhere in a folder, is written anew; empty for a name of another kind."""
+    listing = scan(place, follow_links=True, what="reference") if place.is_dir() else None
+    names = sorted([*listing.images, *listing.others]) if listing else [""]
+    stats = [(name, (place / name).stat()) for name in names if (place / name).exists()]
     return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
 
 

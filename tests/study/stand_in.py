@@ -19,13 +19,14 @@ def main(command, first, *assignments):
         train(yaml.safe_load(Path(first).read_text()), Path(first))
     elif command == "sample":
         np.savez(keys["out"], arr_0=np.full((4, 8, 8, 1), keys["seed"], dtype=np.uint8))
-        Path(keys["out"]).with_suffix(".json").write_text(json.dumps({"model_sha256": weights()}))
+        Path(keys["out"]).with_suffix(".json").write_text(json.dumps({"model_sha256": content_of("weights")}))
     elif command == "evaluate":
         file = Path(first).parent / "run" / "config.yaml"
         config = yaml.safe_load(file.read_text()) if file.exists() else {"losses": [], "seed": -1}
         weight = config["losses"][1]["weight"] if len(config["losses"]) > 1 else 0
         figures = {"FD(x)": 10 * weight + config["seed"], "IS(x)": 1.0, "IS(x) std": 0.5}
-        Path(keys["out"]).write_text(json.dumps({"figures": figures, "reference": of_reference(keys["reference"])}))
+        record = {"reference": of_reference(keys["reference"]), "features": {"sha256": content_of("network")}}
+        Path(keys["out"]).write_text(json.dumps({"figures": figures, **record}))
     elif command == "statistics":
         content = Path(first).read_text() if Path(first).is_file() else ""
         Path(keys["out"]).write_text(f"statistics {content}".strip())
@@ -50,13 +51,14 @@ def train(config, file):
         print("dit-shd train: already holds a run with another config", file=sys.stderr)
         sys.exit(2)
     (run / "config.yaml").write_text(yaml.safe_dump(config))
-    (run / "inputs.json").write_text(json.dumps({"teachers": {"teacher": weights()}}))
+    inputs = {"teachers": {"teacher": content_of("weights")}, **json.loads(content_of("inputs") or "{}")}
+    (run / "inputs.json").write_text(json.dumps(inputs))
     rows = [{"step": step, "loss": 1.0, "plain/noise": 1 / step} for step in range(1, 101)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def weights():
-    return Path("weights").read_text() if Path("weights").exists() else ""
+def content_of(name):
+    return Path(name).read_text() if Path(name).exists() else ""
 
 
 if __name__ == "__main__":

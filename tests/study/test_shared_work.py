@@ -1,5 +1,7 @@
 """What cells share, references, teachers, and models that nobody trains: made once, and noted where it changes."""
 
+import json
+import os
 import shutil
 
 import numpy as np
@@ -24,6 +26,22 @@ def test_a_reference_that_was_made_anew_is_not_compared_with_by_its_old_statisti
     said = capsys.readouterr().out
     assert "note: The rows of evaluator first are of 2 references of one name: it has changed." in said
     assert "note: No row has the figure that decides, FID: they have FD(x), IS(x)." in said
+
+
+def test_reference_images_that_were_replaced_in_their_class_folders_have_new_statistics(study, tmp_path):
+    """Also where a folder of them is a link; nothing changes in the folders' own entries."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "ref" / "a").mkdir(parents=True)
+    (tmp_path / "ref" / "b").symlink_to(tmp_path / "real")
+    evaluators = {"first": {"features": "digits", "reference": "ref"}}
+    for number, changed in enumerate(("ref/a/1.png", "real/2.png", "real/2.png")):
+        (tmp_path / changed).write_bytes(b"one")
+        os.utime(tmp_path / changed, ns=(0, min(number, 1)))
+        run(study({"cell": number}, evaluators=evaluators))
+        assert calls().count("statistics") == min(number, 1) + 1
+    (tmp_path / "ref" / "a" / "1.png").write_bytes(b"two")
+    run(study({"cell": 3}, evaluators=evaluators))
+    assert calls().count("statistics") == 3
 
 
 def test_a_teacher_whose_config_has_changed_is_prepared_anew(study, tmp_path):
@@ -70,6 +88,44 @@ def test_weights_that_have_changed_under_one_path_are_noted(study, tmp_path, cap
     said = capsys.readouterr().out
     for name in ("teacher", "model base"):
         assert f"note: The rows are of 2 sets of weights of {name}, under one path: it has changed." in said
+
+
+def test_a_program_and_a_network_that_have_changed_are_noted(study, tmp_path, capsys):
+    """The program by the files that its words name, as they were when it ran; rows of earlier versions say nothing."""
+    program = "python score.py --with=table {samples} {out}"
+    evaluators = {"first": {"features": "digits", "reference": "x"}, "read": {"program": program}}
+    rows = {}
+    for number, (network, table) in enumerate((("", "1"), ("one", "2"), ("two", "2"))):
+        (tmp_path / "score.py").write_text("import sys; open(sys.argv[3], 'w').write('{\"a\": 1}')")
+        (tmp_path / "table").write_text(table)
+        (tmp_path / "network").write_text(network)
+        rows, _ = run(study({"cell": number, "programs": True}, evaluators=evaluators))
+    networks = {row.cell: row.versions.get("network of first") for row in rows.values()}
+    assert networks == {0: None, 1: "one", 2: "two"}
+    one, two, three = (row.versions["program of read"] for row in sorted(rows.values(), key=lambda row: row.cell))
+    assert one != two == three
+    assert main(["study", "study.yaml", "run=false"]) == 0
+    said = capsys.readouterr().out
+    assert "note: The rows of evaluator read are of 2 versions of its program's files: it has changed." in said
+    assert "note: The rows of evaluator first are of 2 sets of weights of its network: they have changed." in said
+
+
+def test_training_data_that_have_changed_under_one_name_are_noted(study, tmp_path, capsys):
+    """Not where a decoder rounds otherwise, nor where the grid names others; earlier versions kept no glance."""
+    inputs = ({}, {"samples": 3, "glance": [0.5]}, {"samples": 3, "glance": [0.5001]}, {"samples": 4, "glance": [0.5]})
+    note = "note: The rows are of 2 sets of samples under one name of training data: they have changed."
+
+    def noted(grid, **cells):
+        for number, seen in enumerate(cells.values()):
+            (tmp_path / "inputs").write_text(json.dumps(inputs[seen]))
+            run(study({"cell": number}, grid={"data": grid}, baseline={}))
+        assert main(["study", "study.yaml", "run=false"]) == 0
+        return note in capsys.readouterr().out
+
+    one, other = {"data.name": "a"}, {"data.name": "b"}
+    assert not noted({"one": one, "other": other}, one_seed1=1, other_seed1=3)
+    assert not noted({"one": one, "slow": {**one, "steps": 9}}, one_seed1=1, slow_seed1=0, one_seed2=2)
+    assert noted({"one": one, "slow": {**one, "steps": 9}}, one_seed1=1, slow_seed1=0, one_seed2=2, slow_seed2=3)
 
 
 def test_a_reference_of_statistics_is_handed_on_as_it_is(study, tmp_path):

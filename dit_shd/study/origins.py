@@ -1,0 +1,56 @@
+"""What a study knows by a name or a path alone, as a cell found it there: hashes, and a glance at data."""
+
+import json
+import os
+import shlex
+from pathlib import Path
+
+from dit_shd.core.hashing import sha256
+from dit_shd.core.json_files import read_object
+from dit_shd.study.design import Cell, Study
+from dit_shd.study.results import NETWORK, REFERENCE, WEIGHTS
+from dit_shd.study.settings import canonical_sha256
+
+DIGITS = 12
+
+
+def of_evaluators(study: Study, folder: Path) -> dict[str, str]:
+    """The images of each evaluator's reference and the weights of its feature network, by its record in a cell."""
+    hashes: dict[str, str] = {}
+    for name in (name for name, evaluator in study.evaluators.items() if not evaluator.program):
+        record = json.loads((folder / f"{name}.json").read_text("utf-8"))
+        reference = record["reference"]
+        hashes[f"{REFERENCE} {name}"] = reference.get("statistics", {}).get("source_sha256", reference["sha256"])
+        hashes[f"{NETWORK} {name}"] = record.get("features", {}).get("sha256", "")
+    return {key: digest[:DIGITS] for key, digest in hashes.items() if digest}
+
+
+def of_weights(cell: Cell, samples: Path, inputs: Path) -> dict[str, str]:
+    """The weights of each teacher, or those of the model that is scored as it is.
+
+    Args:
+        cell: The cell.
+        samples: Its file of samples.
+        inputs: What its run learned from (inputs.json).
+    """
+    known = read_object(samples.with_suffix(".json") if cell.model else inputs) or {}
+    hashes = {f"model {cell.variant}": known.get("model_sha256")} if cell.model else known.get("teachers", {})
+    return {f"{WEIGHTS} {name}": digest[:DIGITS] for name, digest in hashes.items() if digest}
+
+
+def of_data(inputs: Path) -> list[float]:
+    """The number of samples that a run learned from, then its glance at them; nothing where it kept none.
+
+    Args:
+        inputs: The run's inputs.json.
+    """
+    known = read_object(inputs) or {}
+    numbers = [known.get("samples"), *known.get("glance", [])]
+    return [float(f"{x:.6g}") for x in numbers] if "samples" in known and len(numbers) > 1 else []
+
+
+def of_program(program: str) -> str:
+    """The files that a program's words name, also behind `=`; empty where there are none."""
+    parts = [part for word in shlex.split(program) for part in (word, word.partition("=")[2])]
+    files = [Path(part) for part in parts if os.path.isfile(part) and os.access(part, os.R_OK)]
+    return canonical_sha256([sha256(file) for file in files])[:DIGITS] if files else ""
