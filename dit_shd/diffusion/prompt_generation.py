@@ -218,11 +218,12 @@ def draw(
     return (np.asarray(images) * 255).round().astype(np.uint8)
 
 
-def _only_frames(pipeline: "DiffusionPipeline", output: Any) -> np.ndarray:
+def _only_frames(pipeline: "DiffusionPipeline", output: object) -> np.ndarray:
     """Images [b,y,x,c] of videos [b,1,y,x,c]."""
-    if not hasattr(output, "frames"):
+    videos = getattr(output, "frames", None)
+    if videos is None:
         raise UserError(_no_images(pipeline, f"a {type(output).__name__}"))
-    frames = np.asarray(output.frames)
+    frames = np.asarray(videos)
     if frames.ndim != 5 or frames.shape[1] != 1:
         raise UserError(_no_images(pipeline, f"videos of shape {list(frames.shape)}, not of one frame,"))
     return frames[:, 0]
