@@ -85,7 +85,8 @@ class PluginFolder(Generic[Base]):
         """The class of the plug-in called `name`.
 
         Raises:
-            UserError: There is no such module, or a dotted name is of an untrusted package or of another kind.
+            UserError: There is no such module, or a dotted name is of an untrusted package, of another kind or lacks
+                what its base class asks for.
         """
         if "." in name and all(part.isidentifier() for part in name.split(".")):
             return self._foreign(name)
@@ -143,6 +144,9 @@ class PluginFolder(Generic[Base]):
             raise UserError(f"{self.kind}: cannot import '{name}': {error}") from error
         if not (isinstance(member, type) and issubclass(member, self.base)):
             raise UserError(f"{self.kind}: '{name}' is not a subclass of {self.base.__module__}.{self.base.__name__}")
+        missing = sorted(getattr(member, "__abstractmethods__", ()))
+        if missing:
+            raise UserError(f"{self.kind}: '{name}' lacks {', '.join(missing)}, which every {self.base.__name__} has")
         return member
 
 

@@ -39,6 +39,8 @@ OURS = ("prompt", "generator", "output_type", "return_dict", "num_images_per_pro
 REWRITE = "enable_prompt_rewrite"
 """The argument of LongCat-Image's call, whose own negative prompt, too, is one for all prompts."""
 MOST_COUNT = 10**8
+FRAMES = ("num_frames", "video_length", "frames")
+"""Arguments of calls that make videos, each the number of frames; one frame is an image."""
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet", ".xlsx")
 _log = logging.getLogger("dit_shd")
 
@@ -129,9 +131,13 @@ def call_arguments(pipeline: "DiffusionPipeline", record: PipelineRecord, given:
     """The arguments of a pipeline's call: a user's, and the size and tokens that the student has learned.
 
     Raises:
-        UserError: An argument that the call does not have, or steps or a guidance that it does not take.
+        UserError: An argument that the call does not have, steps, a guidance or frames that it is not given here, or
+            a pipeline of sound.
     """
     known = inspect.signature(pipeline.__class__.__call__).parameters
+    frames = [key for key in FRAMES if key in known]
+    if not frames and any(key.startswith("audio_") for key in known):
+        raise UserError(_no_images(pipeline, "sound"))
     given = {**_guided(pipeline, record, given), **{key: value for key, value in given.items() if key != GUIDANCE}}
     for key in given:
         if key not in known or key in OURS:
@@ -142,8 +148,10 @@ def call_arguments(pipeline: "DiffusionPipeline", record: PipelineRecord, given:
     call: dict[str, Any] = {}
     if record.text_tokens is not None and "max_sequence_length" in known:
         call["max_sequence_length"] = record.text_tokens
-    if "num_frames" in known:  # of a pipeline for videos, whose first frame is the image
-        call["num_frames"] = 1
+    for key in frames:
+        call[key] = 1
+        if given.get(key, 1) != 1:
+            raise UserError(f"call.{key}: wanted 1, found {given[key]}: one frame is an image, videos are not drawn")
     if REWRITE in known:  # a language model would write other prompts than were learned, and other ones in each batch
         call |= {REWRITE: False} | ({} if "negative_prompt_embeds" in given else {"negative_prompt": ""})
     if record.size is not None:
@@ -207,7 +215,7 @@ def draw(
         call = {**call, "negative_prompt": [call["negative_prompt"]] * len(prompts)}
     try:
         output = whole(prompt=list(prompts), generator=generators, output_type="np", **call)
-        images = output.images if hasattr(output, "images") else np.asarray(output.frames)[:, 0]
+        images = output.images if hasattr(output, "images") else _only_frames(pipeline, output)
     except (ValueError, TypeError, AssertionError, LookupError, AttributeError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise
@@ -216,6 +224,21 @@ def draw(
     if not np.isfinite(images).all():
         raise UserError(f"sampling images {indices[0]}..{indices[-1]}: the pipeline's images are not finite")
     return (np.asarray(images) * 255).round().astype(np.uint8)
+
+
+def _only_frames(pipeline: "DiffusionPipeline", output: object) -> np.ndarray:
+    """Images [b,y,x,c] of videos [b,1,y,x,c]."""
+    videos = getattr(output, "frames", None)
+    if videos is None:
+        raise UserError(_no_images(pipeline, f"a {type(output).__name__}"))
+    frames = np.asarray(videos)
+    if frames.ndim != 5 or frames.shape[1] != 1:
+        raise UserError(_no_images(pipeline, f"videos of shape {list(frames.shape)}, not of one frame,"))
+    return frames[:, 0]
+
+
+def _no_images(pipeline: "DiffusionPipeline", makes: str) -> str:
+    return f"{type(pipeline).__name__} makes {makes} where images are wanted; videos and sound are not drawn here"
 
 
 def _warn_of_long(

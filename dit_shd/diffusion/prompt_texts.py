@@ -21,13 +21,13 @@ class Template:
 
 
 def tokenizer_of(pipeline: "DiffusionPipeline", name: str) -> Any:  # noqa: ANN401
-    """A tokenizer of a pipeline; of a processor of images and text the one that is in it.
+    """A tokenizer of a pipeline; of a processor of images and text the one that is in it; None if it has none.
 
     Args:
         pipeline: With tokenizers.
         name: Of the component.
     """
-    part = getattr(pipeline, name)
+    part = getattr(pipeline, name, None)
     return getattr(part, "tokenizer", part)
 
 

@@ -14,6 +14,7 @@ from runs import rows
 from dit_shd.cli import program
 from dit_shd.core import plugins
 from dit_shd.core.errors import UserError
+from dit_shd.diffusion.adapters import adapter_of
 
 PACKAGE = {
     "losses": """
@@ -191,6 +192,16 @@ def test_a_package_that_nobody_trusts_is_not_imported(package, words, message, c
     assert message in capsys.readouterr().err
     if "--trust" not in words:
         assert not [name for name in sys.modules if name.split(".")[0] == "my_package"]
+
+
+def test_a_plugin_that_lacks_what_its_base_asks_for_is_refused_in_a_line(package):
+    """A TypeError of abc had been its traceback."""
+    (package / "my_package" / "short.py").write_text(
+        "from dit_shd.diffusion.adapters import Adapter\n\n\nclass Short(Adapter):\n    arguments = None\n"
+    )
+    plugins.trust("my_package")
+    with pytest.raises(UserError, match=r"'my_package\.short\.Short' lacks text_widths, which every Adapter has"):
+        adapter_of("SomeTransformer", "my_package.short.Short")
 
 
 @pytest.mark.parametrize("folder", plugin_folders(), ids=lambda folder: folder.kind)

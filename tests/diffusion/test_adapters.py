@@ -20,6 +20,7 @@ from dit_shd.data.text_condition import TextCondition
 from dit_shd.diffusion.adapters import ADAPTERS, Adapter, adapter_of, adapter_of_model, by_class
 from dit_shd.diffusion.flow import TimestepDensity
 from dit_shd.diffusion.guidance import Guidance
+from dit_shd.diffusion.pipelines import Prompts
 from dit_shd.diffusion.prompt_generation import call_arguments, draw
 from dit_shd.diffusion.text_process import process_of
 
@@ -159,7 +160,38 @@ def test_a_class_without_an_adapter_is_told_how_one_looks():
     sketch = str(error.value).partition("my_package:")[2]
     scope: dict = {}
     exec("\n".join(line[4:] for line in sketch.splitlines()), scope)
-    assert issubclass(scope["HunyuanSuper"], Adapter)
+    sketched = scope["HunyuanSuper"]()
+    assert isinstance(sketched, Adapter)
+    assert sketched.text_widths({"caption_channels": 32}) == (32, None)
+    text = TextCondition.of(torch.zeros(1, 4, 32))
+    x, time = torch.zeros(1, 4, 8, 8), torch.ones(1)
+    assert sketched.prediction(sketched.arguments(torch.nn.Module(), x, time, text, None)["hidden_states"], x) is x
+
+
+class Sketched(Adapter):
+    """Of a pipeline whose call names no number of tokens."""
+
+    text_widths = arguments = lambda *_: None
+
+
+class Unnamed:
+    """A pipeline whose call has no max_sequence_length, as LattePipeline's."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+
+    def __call__(self, prompt):
+        """Draw."""
+
+
+def test_a_pipeline_that_names_no_number_of_tokens_has_its_tokenizer_s():
+    """`encode` with an adapter of somebody's own had ended in a KeyError."""
+    pipeline = Unnamed(tokenizer(12))
+    assert Sketched().limits(pipeline) == {"tokenizer": 12}
+    assert Sketched().limits(Unnamed(None)) == {}
+    record = PipelineRecord("somewhere", "Unnamed", "Sketch", "", {})
+    assert Prompts(pipeline, Sketched(), record).too_long(["a nine", "a nine with a zero and " * 5]) == 1
+    assert Prompts(Unnamed(None), Sketched(), record).too_long(["a nine"]) == 0
 
 
 @pytest.mark.parametrize(("kind", "key"), [("sana", "guidance_embeds"), ("qwen_image", "use_additional_t_cond")])

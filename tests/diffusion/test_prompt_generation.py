@@ -1,6 +1,8 @@
 import json
 import shutil
+from types import SimpleNamespace
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -303,3 +305,44 @@ def test_a_table_is_no_list_of_prompts(suffix, tmp_path):
     file.write_text("Prompt\tCategory\nbond\tAbstract\n")
     with pytest.raises(UserError, match=r"prompts: wanted a text file with a prompt a line, found the table"):
         prompt_generation.read_prompts(file)
+
+
+def unmade(name):
+    """A pipeline of a class of diffusers, without its parts."""
+    return object.__new__(getattr(diffusers, name))
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [("WanPipeline", "num_frames"), ("LattePipeline", "video_length"), ("SanaVideoPipeline", "frames")],
+)
+def test_of_a_video_pipeline_one_frame_is_drawn_and_no_more_are_taken(name, key):
+    """Of nine the first had been kept, and the record said nine."""
+    if not hasattr(diffusers, name):
+        pytest.skip("this diffusers is too old")
+    record = SimpleNamespace(text_tokens=None, size=None)
+    assert prompt_generation.call_arguments(unmade(name), record, {})[key] == 1
+    assert prompt_generation.call_arguments(unmade(name), record, {key: 1})[key] == 1
+    with pytest.raises(UserError, match=rf"call\.{key}: wanted 1, found 9: one frame is an image, videos are not"):
+        prompt_generation.call_arguments(unmade(name), record, {key: 9})
+
+
+def test_a_pipeline_of_sound_is_refused_before_it_draws():
+    record = SimpleNamespace(text_tokens=None, size=None)
+    with pytest.raises(UserError, match="StableAudioPipeline makes sound where images are wanted; videos and sound"):
+        prompt_generation.call_arguments(unmade("StableAudioPipeline"), record, {})
+
+
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        (
+            SimpleNamespace(frames=np.zeros((1, 3, 4, 4, 3))),
+            r"makes videos of shape \[1, 3, 4, 4, 3\], not of one frame",
+        ),
+        (SimpleNamespace(audios=np.zeros((1, 2, 9))), "makes a SimpleNamespace where images are wanted"),
+    ],
+)
+def test_what_is_no_image_is_never_cut_to_one(output, words):
+    with pytest.raises(UserError, match=words):
+        prompt_generation.draw(lambda **_: output, ["a nine"], 0, range(1), {})

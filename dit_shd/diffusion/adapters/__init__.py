@@ -18,6 +18,7 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.installation import require
 from dit_shd.core.plugins import PluginFolder
 from dit_shd.data.text_condition import TextCondition
+from dit_shd.diffusion.adapter_sketch import SKETCH
 from dit_shd.diffusion.prompt_encoding import MAX_TOKENS, encode_prompt
 from dit_shd.diffusion.prompt_texts import Template, tokenizer_of
 from dit_shd.diffusion.refused_classes import REFUSED
@@ -25,20 +26,6 @@ from dit_shd.diffusion.text_rows import TextRows
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
-
-SKETCH = """
-    from dit_shd.diffusion.adapters import Adapter
-
-    class {name}(Adapter):
-        transformer = "{name}"
-        pipelines = ("...Pipeline",)
-
-        def arguments(self, model, x, time, text, guidance):  # of its forward; time is the share of noise, 0 to 1
-            return {{"hidden_states": x, "timestep": 1000 * time, "encoder_hidden_states": text.embeddings}}
-
-        def prediction(self, output, x):  # of its output: the velocity noise - x_0, shaped like the latents x
-            return output"""
-"""A file of an adapter, for the error about a class that has none."""
 
 
 class Adapter(ABC):
@@ -188,12 +175,17 @@ class Adapter(ABC):
     def limits(self, pipeline: "DiffusionPipeline", tokens: int | None = None) -> dict[str, int]:
         """Tokens of a framed prompt that the encoder of each tokenizer takes; a prompt beyond all of them is cut.
 
+        Unless a class says it: the call's max_sequence_length, or the most that the tokenizer names; none if neither.
+
         Args:
             pipeline: With tokenizers.
             tokens: As in encode.
         """
-        default = inspect.signature(type(pipeline).__call__).parameters[MAX_TOKENS].default
-        return {"tokenizer": default if tokens is None else tokens}
+        known = inspect.signature(type(pipeline).__call__).parameters
+        limit = known[MAX_TOKENS].default if tokens is None and MAX_TOKENS in known else tokens
+        if limit is None:  # at least what its tokenizer is for, where it has one
+            limit = getattr(tokenizer_of(pipeline, "tokenizer"), "model_max_length", None)
+        return {} if limit is None else {"tokenizer": limit}
 
     def image_tokens(self, model: nn.Module, layer: str, arguments: Mapping[str, Any]) -> range | None:
         """Where the (first) image's tokens stand among the keys of a layer; None where the layer's own modules say it.
