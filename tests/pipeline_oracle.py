@@ -39,6 +39,7 @@ def asked_by_the_pipeline(pipeline, adapter, guidance_scale=None, **keywords):
 
     factor = pipeline.vae_scale_factor_spatial if "num_frames" in known_of(pipeline) else pipeline.vae_scale_factor
     factor *= 2 if isinstance(adapter, ADAPTERS.find("flux2")) else 1  # its latents are patches of 2 x 2
+    factor //= 2 if isinstance(adapter, ADAPTERS.find("bria")) else 1  # it counts patches
     height, width = (factor * side for side in sides(pipeline, adapter))
     size = adapter.size_arguments(pipeline, (height, width))
     known = known_of(pipeline)
@@ -157,6 +158,18 @@ def ovis_image(model, given):
     return FluxPipeline._unpack_latents(output, 2 * height, 2 * width, 2)
 
 
+def bria(model, given):
+    b, c, height, width = given.x.shape
+    output = model(
+        hidden_states=FluxPipeline._pack_latents(given.x, b, c, height, width),
+        timestep=1000 * given.t,
+        txt_ids=torch.zeros(b, given.text.tokens, 3),
+        img_ids=FluxPipeline._prepare_latent_image_ids(b, height // 2, width // 2, given.x.device, given.x.dtype),
+        **given.prompt,
+    ).sample
+    return FluxPipeline._unpack_latents(output, 2 * height, 2 * width, 2)
+
+
 def z_image(model, given):
     images = list(given.x.unsqueeze(2).unbind(0))
     prompts = [e[m] for e, m in zip(given.text.embeddings, given.text.mask)]
@@ -210,6 +223,7 @@ FLOWS = (
     chroma,
     longcat_image,
     ovis_image,
+    bria,
     qwen_image,
     z_image,
     flux2,

@@ -230,6 +230,24 @@ def ovis_image():
     )
 
 
+def bria():
+    from diffusers import BriaPipeline, BriaTransformer2DModel
+
+    transformer = BriaTransformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=2,
+        num_attention_heads=4,
+        attention_head_dim=8,
+        joint_attention_dim=32,
+        axes_dims_rope=[4, 2, 2],
+    )
+    scheduler = flow(shift=3.0, use_dynamic_shifting=True)
+    return BriaPipeline(
+        transformer=transformer, scheduler=scheduler, vae=kl(), text_encoder=t5(32), tokenizer=tokenizer()
+    )
+
+
 def z_image():
     from diffusers import ZImagePipeline, ZImageTransformer2DModel
 
@@ -503,6 +521,7 @@ KINDS = {
     "qwen_image": qwen_image,
     "longcat_image": longcat_image,
     "ovis_image": ovis_image,
+    "bria": bria,
     "z_image": z_image,
     "lumina2": lumina2,
     "sana": sana,
@@ -514,7 +533,7 @@ KINDS = {
 }
 KINDS = {name: here(make) for name, make in KINDS.items()}
 """By the name of the adapter."""
-LATER = ("chroma", "hidream", "longcat_image", "ovis_image")
+LATER = ("bria", "chroma", "hidream", "longcat_image", "ovis_image")
 """Of these what is alike for every kind is tried by the slow tests."""
 WITH_SLOW = [pytest.param(kind, marks=pytest.mark.slow) if kind in LATER else kind for kind in KINDS]
 HALF = {"hidream": {"num_layers": 1, "num_single_layers": 1}}

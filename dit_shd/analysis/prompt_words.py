@@ -15,6 +15,7 @@ IN_ORDER = (
     "StableDiffusion3Pipeline",
     "FluxPipeline",
     "ChromaPipeline",
+    "BriaPipeline",
     "PixArtAlphaPipeline",
     "PixArtSigmaPipeline",
     "AuraFlowPipeline",

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 TRANSFORMER = "transformer/config.json"
 NOT_FOR_TEXT = {"transformer": None, "vae": None}
 """Components that embeddings do not need."""
+STOOD_IN_FOR = ("BriaPipeline",)
+"""Pipelines that read the config of the one and the precision of the other, also where neither runs."""
 LEAST_TOKENS = 4
 """Of a prompt, besides what stands around it: with fewer, captions are hardly told apart."""
 
@@ -92,7 +94,8 @@ class Prompts:
                 "adapter of your own (adapter=...) may say how another is asked"
             )
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        pipeline = open_pipeline(folder, dtype, **NOT_FOR_TEXT)
+        others = _stand_ins(dtype) if record.pipeline_class in STOOD_IN_FOR else NOT_FOR_TEXT
+        pipeline = open_pipeline(folder, dtype, **others)
         if text_tokens is not None and MAX_TOKENS not in inspect.signature(type(pipeline).__call__).parameters:
             raise UserError(f"text_tokens: a {record.pipeline_class} has fixed numbers of tokens; leave it out")
         for name, part in pipeline.components.items():
@@ -143,6 +146,15 @@ class Prompts:
                     f"text_tokens: wanted {tokens + LEAST_TOKENS - limit + around} or more, found {tokens}: a "
                     f"{self.record.pipeline_class} puts {around} tokens around every prompt, and cuts the prompt"
                 )
+
+
+def _stand_ins(dtype: torch.dtype) -> dict[str, nn.Module]:
+    """The smallest of their kinds in the places of a transformer and an autoencoder."""
+    import diffusers
+
+    with quiet():
+        transformer: Any = diffusers.BriaTransformer2DModel(num_layers=0, num_single_layers=0, num_attention_heads=1)
+        return {"transformer": transformer.to(dtype), "vae": diffusers.AutoencoderKL()}
 
 
 def record_of(place: str, folder: Path, adapter: str | None = None) -> PipelineRecord:

@@ -20,6 +20,7 @@ from dit_shd.data.pipeline_record import (
     weight_files,
 )
 from dit_shd.diffusion.adapters import Adapter, settings_of
+from dit_shd.diffusion.text_process import is_flow
 
 OF_DDPM = {
     "prediction_type": "epsilon",
@@ -123,7 +124,7 @@ def noise_differs(model: nn.Module, record: PipelineRecord, kind: Literal["flow"
     added = record.scheduler
     if not learned or not added:
         return None
-    kinds = [_is_flow(scheduler) for scheduler in (learned, added)]
+    kinds = [is_flow(scheduler) for scheduler in (learned, added)]
     if kinds[0] != kinds[1]:
         here, there = ("flow" if flows else "DDPM" for flows in kinds)
         return f"{place} has a scheduler of {here}, and the data's pipeline, '{record.pipeline}', one of {there}"
@@ -136,11 +137,6 @@ def noise_differs(model: nn.Module, record: PipelineRecord, kind: Literal["flow"
                 "captions with its own pipeline"
             )
     return None
-
-
-def _is_flow(scheduler: Mapping[str, Any]) -> bool:
-    is_named = "FlowMatch" in str(scheduler.get("_class_name"))
-    return is_named or scheduler.get("prediction_type") == "flow_prediction" or bool(scheduler.get("use_flow_sigmas"))
 
 
 def text_of(folder: Path) -> tuple[str, ...]:

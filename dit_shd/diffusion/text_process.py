@@ -203,14 +203,23 @@ def process_of(
         shift: Of flow: the adapter's, which gives None where the scheduler's config says it.
 
     Raises:
-        UserError: A scheduler whose betas or predictions are not known here.
+        UserError: A scheduler whose betas or predictions are not known here, or one of DDPM where flow is wanted.
     """
     if kind == "flow":
+        if "beta_schedule" in scheduler and not is_flow(scheduler):
+            name = scheduler.get("_class_name", "another")
+            raise UserError(f"the pipeline's scheduler: wanted one of rectified flow, found {name}; not supported")
         return Flow(density, scheduler, weighting, multiple, shift)
     target = scheduler.get("prediction_type", "epsilon")
     if target not in ("epsilon", "v_prediction"):
         raise UserError(f"the pipeline's scheduler: prediction_type: wanted epsilon or v_prediction, found {target}")
     return Ddpm(ddpm_schedule(scheduler), target, gamma)
+
+
+def is_flow(scheduler: Mapping[str, Any]) -> bool:
+    """Whether a scheduler's config is of rectified flow."""
+    is_named = "FlowMatch" in str(scheduler.get("_class_name"))
+    return is_named or scheduler.get("prediction_type") == "flow_prediction" or bool(scheduler.get("use_flow_sigmas"))
 
 
 def ddpm_schedule(scheduler: Mapping[str, Any]) -> Schedule:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_pipelines import write_pipeline
+from tiny_pipelines import LATER, write_pipeline
 
 from dit_shd.analysis import inspect_prompt as inspect_prompt_module
 from dit_shd.analysis.inspect import InspectConfig
@@ -23,10 +23,12 @@ from dit_shd.diffusion.assembly import assemble
 from dit_shd.diffusion.prompt_generation import draw
 
 PROMPT = "two thin seven"
-CALLS = {"sd3": 7.0, "flux": 3.5, "chroma": 1.0, "pixart": 4.5}
+CALLS = {"sd3": 7.0, "flux": 3.5, "pixart": 4.5, **dict.fromkeys(LATER, 1.0)}
 
 
-@pytest.fixture(scope="module", params=["sd3", "flux", "pixart", pytest.param("chroma", marks=pytest.mark.slow)])
+@pytest.fixture(
+    scope="module", params=["sd3", "flux", "pixart", *(pytest.param(kind, marks=pytest.mark.slow) for kind in LATER)]
+)
 def pipeline(request, tmp_path_factory):
     return request.param, write_pipeline(request.param, tmp_path_factory.mktemp("p") / "pipeline")
 
@@ -36,6 +38,7 @@ def test_shares_are_those_of_the_maps(pipeline):
     kind, folder = pipeline
     call = {"height": 32, "width": 16, "num_inference_steps": 3, "guidance_scale": CALLS[kind]}
     call |= {"use_resolution_binning": False} if kind == "pixart" else {}
+    call |= {"enable_prompt_rewrite": False} if kind == "longcat_image" else {}
     found = inspect_prompt(str(folder), PROMPT, None, call, None, seed=1)
     whole, _ = assemble(str(folder), None)
     with capture(whole.transformer, ["*"]) as captures:
@@ -64,6 +67,7 @@ def test_every_word_has_its_own_map_where_fewer_fit(pipeline, monkeypatch):
     kind, folder = pipeline
     call = {"height": 32, "width": 16, "num_inference_steps": 3, "guidance_scale": CALLS[kind]}
     call |= {"use_resolution_binning": False} if kind == "pixart" else {}
+    call |= {"enable_prompt_rewrite": False} if kind == "longcat_image" else {}
     whole = inspect_prompt(str(folder), PROMPT, None, call, None, seed=1).sheets
     monkeypatch.setattr(inspect_prompt_module, "extent", lambda *sizes: replace(extent(*sizes), queries=2))
     few = inspect_prompt(str(folder), PROMPT, None, call, None, seed=1).sheets
@@ -91,6 +95,7 @@ def test_words_are_the_tokens_they_name(pipeline):
     kind, folder = pipeline
     call = {"height": 16, "width": 16, "num_inference_steps": 2}
     call |= {"use_resolution_binning": False} if kind == "pixart" else {}
+    call |= {"enable_prompt_rewrite": False} if kind == "longcat_image" else {}
     found = inspect_prompt(str(folder), PROMPT, None, call, None, seed=1)
     first = found.words[:3] if kind != "sd3" else [word.removesuffix(" (CLIP)") for word in found.words[:3]]
     assert first == PROMPT.split()
@@ -233,6 +238,7 @@ def test_timesteps_are_the_schedulers(kind, tmp_path):
         assert len(inspect_prompt(str(folder), PROMPT, None, given, None, seed=1).sheets.timesteps) == 3
     call |= {"num_inference_steps": 4}
     call |= {"use_resolution_binning": False} if kind == "pixart" else {}
+    call |= {"enable_prompt_rewrite": False} if kind == "longcat_image" else {}
     times = inspect_prompt(str(folder), PROMPT, None, call, None, seed=1).sheets.timesteps
     assert times == ([751, 501, 251, 1] if kind == "pixart" else sorted(times, reverse=True))
     assert times[0] > 700 and len(times) == 4

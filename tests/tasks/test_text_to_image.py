@@ -35,7 +35,12 @@ from dit_shd.training.dry_run import dry_run
 from dit_shd.training.trainer import Trainer
 
 HEADS = {"z_image": "n_heads"}
-OPTIONS = {"hunyuan_dit": {"size": 32}, "chroma": {"text_tokens": 24}, "ovis_image": {"text_tokens": 24}}
+OPTIONS = {
+    "hunyuan_dit": {"size": 32},
+    "chroma": {"text_tokens": 24},
+    "ovis_image": {"text_tokens": 24},
+    "bria": {"text_tokens": 24},
+}
 """Of encoding, by kind."""
 
 
