@@ -164,10 +164,23 @@ def hidream(model, given):
     return -model(given.x, 1000 * given.t, pooled_embeds=given.text.pooled, **options).sample
 
 
-FLOWS = sd3, flux, qwen_image, z_image, flux2, flux2_dev, wan, aura_flow, lumina2, sana, hidream
+def hunyuan_image(model, given):
+    glyphs, text = given.text.embeddings[:, :128, :16], given.text.embeddings[:, 128:]
+    return model(
+        given.x,
+        1000 * given.t,
+        encoder_hidden_states=text,
+        encoder_attention_mask=given.text.mask[:, 128:].long(),
+        encoder_hidden_states_2=glyphs,
+        encoder_attention_mask_2=given.text.mask[:, :128].long(),
+    ).sample
+
+
+FLOWS = sd3, flux, qwen_image, z_image, flux2, flux2_dev, wan, aura_flow, lumina2, sana, hidream, hunyuan_image
 VELOCITIES = {f.__name__: f for f in FLOWS}
 """By kind: the velocity as diffusers' examples/dreambooth/train_dreambooth*.py compute it (SD3, FLUX, FLUX.2,
-Qwen-Image, Z-Image, Lumina 2, Sana), or as the pipelines' calls do (AuraFlow, Wan, HiDream)."""
+Qwen-Image, Z-Image, Lumina 2, Sana), or as the pipelines' calls do (AuraFlow, Wan, HiDream,
+HunyuanImage)."""
 
 
 def pixart(model, given):

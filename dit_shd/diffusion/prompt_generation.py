@@ -81,6 +81,8 @@ def sample_prompts(config: SampleConfig) -> Path:
     settings |= {"pipeline": record.pipeline, "pipeline_class": record.pipeline_class}
     settings |= {"text_sha256": record.text_sha256, "scheduler": _plain(record.scheduler)}
     settings |= {"model_sha256": hashing.sha256_of_tensors(pipeline.transformer), **about_teacher(config.run)}
+    guiders = {name: getattr(pipeline, name, None) for name in ("guider", "ocr_guider")}
+    settings |= {name: _plain(dict(guider.config)) for name, guider in guiders.items() if guider is not None}
     vae = getattr(pipeline, "vae", None)
     settings |= {} if vae is None else {"vae_sha256": hashing.sha256_of_tensors(vae)}
     make_file(state, config, settings, out, images_of)
@@ -147,9 +149,9 @@ def call_arguments(pipeline: "DiffusionPipeline", record: PipelineRecord, given:
         if "use_resolution_binning" in known:
             call["use_resolution_binning"] = False
     call = {**call, **given}
-    adapter, size = _adapter(record), (call.get("height"), call.get("width"))
-    if adapter is not None and isinstance(size[0], int) and isinstance(size[1], int):
-        call |= adapter.size_arguments(pipeline, size)
+    adapter, height, width = _adapter(record), call.get("height"), call.get("width")
+    if adapter is not None and isinstance(height, int) and isinstance(width, int):
+        call |= adapter.size_arguments(pipeline, (height, width))
     return call
 
 
@@ -165,7 +167,7 @@ def _guided(pipeline: "DiffusionPipeline", record: PipelineRecord, given: dict[s
         return {"guidance_scale": scale}
     if scale < 1 and not settings.get("guidance_embeds"):
         raise UserError(f"guidance: wanted 1, for none, or more (pipelines do not guide below), found {scale}")
-    return adapter.guidance_arguments(settings, scale)
+    return adapter.guide(pipeline, scale)
 
 
 def _scale(pipeline: "DiffusionPipeline", call: dict[str, Any]) -> float:
@@ -173,6 +175,9 @@ def _scale(pipeline: "DiffusionPipeline", call: dict[str, Any]) -> float:
     known = inspect.signature(pipeline.__class__.__call__).parameters
     if settings_of(pipeline.transformer).get("guidance_embeds"):
         return 1.0  # an input of the model
+    guider: Any = getattr(pipeline, "guider", None)
+    if guider is not None:
+        return max(1.0, guider.guidance_scale)
     key = "true_cfg_scale" if "true_cfg_scale" in known else "guidance_scale"
     if key not in known or (key == "true_cfg_scale" and call.get("negative_prompt") is None):
         return 1.0
@@ -199,6 +204,9 @@ def draw(
     seeds = [int(rng.stream(seed, "sample prompt", 0, index).integers(2**62)) for index in indices]
     generators = [torch.Generator("cpu").manual_seed(number) for number in seeds]
     whole: Any = pipeline
+    if len(prompts) > 1 and getattr(whole, "ocr_guider", None) is not None:  # of all that is drawn with words in quotes
+        pairs = zip(prompts, indices)
+        return np.concatenate([draw(pipeline, [one], seed, range(i, i + 1), call) for one, i in pairs])
     if isinstance(call.get("negative_prompt"), str):  # not every pipeline repeats it for several prompts
         call = {**call, "negative_prompt": [call["negative_prompt"]] * len(prompts)}
     try:

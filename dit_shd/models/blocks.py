@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dit_shd.core.errors import UserError
 from dit_shd.models.batch_norms import count_once
@@ -72,14 +73,20 @@ def recompute(model: nn.Module) -> None:
     Raises:
         UserError: A class or an architecture whose library cannot.
     """
+    options = {"gradient_checkpointing_func": _again} if type(model).__module__.startswith("diffusers.") else {}
     try:
-        cast("ModelMixin", model).enable_gradient_checkpointing()
+        cast("ModelMixin", model).enable_gradient_checkpointing(**options)
     except ValueError as error:
         raise UserError(
             f"gradient_checkpointing: diffusers recomputes no blocks of {type(model).__name__}; wanted "
             "gradient_checkpointing=false"
         ) from error
     count_once(model)
+
+
+def _again(module: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    """diffusers' own, which takes no keywords, though HunyuanImage gives it some."""
+    return checkpoint(module, *args, use_reentrant=False, **kwargs)
 
 
 @contextmanager

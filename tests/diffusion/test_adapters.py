@@ -29,10 +29,16 @@ MASKED = "hunyuan_image", "prx"
 """Of those that are compared prompt by prompt: the classes that are told which tokens are padding."""
 
 
+def without_guidance(kind, pipeline, adapter):
+    """The scale of a call without classifier-free guidance, where the call has one."""
+    adapter.guide(pipeline, 1.0)
+    return {"qwen_image": None, "hunyuan_image": None, "flux": 2.5, "z_image": 0.0}.get(kind, 1.0)
+
+
 @torch.no_grad()
 def test_times_are_not_rounded_in_bfloat16(kind, pipeline, adapter):
     """Eight bits of a time are 0.2 to 0.4 percent of it."""
-    if kind in ("hunyuan_dit", "flux", "flux2", "flux2_dev", "qwen_image"):
+    if kind in ("hunyuan_dit", "hunyuan_image", "flux", "flux2", "flux2_dev", "qwen_image"):
         pytest.skip("its transformer or its pipeline rounds them itself")
     times = torch.tensor([0.7123456])
     x = torch.zeros(1, adapter.channels(pipeline.transformer.config), 8, 8, dtype=torch.bfloat16)
@@ -42,7 +48,7 @@ def test_times_are_not_rounded_in_bfloat16(kind, pipeline, adapter):
 
 @torch.no_grad()
 def test_a_model_through_its_adapter_predicts_what_the_pipeline_s_call_predicts(kind, pipeline, adapter):
-    guidance = {"qwen_image": None, "flux": 2.5, "z_image": 0.0}.get(kind, 1.0)  # without classifier-free guidance
+    guidance = without_guidance(kind, pipeline, adapter)
     text = adapter.encode(pipeline, PROMPTS)
     record = asked_by_the_pipeline(pipeline, adapter, guidance)
     assert len(record) == 3
@@ -61,9 +67,8 @@ def test_a_model_through_its_adapter_predicts_what_the_pipeline_s_call_predicts(
 def test_a_guided_target_is_what_the_pipeline_s_call_is_guided_by(kind, pipeline, adapter):
     if kind in ("flux", "flux2_dev"):
         pytest.skip("distilled: its pipeline does not guide by a second run")
-    config = pipeline.transformer.config
     text, empty = adapter.encode(pipeline, PROMPTS), adapter.encode_empty(pipeline)
-    record = asked_by_the_pipeline(pipeline, adapter, **adapter.guidance_arguments(config, 4.0))
+    record = asked_by_the_pipeline(pipeline, adapter, **adapter.guide(pipeline, 4.0))
     sample, t, output = record[1]
     x = unpacked(sample, pipeline, adapter)
     time = (t if adapter.process == "ddpm" else t / 1000).expand(2)
@@ -101,7 +106,7 @@ def test_images_are_the_pipeline_s_own(kind, opened):
     assert drawn.shape == (2, 24, 16, 3)
     for i, prompt in enumerate(PROMPTS):
         seed = int(rng.stream(0, "sample prompt", 0, i).integers(2**62))
-        options = adapter.guidance_arguments(pipeline.transformer.config, 3.0)
+        options = adapter.guide(pipeline, 3.0)
         options |= {"generator": torch.Generator().manual_seed(seed), "num_inference_steps": 2, "output_type": "np"}
         options |= {"use_resolution_binning": False} if "use_resolution_binning" in known_of(pipeline) else {}
         image = pipeline(prompt, height=24, width=16, **options).images[0]
@@ -168,7 +173,7 @@ def test_the_shift_of_training_is_that_of_the_pipeline_s_default_steps(kind, pip
         return
     if kind.startswith("flux2"):
         pytest.skip("its shift depends on the number of steps: the next test")
-    guidance = {"qwen_image": None, "flux": 2.5, "z_image": 0.0}.get(kind, 1.0)
+    guidance = without_guidance(kind, pipeline, adapter)
     steps = torch.tensor([float(t) / 1000 for _, t, _ in asked_by_the_pipeline(pipeline, adapter, guidance)]).double()
     multiple = adapter.multiple(pipeline.transformer.config)
     options = dict(pipeline.scheduler.config), TimestepDensity(), "none", None, multiple, adapter.shift

@@ -52,7 +52,7 @@ def with_beside(student: nn.Module, teacher: nn.Module, layers: Mapping[str, str
     """
     pairs = dict(layers)
     for of_list, stacks in BESIDE.items():
-        lists = [getattr(model, of_list, None) for model in (student, teacher)]
+        lists: list[Any] = [getattr(model, of_list, None) for model in (student, teacher)]
         if not all(isinstance(each, nn.ModuleList) for each in lists):
             continue
         new, old = ([n for n in named_blocks(model) if n.rpartition(".")[0] in stacks] for model in (student, teacher))
