@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dit_shd.data.text_condition import TextCondition
 from dit_shd.diffusion.adapters import ADAPTERS
+from dit_shd.diffusion.prompt_generation import ONE_BY_ONE
 
 PROMPTS = ["a thin seven", "two digits : four and seven with a zero"]
 """Of unequal length."""
@@ -40,20 +41,23 @@ def asked_by_the_pipeline(pipeline, adapter, guidance_scale=None, **keywords):
     factor *= 2 if isinstance(adapter, ADAPTERS.find("flux2")) else 1  # its latents are patches of 2 x 2
     height, width = (factor * side for side in sides(pipeline, adapter))
     size = adapter.size_arguments(pipeline, (height, width))
-    known = known_of(pipeline)
+    known, alone = known_of(pipeline), type(pipeline).__name__ in ONE_BY_ONE
     keywords |= {"use_resolution_binning": False} if "use_resolution_binning" in known else {}
     keywords |= {"num_frames": 1} if "num_frames" in known else {}
     keywords |= {} if guidance_scale is None else {"guidance_scale": guidance_scale}
     if "negative_prompt" in keywords:
         keywords["negative_prompt"] = [keywords["negative_prompt"]] * len(PROMPTS)
     pipeline.scheduler.step = recorded
+    options = {"num_inference_steps": 3, "output_type": "latent", **size, **keywords}
+    records = []
     try:
-        generator = torch.Generator().manual_seed(0)
-        options = {"num_inference_steps": 3, "output_type": "latent", "generator": generator, **keywords}
-        pipeline(prompt=list(PROMPTS), **size, **options)
+        for number, prompts in enumerate([[prompt] for prompt in PROMPTS] if alone else [list(PROMPTS)]):
+            pipeline(prompt=prompts, generator=torch.Generator().manual_seed(number), **options)
+            records.append([*record])
+            record.clear()
     finally:
         pipeline.scheduler.step = step
-    return record
+    return [(torch.cat([x for x, _, _ in s]), s[0][1], torch.cat([y for _, _, y in s])) for s in zip(*records)]
 
 
 def unpacked(x, pipeline, adapter):
@@ -176,11 +180,15 @@ def hunyuan_image(model, given):
     ).sample
 
 
-FLOWS = sd3, flux, qwen_image, z_image, flux2, flux2_dev, wan, aura_flow, lumina2, sana, hidream, hunyuan_image
+def prx(model, given):
+    return model(given.x, timestep=1000 * given.t / 1000, attention_mask=given.text.mask, **given.prompt).sample
+
+
+FLOWS = sd3, flux, qwen_image, z_image, flux2, flux2_dev, wan, aura_flow, lumina2, sana, hidream, hunyuan_image, prx
 VELOCITIES = {f.__name__: f for f in FLOWS}
 """By kind: the velocity as diffusers' examples/dreambooth/train_dreambooth*.py compute it (SD3, FLUX, FLUX.2,
 Qwen-Image, Z-Image, Lumina 2, Sana), or as the pipelines' calls do (AuraFlow, Wan, HiDream,
-HunyuanImage)."""
+HunyuanImage, PRX)."""
 
 
 def pixart(model, given):

@@ -419,6 +419,26 @@ def hunyuan_image():
     )
 
 
+def prx():
+    """With T5 in the place of T5Gemma."""
+    from diffusers import PRXPipeline, PRXTransformer2DModel
+
+    transformer = PRXTransformer2DModel(
+        in_channels=4,
+        patch_size=2,
+        context_in_dim=32,
+        hidden_size=32,
+        num_heads=4,
+        depth=2,
+        axes_dim=[4, 4],
+        resolution_embeds=True,
+    )
+    words = tokenizer(64, "left")
+    return PRXPipeline(
+        transformer=transformer, scheduler=flow(shift=3.0), vae=kl(), text_encoder=t5(32), tokenizer=words
+    )
+
+
 def hunyuan_dit():
     """With the pipeline's own numbers of tokens and pixels of a latent's side, which it does not read anywhere."""
     from diffusers import DDPMScheduler, HunyuanDiT2DModel, HunyuanDiTPipeline
@@ -481,12 +501,14 @@ KINDS = {
     "hunyuan_dit": hunyuan_dit,
     "hidream": hidream,
     "hunyuan_image": hunyuan_image,
+    "prx": prx,
 }
 KINDS = {name: here(make) for name, make in KINDS.items()}
 """By the name of the adapter."""
 HALF = {
     "hidream": {"num_layers": 1, "num_single_layers": 1},
     "hunyuan_image": {"num_layers": 1, "num_single_layers": 1},
+    "prx": {"depth": 1},
 }
 """Of some, by kind: keys of the transformer's config for every second block."""
 OTHERS = {"flux2_dev": here(flux2_dev)}

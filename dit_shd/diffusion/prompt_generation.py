@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 OURS = ("prompt", "generator", "output_type", "return_dict", "num_images_per_prompt")
 """Arguments of a pipeline's call that are not a user's to choose here."""
+ONE_BY_ONE = ("PRXPipeline",)
+"""Pipelines that fail on several prompts with guidance; those with an ocr_guider take it for all prompts if one has
+words in quotes."""
 MOST_COUNT = 10**8
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet", ".xlsx")
 _log = logging.getLogger("dit_shd")
@@ -204,7 +207,7 @@ def draw(
     seeds = [int(rng.stream(seed, "sample prompt", 0, index).integers(2**62)) for index in indices]
     generators = [torch.Generator("cpu").manual_seed(number) for number in seeds]
     whole: Any = pipeline
-    if len(prompts) > 1 and getattr(whole, "ocr_guider", None) is not None:  # of all that is drawn with words in quotes
+    if len(prompts) > 1 and (type(whole).__name__ in ONE_BY_ONE or getattr(whole, "ocr_guider", None) is not None):
         pairs = zip(prompts, indices)
         return np.concatenate([draw(pipeline, [one], seed, range(i, i + 1), call) for one, i in pairs])
     if isinstance(call.get("negative_prompt"), str):  # not every pipeline repeats it for several prompts

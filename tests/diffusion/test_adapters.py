@@ -23,7 +23,7 @@ from dit_shd.diffusion.guidance import Guidance
 from dit_shd.diffusion.prompt_generation import call_arguments, draw
 from dit_shd.diffusion.text_process import process_of
 
-BY_THE_SCHEDULER = "sd3", "aura_flow", "wan", "hidream"
+BY_THE_SCHEDULER = "sd3", "aura_flow", "wan", "hidream", "prx"
 """Pipelines that leave the noise levels to their scheduler, which divides from its first (shifted) one to its last."""
 MASKED = "hunyuan_image", "prx"
 """Of those that are compared prompt by prompt: the classes that are told which tokens are padding."""

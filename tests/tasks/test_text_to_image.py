@@ -34,7 +34,7 @@ from dit_shd.training.config import TrainConfig
 from dit_shd.training.dry_run import dry_run
 from dit_shd.training.trainer import Trainer
 
-HEADS = {"z_image": "n_heads"}
+HEADS = {"z_image": "n_heads", "prx": "num_heads"}
 
 
 @pytest.fixture(scope="module", params=[*KINDS, *OTHERS])
@@ -107,7 +107,7 @@ def test_three_steps_with_resume(kind, made, tmp_path):
 @pytest.mark.parametrize("lora", [0, 2])
 @pytest.mark.parametrize("kind", HALF)
 def test_half_of_the_blocks_in_micro_batches(kind, lora, tmp_path):
-    """From whole blocks of the teacher, in halves of a batch whose blocks run again, as in a whole one; with adapters, too."""
+    """From whole blocks of the teacher, in halves of a batch that run again as in a whole one, and with LoRA."""
     pipeline = write_pipeline(kind, tmp_path / "pipeline")
     latents = encode(tmp_path, pipeline)
     changes = {"student": {"like": "teacher", **HALF[kind]}, "lora": {"rank": lora}}
