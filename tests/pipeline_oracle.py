@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dit_shd.data.text_condition import TextCondition
 from dit_shd.diffusion.adapters import ADAPTERS
+from dit_shd.diffusion.prompt_generation import ONE_BY_ONE
 
 PROMPTS = ["a thin seven", "two digits : four and seven with a zero"]
 """Of unequal length."""
@@ -42,7 +43,7 @@ def asked_by_the_pipeline(pipeline, adapter, guidance_scale=None, **keywords):
     factor //= 2 if isinstance(adapter, ADAPTERS.find("bria")) else 1  # it counts patches
     height, width = (factor * side for side in sides(pipeline, adapter))
     size = adapter.size_arguments(pipeline, (height, width))
-    known = known_of(pipeline)
+    known, alone = known_of(pipeline), type(pipeline).__name__ in ONE_BY_ONE
     keywords |= {"use_resolution_binning": False} if "use_resolution_binning" in known else {}
     keywords |= {"num_frames": 1} if "num_frames" in known else {}
     keywords |= {"enable_prompt_rewrite": False} if "enable_prompt_rewrite" in known else {}
@@ -50,13 +51,16 @@ def asked_by_the_pipeline(pipeline, adapter, guidance_scale=None, **keywords):
     if "negative_prompt" in keywords:
         keywords["negative_prompt"] = [keywords["negative_prompt"]] * len(PROMPTS)
     pipeline.scheduler.step = recorded
+    options = {"num_inference_steps": 3, "output_type": "latent", **size, **keywords}
+    records = []
     try:
-        generator = torch.Generator().manual_seed(0)
-        options = {"num_inference_steps": 3, "output_type": "latent", "generator": generator, **keywords}
-        pipeline(prompt=list(PROMPTS), **size, **options)
+        for number, prompts in enumerate([[prompt] for prompt in PROMPTS] if alone else [list(PROMPTS)]):
+            pipeline(prompt=prompts, generator=torch.Generator().manual_seed(number), **options)
+            records.append([*record])
+            record.clear()
     finally:
         pipeline.scheduler.step = step
-    return record
+    return [(torch.cat([x for x, _, _ in s]), s[0][1], torch.cat([y for _, _, y in s])) for s in zip(*records)]
 
 
 def unpacked(x, pipeline, adapter):
@@ -217,6 +221,22 @@ def hidream(model, given):
     return -model(given.x, 1000 * given.t, pooled_embeds=given.text.pooled, **options).sample
 
 
+def hunyuan_image(model, given):
+    glyphs, text = given.text.embeddings[:, :128, :16], given.text.embeddings[:, 128:]
+    return model(
+        given.x,
+        1000 * given.t,
+        encoder_hidden_states=text,
+        encoder_attention_mask=given.text.mask[:, 128:].long(),
+        encoder_hidden_states_2=glyphs,
+        encoder_attention_mask_2=given.text.mask[:, :128].long(),
+    ).sample
+
+
+def prx(model, given):
+    return model(given.x, timestep=1000 * given.t / 1000, attention_mask=given.text.mask, **given.prompt).sample
+
+
 FLOWS = (
     sd3,
     flux,
@@ -233,10 +253,13 @@ FLOWS = (
     lumina2,
     sana,
     hidream,
+    hunyuan_image,
+    prx,
 )
 VELOCITIES = {f.__name__: f for f in FLOWS}
 """By kind: the velocity as diffusers' examples/dreambooth/train_dreambooth*.py compute it (SD3, FLUX, FLUX.2,
-Qwen-Image, Z-Image, Lumina 2, Sana), or as the pipelines' calls do (AuraFlow, Wan, HiDream, and those of FLUX's
+Qwen-Image, Z-Image, Lumina 2, Sana), or as the pipelines' calls do (AuraFlow, Wan, HiDream,
+HunyuanImage, PRX, and those of FLUX's
 kind that have no such script)."""
 
 

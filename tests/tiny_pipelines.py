@@ -465,6 +465,70 @@ def hidream():
     )
 
 
+def hunyuan_image():
+    from diffusers import (
+        AdaptiveProjectedMixGuidance,
+        AutoencoderKLHunyuanImage,
+        HunyuanImagePipeline,
+        HunyuanImageTransformer2DModel,
+    )
+
+    transformer = HunyuanImageTransformer2DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=4,
+        attention_head_dim=8,
+        num_layers=2,
+        num_single_layers=2,
+        num_refiner_layers=1,
+        patch_size=(1, 1),
+        text_embed_dim=32,
+        text_embed_2_dim=16,
+        rope_axes_dim=(4, 4),
+    )
+    vae = AutoencoderKLHunyuanImage(
+        in_channels=3,
+        out_channels=3,
+        latent_channels=4,
+        block_out_channels=(32, 32),
+        layers_per_block=1,
+        spatial_compression_ratio=2,
+        sample_size=16,
+        scaling_factor=0.75,
+    )
+    return HunyuanImagePipeline(
+        transformer=transformer,
+        scheduler=flow(shift=5.0),
+        vae=vae,
+        text_encoder=qwen_vl(32),
+        tokenizer=tokenizer(1100),
+        text_encoder_2=t5(16),
+        tokenizer_2=tokenizer(128),
+        guider=AdaptiveProjectedMixGuidance(),
+        ocr_guider=AdaptiveProjectedMixGuidance(adaptive_projected_guidance_start_step=0),
+    )
+
+
+def prx():
+    """With T5 in the place of T5Gemma."""
+    from diffusers import PRXPipeline, PRXTransformer2DModel
+
+    transformer = PRXTransformer2DModel(
+        in_channels=4,
+        patch_size=2,
+        context_in_dim=32,
+        hidden_size=32,
+        num_heads=4,
+        depth=2,
+        axes_dim=[4, 4],
+        resolution_embeds=True,
+    )
+    words = tokenizer(64, "left")
+    return PRXPipeline(
+        transformer=transformer, scheduler=flow(shift=3.0), vae=kl(), text_encoder=t5(32), tokenizer=words
+    )
+
+
 def hunyuan_dit():
     """With the pipeline's own numbers of tokens and pixels of a latent's side, which it does not read anywhere."""
     from diffusers import DDPMScheduler, HunyuanDiT2DModel, HunyuanDiTPipeline
@@ -530,13 +594,19 @@ KINDS = {
     "wan": wan,
     "hunyuan_dit": hunyuan_dit,
     "hidream": hidream,
+    "hunyuan_image": hunyuan_image,
+    "prx": prx,
 }
 KINDS = {name: here(make) for name, make in KINDS.items()}
 """By the name of the adapter."""
-LATER = ("bria", "chroma", "hidream", "longcat_image", "ovis_image")
+LATER = ("bria", "chroma", "hidream", "hunyuan_image", "longcat_image", "ovis_image", "prx")
 """Of these what is alike for every kind is tried by the slow tests."""
 WITH_SLOW = [pytest.param(kind, marks=pytest.mark.slow) if kind in LATER else kind for kind in KINDS]
-HALF = {"hidream": {"num_layers": 1, "num_single_layers": 1}}
+HALF = {
+    "hidream": {"num_layers": 1, "num_single_layers": 1},
+    "hunyuan_image": {"num_layers": 1, "num_single_layers": 1},
+    "prx": {"depth": 1},
+}
 """Of some, by kind: keys of the transformer's config for every second block."""
 OTHERS = {"flux2_dev": here(flux2_dev)}
 """Other pipelines of the same adapters."""

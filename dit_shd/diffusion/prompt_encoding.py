@@ -29,6 +29,7 @@ def encode_prompt(
     of_call = inspect.signature(type(pipeline).__call__).parameters
     keywords: dict[str, Any] = {key: of_call[key].default for key in OF_CALL if key in known and key in of_call}
     keywords |= {key: None for key in ("prompt_2", "prompt_3") if key in known}
+    keywords |= {"batch_size": len(prompts)} if "batch_size" in known else {}
     keywords |= {"device": pipeline.text_encoder.device} if "device" in known else {}
     if tokens is not None and MAX_TOKENS in known:
         keywords[MAX_TOKENS] = tokens

@@ -38,6 +38,9 @@ OURS = ("prompt", "generator", "output_type", "return_dict", "num_images_per_pro
 """Arguments of a pipeline's call that are not a user's to choose here."""
 REWRITE = "enable_prompt_rewrite"
 """The argument of LongCat-Image's call, whose own negative prompt, too, is one for all prompts."""
+ONE_BY_ONE = ("PRXPipeline",)
+"""Pipelines that fail on several prompts with guidance; those with an ocr_guider take it for all prompts if one has
+words in quotes."""
 MOST_COUNT = 10**8
 FRAMES = ("num_frames", "video_length", "frames")
 """Arguments of calls that make videos, each the number of frames; one frame is an image."""
@@ -85,6 +88,8 @@ def sample_prompts(config: SampleConfig) -> Path:
     settings |= {"pipeline": record.pipeline, "pipeline_class": record.pipeline_class}
     settings |= {"text_sha256": record.text_sha256, "scheduler": _plain(record.scheduler)}
     settings |= {"model_sha256": hashing.sha256_of_tensors(pipeline.transformer), **about_teacher(config.run)}
+    guiders = {name: getattr(pipeline, name, None) for name in ("guider", "ocr_guider")}
+    settings |= {name: _plain(dict(guider.config)) for name, guider in guiders.items() if guider is not None}
     vae = getattr(pipeline, "vae", None)
     settings |= {} if vae is None else {"vae_sha256": hashing.sha256_of_tensors(vae)}
     make_file(state, config, settings, out, images_of)
@@ -159,9 +164,9 @@ def call_arguments(pipeline: "DiffusionPipeline", record: PipelineRecord, given:
         if "use_resolution_binning" in known:
             call["use_resolution_binning"] = False
     call = {**call, **given}
-    adapter, size = _adapter(record), (call.get("height"), call.get("width"))
-    if adapter is not None and isinstance(size[0], int) and isinstance(size[1], int):
-        call |= adapter.size_arguments(pipeline, size)
+    adapter, height, width = _adapter(record), call.get("height"), call.get("width")
+    if adapter is not None and isinstance(height, int) and isinstance(width, int):
+        call |= adapter.size_arguments(pipeline, (height, width))
     return call
 
 
@@ -177,7 +182,7 @@ def _guided(pipeline: "DiffusionPipeline", record: PipelineRecord, given: dict[s
         return {"guidance_scale": scale}
     if scale < 1 and not settings.get("guidance_embeds"):
         raise UserError(f"guidance: wanted 1, for none, or more (pipelines do not guide below), found {scale}")
-    return adapter.guidance_arguments(settings, scale)
+    return adapter.guide(pipeline, scale)
 
 
 def _scale(pipeline: "DiffusionPipeline", call: dict[str, Any]) -> float:
@@ -185,6 +190,9 @@ def _scale(pipeline: "DiffusionPipeline", call: dict[str, Any]) -> float:
     known = inspect.signature(pipeline.__class__.__call__).parameters
     if settings_of(pipeline.transformer).get("guidance_embeds"):
         return 1.0  # an input of the model
+    guider: Any = getattr(pipeline, "guider", None)
+    if guider is not None:
+        return max(1.0, guider.guidance_scale)
     key = "true_cfg_scale" if "true_cfg_scale" in known else "guidance_scale"
     if key not in known or (key == "true_cfg_scale" and call.get("negative_prompt") is None):
         return 1.0
@@ -211,6 +219,9 @@ def draw(
     seeds = [int(rng.stream(seed, "sample prompt", 0, index).integers(2**62)) for index in indices]
     generators = [torch.Generator("cpu").manual_seed(number) for number in seeds]
     whole: Any = pipeline
+    if len(prompts) > 1 and (type(whole).__name__ in ONE_BY_ONE or getattr(whole, "ocr_guider", None) is not None):
+        pairs = zip(prompts, indices)
+        return np.concatenate([draw(pipeline, [one], seed, range(i, i + 1), call) for one, i in pairs])
     if isinstance(call.get("negative_prompt"), str):  # not every pipeline repeats it for several prompts
         call = {**call, "negative_prompt": [call["negative_prompt"]] * len(prompts)}
     try:

@@ -64,6 +64,28 @@ class PaddedImageRows(TextRows):
         return _share(((place < image) | (place >= self.padded)).expand(len(mask), rows))
 
 
+@dataclass(frozen=True)
+class SortedTextRows(TextRows):
+    """Of a model that has text of two encoders behind the image, the tokens of prompts first and all padding last."""
+
+    first: int = 0
+    """Tokens of the encoder whose tokens are first in masks; the other's are in rows of their own, too."""
+    both: bool = True
+    """Whether the model reads the first encoder."""
+
+    def weight(self, mask: Tensor, size: tuple[int, int], rows: int) -> Tensor | None:
+        """As in TextRows, where text has rows apart."""
+        if mask.is_meta:
+            return None
+        image = (size[0] // self.side) * (size[1] // self.side)
+        alone = mask[:, self.first :] if mask.shape[1] > self.first else mask
+        read = mask if self.both else alone
+        ordered = torch.arange(read.shape[1], device=mask.device) < read.sum(1, keepdim=True)
+        joint = pad(ordered, (image, 0), value=True)
+        masks = {each.shape[1]: each for each in (alone, ordered, joint)}
+        return None if rows == image or rows not in masks else _share(masks[rows])
+
+
 def _share(shown: Tensor) -> Tensor:
     """Weights [b,n] of the rows shown, bool [b,n], whose mean over n is the mean over these rows."""
     return shown * (shown.shape[1] / shown.sum(1).clamp(min=1))[:, None].float()

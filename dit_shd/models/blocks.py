@@ -79,11 +79,13 @@ def recompute(model: nn.Module) -> None:
     Raises:
         UserError: A class or an architecture whose library cannot.
     """
+    options = {"gradient_checkpointing_func": _again} if type(model).__module__.startswith("diffusers.") else {}
     try:
-        masked = _Masked() if type(model).__name__ in UNMASKED else None
-        cast("ModelMixin", model).enable_gradient_checkpointing(*([] if masked is None else [masked]))
-        if masked is not None:
+        if type(model).__name__ in UNMASKED:
+            masked = _Masked()
             model.register_forward_pre_hook(masked.remember, with_kwargs=True)
+            options = {"gradient_checkpointing_func": masked}
+        cast("ModelMixin", model).enable_gradient_checkpointing(**options)
     except ValueError as error:
         raise UserError(
             f"gradient_checkpointing: diffusers recomputes no blocks of {type(model).__name__}; wanted "
@@ -106,6 +108,11 @@ class _Masked:
         rest = {} if MASK in given else {MASK: self.mask}
         run: Any = checkpoint
         return run(block.__call__, *args, use_reentrant=False, **rest)
+
+
+def _again(module: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    """diffusers' own, which takes no keywords, though HunyuanImage gives it some."""
+    return checkpoint(module, *args, use_reentrant=False, **kwargs)
 
 
 @contextmanager

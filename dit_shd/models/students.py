@@ -5,7 +5,7 @@ from typing import Any
 
 from dit_shd.core.errors import UserError, unknown
 
-HEADS = ("num_attention_heads", "n_heads")
+HEADS = ("num_attention_heads", "n_heads", "num_heads")
 LAYERS = (
     "num_layers",
     "n_layers",
@@ -14,6 +14,7 @@ LAYERS = (
     "num_single_dit_layers",
     "num_refiner_layers",
     "n_refiner_layers",
+    "depth",
 )
 WIDTH = ("attention_head_dim",)
 FOLLOW_WIDTH = ("caption_projection_dim", "cross_attention_dim", "hidden_size", "dim")

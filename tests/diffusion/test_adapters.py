@@ -24,16 +24,32 @@ from dit_shd.diffusion.pipelines import Prompts
 from dit_shd.diffusion.prompt_generation import call_arguments, draw
 from dit_shd.diffusion.text_process import process_of
 
-BY_THE_SCHEDULER = "sd3", "aura_flow", "wan", "hidream"
+BY_THE_SCHEDULER = "sd3", "aura_flow", "wan", "hidream", "prx"
 """Pipelines that leave the noise levels to their scheduler, which divides from its first (shifted) one to its last."""
 MASKED = "hunyuan_image", "prx"
 """Of those that are compared prompt by prompt: the classes that are told which tokens are padding."""
 
 
+def without_guidance(kind, pipeline, adapter):
+    """The scale of a call without classifier-free guidance, where the call has one."""
+    adapter.guide(pipeline, 1.0)
+    return {"qwen_image": None, "hunyuan_image": None, "flux": 2.5, "z_image": 0.0}.get(kind, 1.0)
+
+
 @torch.no_grad()
 def test_times_are_not_rounded_in_bfloat16(kind, pipeline, adapter):
     """Eight bits of a time are 0.2 to 0.4 percent of it."""
-    if kind in ("hunyuan_dit", "flux", "chroma", "longcat_image", "ovis_image", "flux2", "flux2_dev", "qwen_image"):
+    if kind in (
+        "hunyuan_dit",
+        "hunyuan_image",
+        "flux",
+        "chroma",
+        "longcat_image",
+        "ovis_image",
+        "flux2",
+        "flux2_dev",
+        "qwen_image",
+    ):
         pytest.skip("its transformer or its pipeline rounds them itself")
     times = torch.tensor([0.7123456])
     x = torch.zeros(1, adapter.channels(pipeline.transformer.config), 8, 8, dtype=torch.bfloat16)
@@ -43,7 +59,7 @@ def test_times_are_not_rounded_in_bfloat16(kind, pipeline, adapter):
 
 @torch.no_grad()
 def test_a_model_through_its_adapter_predicts_what_the_pipeline_s_call_predicts(kind, pipeline, adapter):
-    guidance = {"qwen_image": None, "flux": 2.5, "z_image": 0.0}.get(kind, 1.0)  # without classifier-free guidance
+    guidance = without_guidance(kind, pipeline, adapter)
     text = adapter.encode(pipeline, PROMPTS)
     record = asked_by_the_pipeline(pipeline, adapter, guidance)
     assert len(record) == 3
@@ -75,9 +91,8 @@ def test_a_prompt_beside_a_longer_one_is_asked_as_it_is_alone(kind, pipeline, ad
 def test_a_guided_target_is_what_the_pipeline_s_call_is_guided_by(kind, pipeline, adapter):
     if kind in ("flux", "flux2_dev"):
         pytest.skip("distilled: its pipeline does not guide by a second run")
-    config = pipeline.transformer.config
     text, empty = adapter.encode(pipeline, PROMPTS), adapter.encode_empty(pipeline)
-    record = asked_by_the_pipeline(pipeline, adapter, **adapter.guidance_arguments(config, 4.0))
+    record = asked_by_the_pipeline(pipeline, adapter, **adapter.guide(pipeline, 4.0))
     sample, t, output = record[1]
     x = unpacked(sample, pipeline, adapter)
     time = (t if adapter.process == "ddpm" else t / 1000).expand(2)
@@ -115,7 +130,7 @@ def test_images_are_the_pipeline_s_own(kind, opened):
     assert drawn.shape == (2, 24, 16, 3)
     for i, prompt in enumerate(PROMPTS):
         seed = int(rng.stream(0, "sample prompt", 0, i).integers(2**62))
-        options = adapter.guidance_arguments(pipeline.transformer.config, 3.0)
+        options = adapter.guide(pipeline, 3.0)
         options |= {"generator": torch.Generator().manual_seed(seed), "num_inference_steps": 2, "output_type": "np"}
         options |= {"use_resolution_binning": False} if "use_resolution_binning" in known_of(pipeline) else {}
         image = pipeline(prompt, height=24, width=16, **options).images[0]
@@ -213,7 +228,7 @@ def test_the_shift_of_training_is_that_of_the_pipeline_s_default_steps(kind, pip
         return
     if kind.startswith("flux2"):
         pytest.skip("its shift depends on the number of steps: the next test")
-    guidance = {"qwen_image": None, "flux": 2.5, "z_image": 0.0}.get(kind, 1.0)
+    guidance = without_guidance(kind, pipeline, adapter)
     steps = torch.tensor([float(t) / 1000 for _, t, _ in asked_by_the_pipeline(pipeline, adapter, guidance)]).double()
     multiple = adapter.multiple(pipeline.transformer.config)
     options = dict(pipeline.scheduler.config), TimestepDensity(), "none", None, multiple, adapter.shift

@@ -206,7 +206,7 @@ def test_every_pipeline_draws(kind, tmp_path, prompts):
     folder = write_pipeline(kind, tmp_path / "pipeline")
     size = 32 if kind in ("lumina2", "sana", "hunyuan_dit") else 16
     call = {"height": size, "width": size, "num_inference_steps": 2}
-    call |= {"use_resolution_binning": False} if kind in ("pixart", "sana", "hunyuan_dit") else {}
+    call |= {"use_resolution_binning": False} if kind in ("pixart", "sana", "hunyuan_dit", "prx") else {}
     out = sample_prompts(make(SampleConfig, {"run": str(folder), "prompts": str(prompts), "call": call, "count": 2}))
     assert np.load(out)["arr_0"].shape[0] == 2
 

@@ -113,6 +113,15 @@ class Adapter(ABC):
         """
         return {"guidance_scale": scale}
 
+    def guide(self, pipeline: "DiffusionPipeline", scale: float) -> dict[str, Any]:
+        """Such arguments of a pipeline's call, which may be set itself.
+
+        Args:
+            pipeline: With its transformer.
+            scale: W.
+        """
+        return self.guidance_arguments(settings_of(getattr(pipeline, "transformer")), scale)  # noqa: B009
+
     def guided(self, combined: Tensor, conditional: Tensor) -> Tensor:
         """What the pipeline makes of u + w (c - u) [b,c,y,x] before a step: the same, unless a class rescales it.
 

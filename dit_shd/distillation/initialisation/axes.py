@@ -169,7 +169,7 @@ class _Finder:
 
     def _unknown(self, path: str, parts: list[str], layout: Layout) -> list[str]:
         """Those parts of an attention of which its layout says nothing, or that are of other sizes than it says."""
-        named = {*layout.firsts(parts), *layout.queries, *layout.keys, *layout.out}
+        named = {*layout.firsts(parts), *layout.queries, *layout.keys, *layout.paired, *layout.out}
         others = [part for part in parts if part not in named]
         if not layout.whole:
             return [name for name in others if any(t != s for t, s in self.maps.get(f"{path}.{name}", ()))]
@@ -208,6 +208,9 @@ class _Finder:
         if layout.fused:
             self.known[first, 0] = ((f"{path}.heads", 3),)
             self.values.add(f"{first}.weight")
+        for name in (f"{path}.{part}" for part in layout.paired if f"{path}.{part}" in self.maps):
+            self.known[name, 0] = ((f"{path}.heads", 2),)
+            self.values.add(f"{name}.weight")
         readers = readers or self._siblings(path, queries)
         if not readers:
             raise UserError(f"initialisation: no map reads the heads of {path}; {ADVICE}")

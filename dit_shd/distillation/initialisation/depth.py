@@ -52,7 +52,7 @@ def with_beside(student: nn.Module, teacher: nn.Module, layers: Mapping[str, str
     """
     pairs = dict(layers)
     for of_list, stacks in BESIDE.items():
-        lists = [getattr(model, of_list, None) for model in (student, teacher)]
+        lists: list[Any] = [getattr(model, of_list, None) for model in (student, teacher)]
         if not all(isinstance(each, nn.ModuleList) for each in lists):
             continue
         new, old = ([n for n in named_blocks(model) if n.rpartition(".")[0] in stacks] for model in (student, teacher))
@@ -249,7 +249,7 @@ def _lists_of_blocks(teacher: Any, plan: KeptPlan) -> dict[str, list[Any]]:  # n
 def _key(teacher: nn.Module, options: Mapping[str, Any], of_list: str) -> str:
     """The key of a config that is the number of blocks of one list."""
     count = sum(name.rpartition(".")[0] == of_list for name in named_blocks(teacher))
-    keys = [key for key, value in options.items() if value == count and "layers" in key and isinstance(value, int)]
+    keys = [key for key, value in options.items() if value == count and key in LAYERS and isinstance(value, int)]
     if len(keys) > 1:
         keys = [key for key in keys if ("single" in key) == of_list.startswith("single")]
     if len(keys) != 1:

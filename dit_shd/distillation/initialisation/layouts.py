@@ -33,6 +33,8 @@ class Layout:
     inner: str = ""
     """Attribute that is the number of features of all query heads, where it is not what `out` reads."""
     fused: bool = False
+    paired: tuple[str, ...] = ()
+    """Maps to keys and values, in this order, of as many heads as the queries have."""
     whole: bool = True
     """Whether a module with tensors beside these is another kind of attention; else they may have equal sizes."""
     classes: tuple[str, ...] = ()
@@ -78,6 +80,7 @@ DIFFUSERS_FUSED = Layout(
     heads="heads",
     inner="inner_dim",
     fused=True,
+    paired=("txt_kv_proj",),
     whole=False,
 )
 """The same map may write the hidden units of an MLP, after the heads (FLUX's single blocks)."""
