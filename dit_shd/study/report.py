@@ -5,22 +5,15 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
 from dit_shd.core.environment import command
-from dit_shd.core.files import atomic_file
-from dit_shd.core.json_files import read_object
 from dit_shd.data.glance import alike
-from dit_shd.reports.figures.training import grid_figure
 from dit_shd.reports.study_page import StudyReport, Table
 from dit_shd.reports.tables import number
 from dit_shd.study.analysis import Analysis, Comparison, Variant, verdict_of
-from dit_shd.study.cell_run import SAMPLES, STAGES
 from dit_shd.study.design import Cell
+from dit_shd.study.pictures import sample_grids
 from dit_shd.study.results import NETWORK, PROGRAM, REFERENCE, WEIGHTS, Progress
 from dit_shd.study.statistics import Summary
-
-SHOWN_IMAGES = 40
 
 
 def report_of(progress: Progress, analysis: Analysis, folder: Path, place: Callable[[Cell], Path]) -> StudyReport:
@@ -189,24 +182,6 @@ def _sets_of_data(progress: Progress) -> int:
         if row.data and not any(row.data[0] == other[0] and alike(row.data[1:], other[1:]) for other in sets):
             sets.append(row.data)
     return max(map(len, known.values()), default=0)
-
-
-def sample_grids(progress: Progress, folder: Path, place: Callable[[Cell], Path]) -> dict[str, bytes]:
-    """Variant -> a grid of the images of its first finished seed; kept in `folder`, where they are read from later."""
-    grids: dict[str, bytes] = {}
-    for cell in progress.cells:
-        if cell in progress.results and progress.results[cell].done and cell.variant not in grids:
-            file, samples = folder / f"{cell.variant}.png", place(cell) / SAMPLES
-            stages = read_object(place(cell) / STAGES) or {}
-            if samples.is_file() and stages.get("sha256") == cell.sha256:
-                folder.mkdir(exist_ok=True)
-                with np.load(samples, allow_pickle=False) as archive:
-                    grid = grid_figure(archive["arr_0"][:SHOWN_IMAGES], columns=10, enlarge=2)
-                with atomic_file(file) as stream:
-                    stream.write(grid)
-            if file.is_file():
-                grids[cell.variant] = file.read_bytes()
-    return {variant: grids[variant] for variant in progress.study.names if variant in grids}
 
 
 def versions(analysis: Analysis) -> dict[str, str]:

@@ -17,7 +17,7 @@ from dit_shd.cli.commands.study import show
 from dit_shd.cli.program import main
 from dit_shd.core.errors import UserError
 from dit_shd.core.yaml_files import read_yaml
-from dit_shd.study.report import sample_grids, signed
+from dit_shd.study.report import signed
 from dit_shd.study.results import read_results
 from dit_shd.study.runner import Runner
 
@@ -98,18 +98,6 @@ def test_a_second_study_in_the_folder_is_refused(study, tmp_path):
     assert not calls()
     (tmp_path / "second.yaml").unlink()
     assert len(run(config)[0]) == 4
-
-
-def test_the_page_has_no_pictures_of_other_settings(study, tmp_path):
-    """After a change and back the rows of before count, and nothing runs."""
-    grids = []
-    for count in (2, 3, 2):
-        said: list[str] = []
-        runner = Runner(study({"cell": 0}, sampling={"count": count}), said.append)
-        grids.append(sample_grids(runner.run(), tmp_path / "samples", runner.place)["output"])
-        for file in (tmp_path / "cells").rglob("samples.npz"):  # the stand-in draws the seed alone
-            np.savez(file, arr_0=np.full((4, 8, 8, 1), 70 * count, np.uint8))
-    assert grids[0] == grids[1] == grids[2]
 
 
 def test_every_cell_is_a_row_and_nothing_runs_twice(study, tmp_path):
