@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dit_shd.analysis.map_sheets import LayerSheets, Sheets, extent, merged_notes, rows_of
-from dit_shd.analysis.survey import layout
+from dit_shd.analysis.token_grids import layout
 from dit_shd.attention.capture import Captures
 from dit_shd.attention.recording.attach import capture
 from dit_shd.core import rng

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from dit_shd.analysis.inputs import Inputs, on_device
-from dit_shd.analysis.survey import Grid, LayerMaps, Scope
+from dit_shd.analysis.survey import LayerMaps, Scope
+from dit_shd.analysis.token_grids import Grid
 from dit_shd.attention.capture import Capture
 from dit_shd.attention.recording.attach import capture
 from dit_shd.squeezing.squeeze import Squeeze, squeeze

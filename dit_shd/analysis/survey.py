@@ -6,13 +6,13 @@ their sums are kept; at most one layer's q, k and v are in memory.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dit_shd.analysis.inputs import Inputs, on_device, try_out
+from dit_shd.analysis.token_grids import Grid, Grids, grids
 from dit_shd.attention.capture import Capture
 from dit_shd.attention.recording.attach import capture
 from dit_shd.attention.recording.joint import Block
@@ -27,8 +27,6 @@ from dit_shd.squeezing.squeeze import Squeeze, squeeze
 
 BINS = 128
 """Largest number of rows and columns in the picture of a layer's map."""
-Grid = tuple[int, int]
-"""(rows, columns) of tokens."""
 Tick = Callable[[], object]
 
 
@@ -216,22 +214,6 @@ class _Sums:
         )
 
 
-Grids = tuple[Grid | None, Grid | None]
-"""Of query tokens and of key tokens; None for a line."""
-
-
-def grids(name: str, layer: Capture, block: Block, keywords: dict[str, Any]) -> Grids:
-    """How a layer's tokens lie; text is a line, also where its number is a square."""
-    _, _, n, m = layer.shape
-    text, words = keywords.get("encoder_hidden_states"), None
-    if isinstance(text, Tensor) and text.ndim == 3:
-        words = text.shape[1]
-    joint = layer.image is not None or name.endswith(":text")
-    text_queries = block == "text-image" or name.endswith(":text") or (joint and n == m)
-    text_keys = block == "image-text" or joint or (m == words and m != n)
-    return None if text_queries else layout(n, keywords), None if text_keys else layout(m, keywords)
-
-
 def _maps_of(name: str, layer: Capture, lie: Grids, tokens: Sequence[int] | None) -> LayerMaps:
     n = layer.shape[2]
     if tokens is None:
@@ -285,21 +267,3 @@ def mean_maps(layer: Capture, bins: int = BINS, chunk_mib: float = CHUNK_MIB) ->
             binned.index_add_(0, row_bin[rows], key_sums)
     areas = row_bin.bincount()[:, None] * key_bin.bincount()
     return received / (b * n), binned / (b * h * areas)
-
-
-def layout(n: int, keywords: dict[str, Any]) -> Grid | None:
-    """The grid of n tokens, by the latents' height and width, by their positions, or square; None: a line, or text."""
-    if "input_ids" in keywords:
-        return None
-    latents, positions = keywords.get("hidden_states"), keywords.get("img_ids")
-    if isinstance(latents, Tensor) and latents.ndim == 4:
-        y, x = latents.shape[2:]
-        rows = round((n * y / x) ** 0.5)
-        if rows and n % rows == 0 and rows * x == n // rows * y:
-            return rows, n // rows
-    if isinstance(positions, Tensor) and len(positions) == n:
-        rows, columns = (len(axis.unique()) for axis in positions.reshape(n, -1)[:, 1:3].T)
-        if rows * columns == n:
-            return rows, columns
-    side = round(n**0.5)
-    return (side, side) if side * side == n else None
