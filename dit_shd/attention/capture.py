@@ -246,3 +246,11 @@ Captures = Mapping[str, Capture]
 def layer_of(name: str) -> str:
     """The layer of a capture's name: LAYER, LAYER#2 (its second call) and LAYER:text (its text rows) are of one."""
     return name.partition("#")[0].partition(":")[0]
+
+
+def whole_of(name: str, capture: Capture) -> str:
+    """The name of what a capture is a share of, for all samples: LAYER:text of LAYER#2:text; else its own."""
+    if capture.share == 1:
+        return name
+    path, mark, part = name.partition(":")
+    return path.partition("#")[0] + mark + part

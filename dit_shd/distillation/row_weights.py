@@ -33,12 +33,32 @@ def rows_of(given: object, name: str, layer: Capture, values: bool) -> Tensor | 
     b, _, n, _ = layer.shape
     if not isinstance(weight, Tensor):
         raise UserError(f"SHD: row_weight: wanted a tensor [{b},{n}], found {type(weight).__name__}")
+    if layer.share < 1:
+        weight = _of_sample(weight, name, layer)
     if weight.shape != (b, n):
         each = "" if isinstance(given, Mapping) else "; where layers have other rows, {pattern of names: [b,n]}"
         raise UserError(f"SHD: row_weight: wanted [{b},{n}], the rows of {name}, found {list(weight.shape)}{each}")
     if (values or weight.device.type == "cpu") and not bool(((weight >= 0) & weight.isfinite()).all()):
         raise UserError("SHD: row_weight: wanted finite numbers of 0 or more, found others")
     return weight
+
+
+def _of_sample(weight: Tensor, name: str, layer: Capture) -> Tensor:
+    """The row [1,n] of [b,n] that is of a layer's share, where that takes its samples one at a time.
+
+    Raises:
+        UserError: Another shape, as where each sample has as many rows as it has tokens without padding.
+    """
+    b, _, n, _ = layer.shape
+    samples = round(b / layer.share)
+    if b > 1 or weight.shape != (samples, n):
+        raise UserError(
+            f"SHD: row_weight: {name} takes its samples in parts without their padding, here {b} of {samples} with {n} "
+            f"rows, found {list(weight.shape)}; leave the weight out (rows that are given all count), or name other "
+            "layers: {pattern of names: [b,n]}"
+        )
+    run = name.partition(":")[0].partition("#")[2] or "1"
+    return weight[(int(run) - 1) % samples][None]
 
 
 def check_patterns(given: object, names: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from dit_shd.attention.capture import Capture
+from dit_shd.attention.capture import Capture, whole_of
 from dit_shd.attention.kernels.captures import unfit
 from dit_shd.attention.tiles import CHUNK_MIB, Buffers
 from dit_shd.core.errors import UserError
@@ -27,7 +27,8 @@ class Squeezer:
 
     Args:
         plan: The groups of teacher heads: contiguous; matched (similar heads, by calibration batches); a list of
-            groups; or {student layer: list of groups}.
+            groups; or {student layer: list of groups}. Of a layer that takes its samples one at a time all samples have
+            the layer's.
         method: `pairwise` (the paper's alpha), joint, per_query, constant or hard; see squeeze.
         seed: The seed of the method hard.
         chunk_mib: Memory budget for attention maps, in MiB.
@@ -53,13 +54,19 @@ class Squeezer:
         self._similarities: dict[str, tuple[MapSimilarity, int]] = {}
         self._buffers: Buffers | None = None
 
-    def plan_for(self, layer: str) -> PlanLike:
+    def plan_for(self, layer: str, teacher: Capture) -> PlanLike:
         """The plan of a student layer, as squeeze takes it.
+
+        Args:
+            layer: Its name.
+            teacher: The layer that it learns from.
 
         Raises:
             UserError: A matched plan before calibration, or a mapping without the layer.
         """
+        whole = whole_of(layer, teacher)
         if self.plan == "matched":
+            layer = whole
             if layer not in self.plans:
                 raise UserError(
                     f"SHD: the matched plan of {layer} is not known yet; in your own script call "
@@ -68,6 +75,7 @@ class Squeezer:
                 )
             return self.plans[layer]
         if isinstance(self.plan, dict):
+            layer = layer if layer in self.plan else whole
             if layer not in self.plan:
                 raise UserError(f"SHD: plan: names no groups for {layer}; it has {', '.join(self.plan)}")
             return self.plan[layer]
@@ -100,7 +108,7 @@ class Squeezer:
             squeeze,
             teacher,
             heads,
-            self.plan_for(layer),
+            self.plan_for(layer, teacher),
             self.method,
             seed=self.seed,
             chunk_mib=self.chunk_mib,
@@ -148,12 +156,13 @@ class Squeezer:
         self, layer: str, teacher: Capture, student: Capture, images: int, rows: float, temperature: float
     ) -> LayerCost:
         """Operations and memory of a layer; a matched plan before calibration counts as the contiguous one."""
-        known = self.plan != "matched" or layer in self.plans
-        plan = plan_of(self.plan_for(layer) if known else "contiguous", teacher.heads, student.heads)
+        known = self.plan != "matched" or whole_of(layer, teacher) in self.plans
+        plan = plan_of(self.plan_for(layer, teacher) if known else "contiguous", teacher.heads, student.heads)
         return layer_cost(teacher, student, plan, images, self.method, rows, temperature, self.chunk_mib)
 
     def add(self, layer: str, teacher: Capture, heads: int, row_weight: Tensor | None = None) -> None:
         """Add a calibration batch to the matched plan of a student layer of `heads` heads; row_weight as in squeeze."""
+        layer = whole_of(layer, teacher)
         similarity, _ = self._similarities.get(layer, (MapSimilarity(self.chunk_mib), 0))
         similarity.add(teacher, row_weight)
         self._similarities[layer] = (similarity, heads)

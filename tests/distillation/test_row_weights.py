@@ -1,6 +1,7 @@
 """Row weights of layers that have other rows, as text and image in joint attention."""
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -51,3 +52,23 @@ def test_each_layer_counts_its_rows_by_the_first_pattern_that_fits_it():
 def test_weights_that_do_not_fit(weight, message):
     with pytest.raises(UserError, match=message):
         SHD()(captures(4), captures(2), row_weight=weight)
+
+
+def test_the_samples_of_a_layer_that_takes_them_one_at_a_time_have_their_rows():
+    teacher, student = captures(4), captures(2)
+    weight = rows(7)
+
+    def apart(layers, lengths=(7, 7)):
+        layer = layers["a"]
+        return {
+            f"a{'#2' if i else ''}": replace(
+                layer, query=layer.query[i : i + 1, :, :n], key=layer.key[i : i + 1], value=layer.value[i : i + 1],
+                share=0.5,
+            )
+            for i, n in enumerate(lengths)
+        }  # fmt: skip
+
+    together = SHD()({"a": teacher["a"]}, {"a": student["a"]}, row_weight=weight)
+    torch.testing.assert_close(SHD()(apart(teacher), apart(student), row_weight=weight), together)
+    with pytest.raises(UserError, match=r"a#2 takes its samples in parts .*, here 1 of 2 with 5 rows, found \[2, 7\]"):
+        SHD()(apart(teacher, (7, 5)), apart(student, (7, 5)), row_weight=weight)

@@ -266,7 +266,7 @@ class SHD(LayerLoss):
             *(self.temperature, self.measure, self.backend, squeezer.backend, squeezer.method, squeezer.seed),
             *(layer, torch.is_grad_enabled(), weight is None, t.mixed is None, squeezer.projections.generation),
             *((x.shape, x.stride(), x.dtype, x.requires_grad) for x in (t.query, t.key, t.value, s.query, s.key)),
-            *(t.scale, t.causal, type(t.bias), s.scale, s.causal, type(s.bias), str(squeezer.plan_for(layer))),
+            *(t.scale, t.causal, type(t.bias), s.scale, s.causal, type(s.bias), str(squeezer.plan_for(layer, t))),
             *(None if x is None else (x.data_ptr(), x.shape, x.stride(), x.dtype, x.requires_grad) for x in read),
             *(t.query.device, None if t.out is None or t.out.is_inference() else t.out._version),
         )
