@@ -37,7 +37,7 @@ class Pipeline(Command[PipelineConfig]):
         pipeline, record = assemble(config.run, config.pipeline)
         with new_folder(config.out, "dit-shd pipeline") as part:
             write_pipeline(pipeline, record, config.run, part)
-        learned = "".join(f", {key}={value}" for key, value in call_arguments(pipeline, record, {}).items())
+        learned = "".join(f", {key}={value!r}" for key, value in call_arguments(pipeline, record, {}).items())
         asked = "prompt" if reads_text(config.out) else "class_labels=[0, 1]"
         print(
             f"done: {config.out}\nnext: diffusers.DiffusionPipeline.from_pretrained('{config.out}')({asked}{learned})"

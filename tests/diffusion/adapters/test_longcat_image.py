@@ -6,6 +6,7 @@ import torch
 from tiny_pipelines import write_pipeline
 
 from dit_shd.analysis.prompt_words import prompt_words
+from dit_shd.cli.program import main
 from dit_shd.diffusion import prompt_generation
 from dit_shd.diffusion.adapters import ADAPTERS
 from dit_shd.diffusion.assembly import assemble
@@ -64,3 +65,10 @@ def test_places_of_the_image_are_whole_numbers_in_bfloat16(made):
     x = torch.zeros(1, 16, 8, 12, dtype=torch.bfloat16)
     places = adapter.arguments(pipeline.transformer, x, torch.ones(1), text.to(x), None)["img_ids"]
     assert places[-1].tolist() == [1, 515, 517]
+
+
+def test_the_call_that_is_printed_is_python(tmp_path, capsys):
+    """Also where an argument is an empty text."""
+    place = write_pipeline("longcat_image", tmp_path / "pipeline")
+    assert main(["pipeline", str(place), str(tmp_path / "made")]) == 0
+    assert "(prompt, enable_prompt_rewrite=False, negative_prompt='')" in capsys.readouterr().out
