@@ -320,7 +320,7 @@ def test_of_a_video_pipeline_one_frame_is_drawn_and_no_more_are_taken(name, key)
     """Of nine the first had been kept, and the record said nine."""
     if not hasattr(diffusers, name):
         pytest.skip("this diffusers is too old")
-    record = SimpleNamespace(text_tokens=None, size=None)
+    record = SimpleNamespace(text_tokens=None, size=None, adapter=None, transformer_class="")
     assert prompt_generation.call_arguments(unmade(name), record, {})[key] == 1
     assert prompt_generation.call_arguments(unmade(name), record, {key: 1})[key] == 1
     with pytest.raises(UserError, match=rf"call\.{key}: wanted 1, found 9: one frame is an image, videos are not"):
@@ -328,7 +328,7 @@ def test_of_a_video_pipeline_one_frame_is_drawn_and_no_more_are_taken(name, key)
 
 
 def test_a_pipeline_of_sound_is_refused_before_it_draws():
-    record = SimpleNamespace(text_tokens=None, size=None)
+    record = SimpleNamespace(text_tokens=None, size=None, adapter=None, transformer_class="")
     with pytest.raises(UserError, match="StableAudioPipeline makes sound where images are wanted; videos and sound"):
         prompt_generation.call_arguments(unmade("StableAudioPipeline"), record, {})
 
