@@ -206,7 +206,7 @@ def verdict_of(comparison: Comparison, higher_is_better: bool | None, relevant: 
     gain = sign * comparison.difference.mean
     ends = sign * comparison.difference.low, sign * comparison.difference.high
     if comparison.holm_p < ALPHA:
-        small = max(map(abs, ends)) < relevant
+        small = (abs(gain) if any(map(math.isnan, ends)) else max(map(abs, ends))) < relevant  # equal ones have no ends
         if gain > 0:
             return "seen, too small to matter" if small else "seen"
         return "the opposite is seen, too small to matter" if small else "the opposite is seen"

@@ -174,6 +174,15 @@ def test_variants_that_agree_in_two_seeds_tell_nothing():
     )
 
 
+def test_a_difference_that_is_equal_in_all_seeds_can_be_too_small_to_matter():
+    found = paired_difference([0.5 + seed + 1e-3 for seed in range(7)], [0.5 + seed for seed in range(7)])
+    same = Comparison("a", "b", found, found.p, (0, 0))
+    assert found.p < 0.05 and math.isnan(found.low)
+    for higher, words in ((True, "seen"), (False, "the opposite is seen")):
+        assert verdict_of(same, higher, relevant=0.5) == f"{words}, too small to matter"
+        assert verdict_of(same, higher, relevant=5e-4) == words
+
+
 def test_evaluators_that_rank_two_variants_differently():
     second = {"output": 3.0, "shd": 2.0, "hard": 1.0}
     found = analysis([row(r.variant, r.seed, r.figures["FD(a)"], second[r.variant] + r.seed) for r in ROWS])

@@ -9,6 +9,7 @@ import yaml
 
 from dit_shd.core.config import make
 from dit_shd.reports.study_page import write_study_page
+from dit_shd.study.checks import check_cells
 from dit_shd.study.design import cells_of, read_study
 from dit_shd.study.evidence import claims_summary, read_evidence, study_text
 from dit_shd.study.report import notes, report_of
@@ -75,7 +76,9 @@ def test_a_study_says_what_it_took_and_what_failed(evidence, tmp_path):
 @pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.parent.name)
 def test_an_experiment_that_ships_is_a_study_of_its_rows(file):
     """Its cells are runs that training takes, and no row of results.jsonl is of another config."""
-    cells = cells_of(read_study(file), file)
+    study = read_study(file)
+    cells = cells_of(study, file)
+    check_cells(study, cells)
     for cell in cells:
         make(TrainConfig, dict(cell.training))
     rows = read_results(file.with_name("results.jsonl"))
