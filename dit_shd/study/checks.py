@@ -1,6 +1,6 @@
 """What is refused before a cell runs and takes the commands' own configs: training, sampling, the deciding figure."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,7 +27,7 @@ def check_cells(study: Study, cells: Sequence[Cell]) -> None:
 
     Raises:
         UserError: Keys or values that training or sampling refuses, two variants that are one run, however their
-            settings are written, or a figure that no evaluator gives.
+            settings are written, cells that would have no figure, or a deciding one that no evaluator gives.
     """
     known: list[tuple[str, dict[str, Any]]] = []
     for cell in cells:
@@ -38,6 +38,7 @@ def check_cells(study: Study, cells: Sequence[Cell]) -> None:
             if same == config:
                 raise UserError(f"study: {other} and {cell.variant} are one run, with the same config; wanted others")
         known.append((cell.variant, config))
+    _check_scored(study, dict(known))
     if study.evaluators:
         _check_sampling(study)
     _check_figure(study)
@@ -53,6 +54,23 @@ def _resolved(cell: Cell) -> dict[str, Any]:
     except UserError as error:
         raise UserError(f"study: {cell.variant}: {error}") from error
     return resolve(replace(config, data=data, task=task, losses=losses))
+
+
+def _check_scored(study: Study, configs: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse cells that end without a figure: nothing could be said of them."""
+    if study.models and not study.evaluators:
+        raise UserError(
+            f"study.models: {next(iter(study.models))} is scored by evaluators, and the study has none; name one, or "
+            "leave the models out"
+        )
+    of_training = study.figure.startswith("training/")
+    for variant, config in configs.items():
+        if (of_training or not study.evaluators) and not 0 < config["validate_every"] <= config["steps"]:
+            raise UserError(
+                f"study: {variant} ends without a {study.figure or 'figure'}; wanted "
+                f"{'' if of_training else 'evaluators, or '}validate_every from 1 to steps ({config['steps']}) in its "
+                f"training, found {config['validate_every']}"
+            )
 
 
 def _check_sampling(study: Study) -> None:

@@ -61,7 +61,8 @@ def test_variants_are_paired_by_seed_and_corrected_together():
 def test_figures_that_not_every_row_has_are_left_out():
     assert analysis(ROWS).figures == ["FD(a)", "IS(a)", "FD(b)"]
     assert analysis(ROWS).figure == "FD(a)"
-    assert analysis([*ROWS, row("shd", 9, 1.0, figures={"FD(b)": 1.0})]).figures == ["FD(b)"]
+    assert analysis([*ROWS, row("shd", 9, 1.0, figures={"FD(b)": 1.0})]).figures == ["FD(a)", "FD(b)"], "it decides"
+    assert analysis([row("shd", 9, 1.0, figures={}), *ROWS]).figures == ["FD(a)", "IS(a)", "FD(b)"], "of rows with any"
     assert analysis(ROWS, figure="FD(b)").figure == "FD(b)"
     last = analysis([*ROWS, row("shd", 9, 1.0, figures={"FD(b)": 1.0})])
     assert last.figure == "FD(a)" and last.comparisons == analysis(ROWS).comparisons, "a row without it decides nothing"

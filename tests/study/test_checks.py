@@ -25,6 +25,13 @@ def digits(**changes):
         ({"settings": {"steps": 0}}, "study: output: steps: wanted a number from 1"),
         ({"sampling": {"counts": 5}}, "study.sampling: unknown key 'counts', did you mean 'count'"),
         ({"sampling": {"steps": 0}}, "study.sampling.steps: wanted 1 to 1000000, found 0"),
+        ({"evaluators": {}}, "output ends without a figure; wanted evaluators, or validate_every from 1"),
+        ({"evaluators": {}, "settings": {"steps": 4, "validate_every": 5}}, r"from 1 to steps \(4\) .* found 5"),
+        ({"figure": "training/FD(digits)"}, r"output ends without a training/FD\(digits\); wanted validate_every"),
+        (
+            {"evaluators": {}, "models": {"teacher": "asset:x"}, "settings": {"validate_every": 1}},
+            "study.models: teacher is scored by evaluators, and the study has none",
+        ),
         ({"figure": "FID"}, "study.figure: .* found FID beside first: digits with"),
         ({"figure": "FD(inception-2015)"}, "study.figure: .* found FD.inception"),
         ({"figure": "precision"}, "study.figure: .* found precision beside"),
@@ -48,9 +55,10 @@ def test_what_a_command_would_refuse_is_refused_first(changes, words, study, cap
         ("recall", digits(metrics=["frechet", "precision_recall"])),
         ("FID", {**digits(), "mine": {"program": "python x.py {samples} {out}"}}),
         ("sharpness", digits()),
-        ("training/validation_loss", digits()),
+        ("training/validation_loss", {}),
         ("FID", VALUES["evaluators"] | {"fid": {"reference": "x.npz"}}),
     ],
 )
 def test_figures_that_may_be_given(figure, evaluators, study):
-    assert main(["study", str(study(figure=figure, evaluators=evaluators).study), "dry_run=true"]) == 0
+    config = study(figure=figure, evaluators=evaluators, settings={"validate_every": 3})
+    assert main(["study", str(config.study), "dry_run=true"]) == 0

@@ -269,7 +269,7 @@ def test_no_cell_begins_beyond_the_budget(study):
 
 
 def test_a_signal_ends_the_commands_and_the_same_study_goes_on(study, tmp_path, root):
-    config = study(grid=lasting("lasts"), evaluators={})
+    config = study(grid=lasting("lasts"), evaluators={}, settings={"validate_every": 1})
     launcher = f"launcher={sys.executable} {STAND_IN}"
     words = [sys.executable, "-m", "dit_shd", "study", str(config.study), launcher, "workers=2"]
     environment = {"PYTHONPATH": str(root), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
