@@ -121,7 +121,7 @@ class Analysis:
     figure: str
     """The one that decides."""
     figures: Sequence[str]
-    """All that every finished cell has."""
+    """All that every finished cell with figures has, and the one that decides, if any has it."""
     variants: Sequence[Variant]
     comparisons: Sequence[Comparison]
     judgements: Sequence[Judgement]
@@ -147,8 +147,8 @@ def analyse(study: Study, rows: Iterable[CellResult]) -> Analysis:
     """The analysis of the rows of a study's cells, whether all are there or not."""
     rows = list(rows)
     variants = [Variant(name, _of(rows, name, done=True), _of(rows, name, done=False)) for name in study.names]
-    figures = _shared_figures(rows)
     figure = study.figure or next((name for row in rows if row.done for name in row.figures if not _is_std(name)), "")
+    figures = _shared_figures(rows, figure)
     others = [name for name in figures if name != figure and name.partition("(")[0] == figure.partition("(")[0]]
     comparisons = compare(study, variants, figure)
     return Analysis(
@@ -215,7 +215,7 @@ def verdict_of(comparison: Comparison, higher_is_better: bool | None, relevant: 
     gain = sign * comparison.difference.mean
     ends = sign * comparison.difference.low, sign * comparison.difference.high
     if comparison.certain:
-        small = max(map(abs, ends)) < relevant
+        small = (abs(gain) if any(map(math.isnan, ends)) else max(map(abs, ends))) < relevant  # equal ones have no ends
         if gain > 0:
             return "seen, too small to matter" if small else "seen"
         return "the opposite is seen, too small to matter" if small else "the opposite is seen"
@@ -227,10 +227,11 @@ def _of(rows: Iterable[CellResult], variant: str, done: bool) -> list[CellResult
     return sorted((r for r in rows if r.variant == variant and r.done == done), key=lambda row: row.seed)
 
 
-def _shared_figures(rows: Iterable[CellResult]) -> list[str]:
-    """Names of figures that all finished rows have, but for deviations inside of one file of samples."""
-    done = [row.figures for row in rows if row.done]
-    return [name for name in (done[0] if done else {}) if all(name in f for f in done) and not _is_std(name)]
+def _shared_figures(rows: Iterable[CellResult], figure: str) -> list[str]:
+    """Names of figures that all finished rows with figures have, and the deciding one; no deviations of a file."""
+    done = [row.figures for row in rows if row.done and row.figures]
+    names = dict.fromkeys(name for figures in done for name in figures if not _is_std(name))
+    return [name for name in names if name == figure or all(name in figures for figures in done)]
 
 
 def _is_std(name: str) -> bool:
@@ -265,7 +266,8 @@ def _disagreements(
 
 def _rank_correlation(variants: Sequence[Variant], figure: str, other: str) -> float:
     """Kendall's tau of the variants' means in two figures."""
-    pairs = [(v.summary(figure).mean, v.summary(other).mean) for v in variants if v.done]
+    both = [v for v in variants if v.by_seed(figure) and v.by_seed(other)]
+    pairs = [(v.summary(figure).mean, v.summary(other).mean) for v in both]
     first, second = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     tau: Any = stats.kendalltau(first, second)[0] if len(pairs) > 1 else math.nan
     return float(tau)

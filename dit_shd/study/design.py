@@ -116,7 +116,7 @@ class Study:
     cpu_hours: float | None = option(None, "no cell begins once the study's cells have taken so many", range=(0, 1e9))
 
     def check(self) -> None:
-        """Everything that can be refused before a cell runs.
+        """Refuse what is wrong in the file by itself; what its cells' commands would refuse is in checks.py.
 
         Raises:
             UserError: Names that are no file names, unknown variants, keys that the study sets itself.

@@ -61,7 +61,7 @@ def variants_table(analysis: Analysis) -> Table:
     rows = []
     for variant in analysis.variants:
         count = f"{len(variant.done)}" + (f" (+{len(variant.failed)} failed)" if variant.failed else "")
-        figures = [spread(variant.summary(name)) if variant.done else "" for name in analysis.figures]
+        figures = [spread(variant.summary(name)) if variant.by_seed(name) else "" for name in analysis.figures]
         whole = variant.mean(lambda row: 3600 * row.cpu_hours)
         costs = [variant.training_seconds, whole, variant.mean(lambda row: row.memory_mib)]
         rows.append([variant.name, count, *figures, *("" if math.isnan(value) else f"{value:.0f}" for value in costs)])
@@ -137,7 +137,7 @@ def notes(progress: Progress, analysis: Analysis) -> list[str]:
     figure = progress.study.figure
     if figure and analysis.figures and not any(variant.by_seed(figure) for variant in analysis.variants):
         lines.append(f"No row has the figure that decides, {figure}: they have {', '.join(analysis.figures)}.")
-    elif analysis.figure and analysis.figures and analysis.figure not in analysis.figures:
+    elif analysis.figures and any(analysis.figure not in row.figures for v in analysis.variants for row in v.done):
         lines.append(f"Rows without {analysis.figure}, which decides, are left out of the comparisons.")
     if analysis.figure and analysis.higher_is_better is None:
         lines.append(f"Whether a higher {analysis.figure} is better: say higher_is_better in the study file.")

@@ -20,6 +20,7 @@ from dit_shd.data.sources.listing import scan
 from dit_shd.evaluation.metrics import METRICS
 from dit_shd.evaluation.statistics_file import is_statistics
 from dit_shd.study.cell_run import STOPPED, assignments, run_cell
+from dit_shd.study.checks import check_cells
 from dit_shd.study.design import Cell, Evaluator, cells_of, read_study
 from dit_shd.study.processes import DIT_SHD, Commands
 from dit_shd.study.results import RESULTS, CellResult, Progress, collect, of_cells
@@ -89,7 +90,7 @@ class Runner:
         """
         left = self._left() if self.config.run else []
         if left:
-            self._refuse_others()
+            self.check()
             self._refuse_programs()
             self.folder.mkdir(parents=True, exist_ok=True)
             try:
@@ -98,6 +99,16 @@ class Runner:
                 self.commands.stop()
                 raise
         return self.progress()
+
+    def check(self) -> None:
+        """Refuse all that can be refused before a cell runs, while one is to run.
+
+        Raises:
+            UserError: Another study in the folder, or what a command of a cell would refuse.
+        """
+        if self._left():
+            self._refuse_others()
+            check_cells(self.study, self.cells)
 
     def _refuse_others(self) -> None:
         """Refuse a second study in the folder: cells and pictures have the names of variants.

@@ -20,7 +20,7 @@ def study(tmp_path, monkeypatch):
     """Write a study whose commands are the stand-in's; its config, with what is asked of the command line."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(processes.PROGRAMS, "dit-shd", (sys.executable, str(STAND_IN)))
-    (tmp_path / "base.yaml").write_text("data: {name: x}\nlosses: [{name: output}]\n")
+    (tmp_path / "base.yaml").write_text("data: {name: digits}\nlosses: [{name: output}]\n")
 
     def write(options=None, **changes):
         (tmp_path / "study.yaml").write_text(yaml.safe_dump({**VALUES, **changes}, sort_keys=False))

@@ -1,7 +1,7 @@
 """A stand-in for `dit-shd` that leaves the files of each command at once, for tests of what a study does with them.
 
-A config can ask it to fail (`data: {name: fails}`, once: `fails_once`) or to last (`data: {name: lasts}`, unless there
-is a file called go). The figure is 10 * weight of the second loss + seed.
+A config can ask it to fail (`tracker: fails`, once: `fails_once`) or to last (`tracker: lasts`, unless there is a file
+called go). The figure is 10 * weight of the second loss + seed.
 """
 
 import json
@@ -37,7 +37,7 @@ def of_reference(reference):
 
 
 def train(config, file):
-    name, mark = config["data"]["name"], file.with_name("failed")
+    name, mark = config.get("tracker"), file.with_name("failed")
     if name == "fails" or (name == "fails_once" and not mark.exists()):
         mark.touch()
         print("dit-shd train: data fails: wanted data, found none", file=sys.stderr)

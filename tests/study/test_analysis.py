@@ -61,7 +61,8 @@ def test_variants_are_paired_by_seed_and_corrected_together():
 def test_figures_that_not_every_row_has_are_left_out():
     assert analysis(ROWS).figures == ["FD(a)", "IS(a)", "FD(b)"]
     assert analysis(ROWS).figure == "FD(a)"
-    assert analysis([*ROWS, row("shd", 9, 1.0, figures={"FD(b)": 1.0})]).figures == ["FD(b)"]
+    assert analysis([*ROWS, row("shd", 9, 1.0, figures={"FD(b)": 1.0})]).figures == ["FD(a)", "FD(b)"], "it decides"
+    assert analysis([row("shd", 9, 1.0, figures={}), *ROWS]).figures == ["FD(a)", "IS(a)", "FD(b)"], "of rows with any"
     assert analysis(ROWS, figure="FD(b)").figure == "FD(b)"
     last = analysis([*ROWS, row("shd", 9, 1.0, figures={"FD(b)": 1.0})])
     assert last.figure == "FD(a)" and last.comparisons == analysis(ROWS).comparisons, "a row without it decides nothing"
@@ -172,6 +173,15 @@ def test_variants_that_agree_in_two_seeds_tell_nothing():
     assert verdict_of(Comparison("a", "b", found, found.p, (0, 0)), higher_is_better=True, relevant=0.01) == (
         "cannot be told"
     )
+
+
+def test_a_difference_that_is_equal_in_all_seeds_can_be_too_small_to_matter():
+    found = paired_difference([0.5 + seed + 1e-3 for seed in range(7)], [0.5 + seed for seed in range(7)])
+    same = Comparison("a", "b", found, found.p, (0, 0))
+    assert found.p < 0.05 and math.isnan(found.low)
+    for higher, words in ((True, "seen"), (False, "the opposite is seen")):
+        assert verdict_of(same, higher, relevant=0.5) == f"{words}, too small to matter"
+        assert verdict_of(same, higher, relevant=5e-4) == words
 
 
 def test_evaluators_that_rank_two_variants_differently():

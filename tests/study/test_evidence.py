@@ -9,9 +9,11 @@ import yaml
 
 from dit_shd.core.config import make
 from dit_shd.reports.study_page import write_study_page
+from dit_shd.study.analysis import analyse
+from dit_shd.study.checks import check_cells
 from dit_shd.study.design import cells_of, read_study
 from dit_shd.study.evidence import claims_summary, read_evidence, study_text
-from dit_shd.study.report import notes, report_of
+from dit_shd.study.report import notes, report_of, variants_table
 from dit_shd.study.results import CellResult, of_cells, read_results
 from dit_shd.training.config import TrainConfig
 
@@ -75,11 +77,25 @@ def test_a_study_says_what_it_took_and_what_failed(evidence, tmp_path):
 @pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.parent.name)
 def test_an_experiment_that_ships_is_a_study_of_its_rows(file):
     """Its cells are runs that training takes, and no row of results.jsonl is of another config."""
-    cells = cells_of(read_study(file), file)
+    study = read_study(file)
+    cells = cells_of(study, file)
+    check_cells(study, cells)
     for cell in cells:
         make(TrainConfig, dict(cell.training))
     rows = read_results(file.with_name("results.jsonl"))
     assert len(of_cells(rows, cells)) == len(rows)
+
+
+def test_a_variant_without_the_deciding_figure_is_a_blank_and_hides_no_other(evidence):
+    """As of rows of an earlier version, whose teacher had none."""
+    progress = evidence[0].progress
+    rows = [replace(row, figures={}) if row.variant == "shd" else row for row in progress.results.values()]
+    found = analyse(progress.study, rows)
+    table = variants_table(found)
+    place = [name for name, _ in table.headings].index("FD(x)")
+    assert [row[place] for row in table.rows] == ["9.50 ± 0.71", ""]
+    shown = notes(replace(progress, results=dict(zip(progress.results, rows))), found)
+    assert "Rows without FD(x), which decides, are left out of the comparisons." in shown
 
 
 def test_the_page_of_rows_of_several_machines_names_the_versions_of_each(evidence, tmp_path):

@@ -23,8 +23,8 @@ from dit_shd.study.runner import Runner
 
 
 def lasting(value):
-    """Both variants of the grid, the second with data that the stand-in knows."""
-    return {"loss": {"output": {}, "shd": {"data.name": value, "losses": LOSSES}}}
+    """Both variants of the grid, the second with a word that the stand-in knows."""
+    return {"loss": {"output": {}, "shd": {"tracker": value, "losses": LOSSES}}}
 
 
 READER = """import json, sys, numpy
@@ -124,11 +124,11 @@ def test_every_cell_is_a_row_and_nothing_runs_twice(study, tmp_path):
 
 
 def test_a_figure_that_decides_and_that_no_cell_has_is_said_once_and_at_once(study):
-    results, said = run(study(figure="FID(x)"))
+    results, said = run(study(figure="FD(digits)"))
     lines = [i for i, line in enumerate(said) if "study.figure" in line]
     first = next(i for i, line in enumerate(said) if line.startswith("[1/4]"))
     assert lines == [first + 1] and len(results) == 4
-    assert "wanted 'FID(x)', which decides, found FD(x), IS(x), IS(x) std in output-seed1" in said[first + 1]
+    assert "wanted 'FD(digits)', which decides, found FD(x), IS(x), IS(x) std in output-seed1" in said[first + 1]
     assert not any("study.figure" in line for line in run(study(figure="FD(x)"))[1])
 
 
@@ -269,7 +269,7 @@ def test_no_cell_begins_beyond_the_budget(study):
 
 
 def test_a_signal_ends_the_commands_and_the_same_study_goes_on(study, tmp_path, root):
-    config = study(grid=lasting("lasts"), evaluators={})
+    config = study(grid=lasting("lasts"), evaluators={}, settings={"validate_every": 1})
     launcher = f"launcher={sys.executable} {STAND_IN}"
     words = [sys.executable, "-m", "dit_shd", "study", str(config.study), launcher, "workers=2"]
     environment = {"PYTHONPATH": str(root), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}

@@ -47,7 +47,7 @@ def test_reference_images_that_were_replaced_in_their_class_folders_have_new_sta
 def test_a_teacher_whose_config_has_changed_is_prepared_anew(study, tmp_path):
     file = tmp_path / "teacher.yaml"
     for steps in (5, 5, 6):
-        file.write_text(f"data: {{name: x}}\nrun: {tmp_path / f'teacher{steps}'}\nsteps: {steps}\n")
+        file.write_text(f"tracker: x\nrun: {tmp_path / f'teacher{steps}'}\nsteps: {steps}\n")
         run(study({"cell": 0}, prepare=[f"train {file}"]))
         (tmp_path / "results.jsonl").unlink()
         (tmp_path / "cells" / "output-seed1" / "row.json").unlink()
@@ -56,7 +56,7 @@ def test_a_teacher_whose_config_has_changed_is_prepared_anew(study, tmp_path):
 
 def test_shared_work_that_was_deleted_is_done_again(study, tmp_path):
     file = tmp_path / "teacher.yaml"
-    file.write_text(f"data: {{name: x}}\nrun: {tmp_path / 'teacher'}\nsteps: 5\n")
+    file.write_text(f"tracker: x\nrun: {tmp_path / 'teacher'}\nsteps: 5\n")
     for number in range(3):
         run(study({"cell": number}, prepare=[f"train {file}"]))
         if number == 1:
@@ -66,11 +66,11 @@ def test_shared_work_that_was_deleted_is_done_again(study, tmp_path):
 
 def test_shared_work_that_fails_is_no_cell(study, tmp_path):
     file = tmp_path / "data.yaml"
-    file.write_text(f"data: {{name: fails}}\nrun: {tmp_path / 'teacher'}\n")
+    file.write_text(f"tracker: fails\nrun: {tmp_path / 'teacher'}\n")
     with pytest.raises(UserError, match=r"shared work failed: train: .*data fails"):
         run(study(prepare=[f"train {file}"]))
     assert not (tmp_path / "results.jsonl").exists()
-    file.write_text(f"data: {{name: x}}\nrun: {tmp_path / 'teacher'}\n")
+    file.write_text(f"tracker: x\nrun: {tmp_path / 'teacher'}\n")
     results, _ = run(study(prepare=[f"train {file}"]))
     assert len(results) == 4 and calls().count("train") == 6
 
@@ -122,7 +122,7 @@ def test_training_data_that_have_changed_under_one_name_are_noted(study, tmp_pat
         assert main(["study", "study.yaml", "run=false"]) == 0
         return note in capsys.readouterr().out
 
-    one, other = {"data.name": "a"}, {"data.name": "b"}
+    one, other = {"data.split": "train"}, {"data.split": "all"}
     assert not noted({"one": one, "other": other}, one_seed1=1, other_seed1=3)
     assert not noted({"one": one, "slow": {**one, "steps": 9}}, one_seed1=1, slow_seed1=0, one_seed2=2)
     assert noted({"one": one, "slow": {**one, "steps": 9}}, one_seed1=1, slow_seed1=0, one_seed2=2, slow_seed2=3)

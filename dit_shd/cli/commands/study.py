@@ -44,6 +44,7 @@ class StudyCommand(Command[StudyConfig]):
     def run(self, config: StudyConfig) -> None:
         runner = Runner(config)
         if config.dry_run:
+            runner.check()
             _list(runner.progress())
             return
         page = page_of(runner)
