@@ -30,6 +30,7 @@ OF_DDPM = {
     "beta_start": 1e-4,
     "beta_end": 0.02,
     "rescale_betas_zero_snr": False,
+    "snr_shift_scale": 1.0,
 }
 """Keys of a scheduler that say which noise a model learned, with diffusers' defaults."""
 

@@ -223,24 +223,33 @@ def is_flow(scheduler: Mapping[str, Any]) -> bool:
 
 
 def ddpm_schedule(scheduler: Mapping[str, Any]) -> Schedule:
-    """The noise schedule in a scheduler's config, in diffusers' terms.
+    """The noise schedule in a scheduler's config, in diffusers' terms; of an empty one that of diffusers' defaults.
 
     Raises:
-        UserError: Betas of a kind that is not known here.
+        UserError: Betas of a kind that is not known here, or none.
     """
+    scheduler = scheduler or {"beta_start": 1e-4, "beta_end": 0.02}
     steps, kind = scheduler.get("num_train_timesteps", 1000), scheduler.get("beta_schedule", "linear")
-    first, last = scheduler.get("beta_start", 1e-4), scheduler.get("beta_end", 0.02)
+    first, last = scheduler.get("beta_start"), scheduler.get("beta_end")
     if scheduler.get("rescale_betas_zero_snr"):
         raise UserError("the pipeline's scheduler: rescale_betas_zero_snr: wanted false, found true; not supported")
+    if (factor := scheduler.get("snr_shift_scale", 1)) != 1:
+        raise UserError(f"the pipeline's scheduler: snr_shift_scale: wanted 1, found {factor}; not supported")
     if scheduler.get("trained_betas") is not None:
         betas = np.array(scheduler["trained_betas"], dtype=np.float64)
         steps = len(betas)
+    elif kind not in ("linear", "scaled_linear"):
+        raise UserError(f"the pipeline's scheduler: beta_schedule: wanted linear or scaled_linear, found {kind}")
+    elif first is None or last is None:
+        name = scheduler.get("_class_name", "a scheduler")
+        raise UserError(
+            f"the pipeline's scheduler: wanted one of DDPM, with beta_start and beta_end or with trained_betas, found "
+            f"{name} without; not supported"
+        )
     elif kind == "linear":
         betas = np.linspace(first, last, steps)
-    elif kind == "scaled_linear":
-        betas = np.linspace(first**0.5, last**0.5, steps) ** 2
     else:
-        raise UserError(f"the pipeline's scheduler: beta_schedule: wanted linear or scaled_linear, found {kind}")
+        betas = np.linspace(first**0.5, last**0.5, steps) ** 2
     return Schedule(betas, np.arange(steps))
 
 

@@ -15,6 +15,7 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 from dit_shd.attention.capture import Capture, Captures, one_layer
 from dit_shd.attention.recording.attach import Attached, Capturing
 from dit_shd.attention.recording.captures import Recording
+from dit_shd.attention.recording.discovery import section_of
 from dit_shd.attention.recording.sdpa_calls import unchanged
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.records import Layer
@@ -148,8 +149,13 @@ def warn_of_old_teacher() -> None:
     )
 
 
-def comparable(student: Layer, teacher: Layer) -> tuple[Capture, Capture]:
+def comparable(student: Layer, teacher: Layer, by_depth: bool = False) -> tuple[Capture, Capture]:
     """Both captures, if they fit.
+
+    Args:
+        student: Its layer.
+        teacher: The layer that it learns from.
+        by_depth: Whether they are paired by their depth alone, whatever their sections are.
 
     Raises:
         UserError: Captures of one forward, of other samples or of other tokens.
@@ -162,15 +168,18 @@ def comparable(student: Layer, teacher: Layer) -> tuple[Capture, Capture]:
             "nothing is to be learned; where one model is both, run it as the teacher first and under torch.no_grad(), "
             "or capture one forward after the other"
         )
+    apart = by_depth and section_of(layer) != section_of(source)
+    remedy = '; layers="sections" pairs each with layers of its own kind of block' if apart else ""
     if s.shape[0] != t.shape[0]:
         raise UserError(
             f"SHD: {layer} of the student has {s.shape[0]} samples and {source} of the teacher {t.shape[0]}; "
             "run both on the same batch (heads belong into a dimension of their own, [b,h,n,d], not into the batch)"
+            f"{remedy}"
         )
     if s.shape[2:] != t.shape[2:]:
         raise UserError(
             f"SHD: {layer} of the student has {s.shape[2]} query and {s.shape[3]} key tokens, {source} of the teacher "
             f"{t.shape[2]} and {t.shape[3]}; their maps cannot be compared (same patch size, latents and text? other "
-            "layers=?)"
+            f"layers=?){remedy}"
         )
     return s, t

@@ -19,11 +19,11 @@ def layer_map(teacher: Sequence[str], student: Sequence[str], how: LayerMap = "s
         student: Names of its layers, in order.
         how: `proportional`: the student's l-th layer (from 1) gets the teacher's layer l * L_t / L_s, rounded up
             (the paper: 48 -> 24 layers, the 4th gets the 8th); where blocks hold layers of several names (attn1,
-            attn2), each with those of its name. `sections`: the same inside each section, a section being the layers
-            whose paths differ by numbers only (MDT: en_inblocks, en_outblocks, de_blocks); models of two families,
-            which have no section in common, are one section each. `last`: the student's last layer gets the teacher's.
-            `kept:PLAN`: as a file of `dit-shd depth` says. A dict is the map itself; student layers that it leaves out
-            are not supervised. Where one model alone runs its blocks several times, each run is a layer.
+            attn2), each with those of its name, over all sections. `sections`: the same inside each section, a section
+            being the layers whose paths differ by numbers only (MDT: en_inblocks, en_outblocks, de_blocks); models of
+            two families, which have no section in common, are one section each. `last`: the student's last layer gets
+            the teacher's. `kept:PLAN`: as a file of `dit-shd depth` says. A dict is the map itself; student layers that
+            it leaves out are not supervised. Where one model alone runs its blocks several times, each run is a layer.
 
     Raises:
         UserError: A name that does not exist, a section that the teacher lacks, or other numbers of runs.

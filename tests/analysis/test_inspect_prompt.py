@@ -18,7 +18,7 @@ from dit_shd.attention.recording.attach import capture
 from dit_shd.cli.commands.inspect import inspect_to_folder
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
-from dit_shd.diffusion.adapters import adapter_of
+from dit_shd.diffusion.adapters import ADAPTERS, adapter_of
 from dit_shd.diffusion.assembly import assemble
 from dit_shd.diffusion.prompt_generation import draw
 
@@ -101,17 +101,30 @@ def test_words_are_the_tokens_they_name(pipeline):
     assert first == PROMPT.split()
 
 
-def test_cross_attention_of_as_many_image_as_text_tokens(tmp_path):
+@pytest.mark.parametrize("kind", ["pixart", "wan"])
+def test_cross_attention_of_as_many_image_as_text_tokens(kind, tmp_path):
     """Its maps are square, as those of self-attention."""
-    folder = write_pipeline("pixart", tmp_path / "pipeline")
-    call = {"height": 32, "width": 16, "num_inference_steps": 2, "use_resolution_binning": False}
+    folder = write_pipeline(kind, tmp_path / "pipeline")
+    call = {"height": 32, "width": 16, "num_inference_steps": 2}
+    call |= {"use_resolution_binning": False} if kind == "pixart" else {"num_frames": 1}
     whole, _ = assemble(str(folder), None)
     with capture(whole.transformer, ["*.attn2"]) as captures:
         draw(whole, [PROMPT], 1, range(1), call)
     tokens = next(iter(captures.values())).shape[2]
     found = inspect_prompt(str(folder), PROMPT, None, {**call, "max_sequence_length": tokens}, None, seed=1)
     assert found.shares.keys() == captures.keys()
-    assert found.words[:3] == PROMPT.split()
+    assert found.words[:3] == (PROMPT.split() if kind == "pixart" else ["token 0", "token 1", "token 2"])
+    if kind == "wan":
+        with pytest.raises(UserError, match=r"call\.num_frames: wanted 1, found 5: one frame is an image"):
+            inspect_prompt(str(folder), PROMPT, None, {**call, "num_frames": 5}, None, seed=1)
+
+
+@pytest.mark.parametrize("kind", ["hunyuan_dit", "pixart", "sana", "wan"])
+def test_all_keys_of_cross_attention_are_text_and_those_of_self_attention_as_the_layer_says(kind):
+    adapter = ADAPTERS.find(kind)()
+    assert adapter.text_layers == ("*.attn2",)
+    for layer, where in (("blocks.0.attn2", range(0)), ("blocks.0.attn1", None)):
+        assert adapter.image_tokens(torch.nn.Module(), layer, {}) == where
 
 
 def sharpened(weights):

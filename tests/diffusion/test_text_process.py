@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import CogVideoXDDIMScheduler, DDPMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
 
 from dit_shd.core.errors import UserError
 from dit_shd.diffusion.flow import TimestepDensity
@@ -109,6 +109,12 @@ def test_other_schedulers_are_refused():
         ddpm_schedule({"beta_schedule": "sigmoid"})
     with pytest.raises(UserError, match="rescale_betas_zero_snr: wanted false, found true"):
         ddpm_schedule({"rescale_betas_zero_snr": True})
+    with pytest.raises(
+        UserError, match="beta_start and beta_end or with trained_betas, found EDMEulerScheduler without"
+    ):
+        ddpm_schedule(EDMEulerScheduler(prediction_type="v_prediction").config | {"_class_name": "EDMEulerScheduler"})
+    with pytest.raises(UserError, match=r"snr_shift_scale: wanted 1, found 3\.0; not supported"):
+        ddpm_schedule(CogVideoXDDIMScheduler().config)
     with pytest.raises(UserError, match="prediction_type: wanted epsilon or v_prediction, found sample"):
         process_of("ddpm", {"prediction_type": "sample"}, TimestepDensity(), "none", None, 2)
 

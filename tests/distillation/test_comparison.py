@@ -154,3 +154,25 @@ def test_a_teacher_that_has_not_run_again_is_told_once(caplog):
         step([student])
     assert caplog.text.count("the teacher has not run since the last call of this loss") == 1
     pickle.dumps(shd)
+
+
+@pytest.mark.parametrize(("samples", "tokens"), [(4, N), (2, 3)])
+def test_layers_of_unlike_blocks_that_depth_alone_pairs_are_told_of_sections(samples, tokens):
+    """As those over space and over time of Latte, each twice as deep in the teacher."""
+
+    def layers(heads, depth):
+        def layer(b, n):
+            return Capture(*(torch.randn(b, heads, n, 3) for _ in range(3)), 1.0, out=torch.randn(heads, 3, 5))
+
+        kinds = (("blocks", 2, N), ("temporal_blocks", samples, tokens))
+        return {f"{name}.{i}.attn1": layer(b, n) for i in range(depth) for name, b, n in kinds}
+
+    teacher, student = layers(4, 3), layers(2, 2)
+    assert SHD()(teacher, student) > 0
+    with pytest.raises(
+        UserError, match=r'blocks\.0\.attn1 of the .*; layers="sections" pairs each with layers of its own'
+    ):
+        SHD(layers="proportional")(teacher, student)
+    with pytest.raises(UserError) as error:
+        SHD(layers={"blocks.0.attn1": "temporal_blocks.0.attn1"})(teacher, student)
+    assert "sections" not in str(error.value)

@@ -74,6 +74,9 @@ class HunyuanDiT(Adapter):
     def limits(self, pipeline: "DiffusionPipeline", tokens: int | None = None) -> dict[str, int]:
         return dict(zip(("tokenizer", "tokenizer_2"), LENGTHS))
 
+    def image_tokens(self, model: nn.Module, layer: str, arguments: Mapping[str, Any]) -> range | None:
+        return range(0) if layer.endswith(".attn2") else None
+
 
 def _rotary(settings: Mapping[str, Any], x: Tensor) -> tuple[Tensor, Tensor]:
     """Rotary positions of latents [b,c,y,x], as the pipeline's call makes them: cosines and sines [y*x,d]."""

@@ -199,7 +199,7 @@ class SHD(LayerLoss):
 
     def _captures(self, student: Layer, teacher: Layer) -> tuple[Capture, Capture]:
         """Both captures of the block, if they fit."""
-        s, t = comparable(student, teacher)
+        s, t = comparable(student, teacher, by_depth=self.layers == "proportional")
         if s.heads > t.heads:
             raise UserError(
                 f"SHD: the student has {s.heads} heads in {student.name}, the teacher only {t.heads} in "
