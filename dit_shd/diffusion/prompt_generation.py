@@ -192,7 +192,7 @@ def _scale(pipeline: "DiffusionPipeline", call: dict[str, Any]) -> float:
         return 1.0  # an input of the model
     guider: Any = getattr(pipeline, "guider", None)
     if guider is not None:
-        return max(1.0, guider.guidance_scale)
+        return max(1.0, getattr(guider, "guidance_scale", 1.0))
     key = "true_cfg_scale" if "true_cfg_scale" in known else "guidance_scale"
     if key not in known or (key == "true_cfg_scale" and call.get("negative_prompt") is None):
         return 1.0
