@@ -27,6 +27,7 @@ from dit_shd.study.design import Cell, Evaluator, Study
 from dit_shd.study.processes import DIT_SHD, Commands, Usage, commit
 from dit_shd.study.results import PROGRAM, ROW, CellResult, json_lines, read_results, rounded, write_row
 from dit_shd.study.settings import canonical_sha256
+from dit_shd.training.validation import LOG as EVALUATIONS
 
 POINTS = 60
 """Of a loss curve that a row keeps."""
@@ -88,6 +89,7 @@ def run_cell(study: Study, cell: Cell, folder: Path, references: Mapping[str, st
             **{f"{PROGRAM} {name}": digest for name, digest in stages.programs.items() if digest},
         },
         data=origins.of_data(folder / "run" / "inputs.json"),
+        early=_early(folder / "run") if figures else "",
         finished=time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
     )
     write_row(folder, result)
@@ -214,10 +216,18 @@ def _figures(study: Study, folder: Path) -> dict[str, float]:
         scores = _figures_of_program(file) if evaluator.program else json.loads(file.read_text("utf-8"))["figures"]
         for figure, value in scores.items():
             figures[f"{figure} by {name}" if figure in figures else figure] = value
-    for line in json_lines(folder / "run" / "evaluations.jsonl")[-1:]:  # the last evaluation during training
+    for line in json_lines(folder / "run" / EVALUATIONS)[-1:]:
         numbers = {key: value for key, value in line.items() if isinstance(value, (int, float)) and key != "step"}
         figures |= {f"training/{key}": value for key, value in numbers.items()}
     return figures
+
+
+def _early(run: Path) -> str:
+    """Of which step a run's last evaluation is, unless it is of the last one."""
+    config = run / "config.yaml"
+    steps = read_yaml(config).get("steps") if config.is_file() else None
+    evaluated = [line.get("step") for line in json_lines(run / EVALUATIONS)[-1:]]
+    return f"step {evaluated[0]} of {steps}" if evaluated and steps and evaluated[0] != steps else ""
 
 
 def _figures_of_program(file: Path) -> dict[str, float]:

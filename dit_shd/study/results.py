@@ -56,6 +56,8 @@ class CellResult:
     versions: dict[str, str] = field(default_factory=dict)
     data: list[float] = field(default_factory=list)
     """What the run learned from: the number of samples, then a glance at some of them."""
+    early: str = ""
+    """Of which step the training/... figures are, where the run went on from there: "step 3 of 4"."""
     finished: str = ""
     """Date and time, UTC."""
 

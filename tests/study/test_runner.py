@@ -132,6 +132,16 @@ def test_a_figure_that_decides_and_that_no_cell_has_is_said_once_and_at_once(stu
     assert not any("study.figure" in line for line in run(study(figure="FD(x)"))[1])
 
 
+def test_figures_of_an_earlier_step_than_the_last_are_noted(study, capsys):
+    """Of an evaluation during training, whose period need not divide the steps."""
+    note = "note: Figures of training/... are of step 3 of 4, the last that validate_every came by"
+    for steps, noted in ((3, False), (4, True)):
+        run(study({"cell": 0}, evaluators={}, settings={"steps": steps, "validate_every": 3}))
+        assert main(["study", "study.yaml", "run=false"]) == 0
+        said = capsys.readouterr().out
+        assert "training/FD(x)" in said and (note in said) == noted
+
+
 def test_single_cells_and_several_at_once_give_the_same_rows(study, tmp_path):
     def plain(results):
         return {name: (row.sha256, row.figures) for name, row in results.items()}
