@@ -79,6 +79,7 @@ def run_cell(study: Study, cell: Cell, folder: Path, references: Mapping[str, st
         figures=figures,
         seconds={name: round(usage.seconds, 1) for name, usage in stages.usage.items()},
         cpu_seconds={name: round(usage.cpu_seconds, 1) for name, usage in stages.usage.items()},
+        uncounted=stages.cut,
         memory_mib=round(max((usage.memory_mib for usage in stages.usage.values()), default=0.0)),
         curve=thinned(json_lines(folder / "run" / "metrics.jsonl")),
         versions={
@@ -150,18 +151,24 @@ class _Stages:
         cell: What is run.
         commands: Runs it.
         trained: Whether the run in the folder is of the cell's training, whatever its samples were and their figures:
-            what that run took is part of the cost.
+            it is done if it was, and what it took is part of the cost.
     """
 
     def __init__(self, folder: Path, cell: Cell, commands: Commands, trained: bool):
         self.file, self.folder, self.sha256, self.commands = folder / STAGES, folder, cell.sha256, commands
         known = read_object(self.file) or {}
-        same = known.get("sha256") == cell.sha256
+        same, self.training = known.get("sha256") == cell.sha256, canonical_sha256(cell.training)
         usage = {name: Usage(**usage) for name, usage in known.get("usage", {}).items()}
+        cut = [*known.get("cut", []), *filter(None, [known.get("begun")])]
+        done: list[str] = known.get("done", [])
         self.usage = {name: usage[name] for name in usage if same or (trained and name == "train")}
-        self.done: list[str] = known.get("done", []) if same else []
+        self.cut = [name for name in dict.fromkeys(cut) if same or (trained and name == "train")]
+        """Stages that a kill cut off; what they had taken by then is not known."""
+        trained = trained and known.get("training") == self.training
+        self.done = [name for name in done if same or (trained and name == "train")]
         self.programs: dict[str, str] = known.get("programs", {}) if same else {}
         """Evaluator -> the hash of its program's files when it ran."""
+        self._write()  # before anything runs: what is known of earlier settings is not of what a kill leaves
 
     def run(self, name: str, words: list[str], program: str) -> str:
         """Run a stage's command, unless it is done: what it failed with, or nothing.
@@ -179,6 +186,7 @@ class _Stages:
         self._result(name).unlink(missing_ok=True)  # of other settings: a program that writes none has failed
         if program:
             self.programs[name.removeprefix("evaluate-")] = origins.of_program(program)
+        self._write(begun=name)
         outcome = self.commands.run(words, self.folder / "logs" / f"{name}.log")
         self.usage[name] = self.usage.get(name, Usage()) + outcome.usage
         if outcome.done:
@@ -198,9 +206,16 @@ class _Stages:
         self.done = [name for name in self.done if name not in forgotten]
         self._write()
 
-    def _write(self) -> None:
-        usage = {name: asdict(usage) for name, usage in self.usage.items()}
-        known = {"sha256": self.sha256, "done": self.done, "usage": usage, "programs": self.programs}
+    def _write(self, begun: str = "") -> None:
+        known = {
+            "sha256": self.sha256,
+            "training": self.training,
+            "done": self.done,
+            "usage": {name: asdict(usage) for name, usage in self.usage.items()},
+            "programs": self.programs,
+            "begun": begun,
+            "cut": self.cut,
+        }
         write_text(self.file, json.dumps(known))
 
 

@@ -49,6 +49,8 @@ class CellResult:
     seconds: dict[str, float] = field(default_factory=dict)
     """Stage -> seconds on the clock."""
     cpu_seconds: dict[str, float] = field(default_factory=dict)
+    uncounted: list[str] = field(default_factory=list)
+    """Stages that were killed once: what they had taken by then is in no number."""
     memory_mib: float = 0.0
     """The largest resident memory of a command; see Usage."""
     curve: dict[str, list[float | None]] = field(default_factory=dict)
