@@ -27,6 +27,7 @@ from dit_shd.study.design import Cell, Evaluator, Study
 from dit_shd.study.processes import DIT_SHD, Commands, Usage, commit
 from dit_shd.study.results import PROGRAM, ROW, CellResult, json_lines, read_results, rounded, write_row
 from dit_shd.study.settings import canonical_sha256
+from dit_shd.training.validation import LOG as EVALUATIONS
 
 POINTS = 60
 """Of a loss curve that a row keeps."""
@@ -78,6 +79,7 @@ def run_cell(study: Study, cell: Cell, folder: Path, references: Mapping[str, st
         figures=figures,
         seconds={name: round(usage.seconds, 1) for name, usage in stages.usage.items()},
         cpu_seconds={name: round(usage.cpu_seconds, 1) for name, usage in stages.usage.items()},
+        uncounted=stages.cut,
         memory_mib=round(max((usage.memory_mib for usage in stages.usage.values()), default=0.0)),
         curve=thinned(json_lines(folder / "run" / "metrics.jsonl")),
         versions={
@@ -88,6 +90,7 @@ def run_cell(study: Study, cell: Cell, folder: Path, references: Mapping[str, st
             **{f"{PROGRAM} {name}": digest for name, digest in stages.programs.items() if digest},
         },
         data=origins.of_data(folder / "run" / "inputs.json"),
+        early=_early(folder / "run") if figures else "",
         finished=time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
     )
     write_row(folder, result)
@@ -148,18 +151,24 @@ class _Stages:
         cell: What is run.
         commands: Runs it.
         trained: Whether the run in the folder is of the cell's training, whatever its samples were and their figures:
-            what that run took is part of the cost.
+            it is done if it was, and what it took is part of the cost.
     """
 
     def __init__(self, folder: Path, cell: Cell, commands: Commands, trained: bool):
         self.file, self.folder, self.sha256, self.commands = folder / STAGES, folder, cell.sha256, commands
         known = read_object(self.file) or {}
-        same = known.get("sha256") == cell.sha256
+        same, self.training = known.get("sha256") == cell.sha256, canonical_sha256(cell.training)
         usage = {name: Usage(**usage) for name, usage in known.get("usage", {}).items()}
+        cut = [*known.get("cut", []), *filter(None, [known.get("begun")])]
+        done: list[str] = known.get("done", [])
         self.usage = {name: usage[name] for name in usage if same or (trained and name == "train")}
-        self.done: list[str] = known.get("done", []) if same else []
+        self.cut = [name for name in dict.fromkeys(cut) if same or (trained and name == "train")]
+        """Stages that a kill cut off; what they had taken by then is not known."""
+        trained = trained and known.get("training") == self.training
+        self.done = [name for name in done if same or (trained and name == "train")]
         self.programs: dict[str, str] = known.get("programs", {}) if same else {}
         """Evaluator -> the hash of its program's files when it ran."""
+        self._write()  # before anything runs: what is known of earlier settings is not of what a kill leaves
 
     def run(self, name: str, words: list[str], program: str) -> str:
         """Run a stage's command, unless it is done: what it failed with, or nothing.
@@ -177,6 +186,7 @@ class _Stages:
         self._result(name).unlink(missing_ok=True)  # of other settings: a program that writes none has failed
         if program:
             self.programs[name.removeprefix("evaluate-")] = origins.of_program(program)
+        self._write(begun=name)
         outcome = self.commands.run(words, self.folder / "logs" / f"{name}.log")
         self.usage[name] = self.usage.get(name, Usage()) + outcome.usage
         if outcome.done:
@@ -196,9 +206,16 @@ class _Stages:
         self.done = [name for name in self.done if name not in forgotten]
         self._write()
 
-    def _write(self) -> None:
-        usage = {name: asdict(usage) for name, usage in self.usage.items()}
-        known = {"sha256": self.sha256, "done": self.done, "usage": usage, "programs": self.programs}
+    def _write(self, begun: str = "") -> None:
+        known = {
+            "sha256": self.sha256,
+            "training": self.training,
+            "done": self.done,
+            "usage": {name: asdict(usage) for name, usage in self.usage.items()},
+            "programs": self.programs,
+            "begun": begun,
+            "cut": self.cut,
+        }
         write_text(self.file, json.dumps(known))
 
 
@@ -214,10 +231,18 @@ def _figures(study: Study, folder: Path) -> dict[str, float]:
         scores = _figures_of_program(file) if evaluator.program else json.loads(file.read_text("utf-8"))["figures"]
         for figure, value in scores.items():
             figures[f"{figure} by {name}" if figure in figures else figure] = value
-    for line in json_lines(folder / "run" / "evaluations.jsonl")[-1:]:  # the last evaluation during training
+    for line in json_lines(folder / "run" / EVALUATIONS)[-1:]:
         numbers = {key: value for key, value in line.items() if isinstance(value, (int, float)) and key != "step"}
         figures |= {f"training/{key}": value for key, value in numbers.items()}
     return figures
+
+
+def _early(run: Path) -> str:
+    """Of which step a run's last evaluation is, unless it is of the last one."""
+    config = run / "config.yaml"
+    steps = read_yaml(config).get("steps") if config.is_file() else None
+    evaluated = [line.get("step") for line in json_lines(run / EVALUATIONS)[-1:]]
+    return f"step {evaluated[0]} of {steps}" if evaluated and steps and evaluated[0] != steps else ""
 
 
 def _figures_of_program(file: Path) -> dict[str, float]:

@@ -35,7 +35,8 @@ def sample_grids(progress: Progress, folder: Path, place: Callable[[Cell], Path]
     for cell in progress.cells:
         if cell in progress.results and progress.results[cell].done and cell.variant not in grids:
             samples, stages = place(cell) / SAMPLES, read_object(place(cell) / STAGES) or {}
-            if samples.is_file() and stages.get("sha256") == cell.sha256:
+            sampled = stages.get("sha256") == cell.sha256 and "sample" in stages.get("done", ())
+            if sampled and samples.is_file():
                 with np.load(samples, allow_pickle=False) as archive:
                     grid = grid_figure(archive["arr_0"][:SHOWN_IMAGES], columns=10, enlarge=2)
                 _keep(_marked(grid, cell.sha256), folder / f"{cell.variant}.png", progress)

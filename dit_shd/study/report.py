@@ -139,6 +139,13 @@ def notes(progress: Progress, analysis: Analysis) -> list[str]:
         lines.append(f"No row has the figure that decides, {figure}: they have {', '.join(analysis.figures)}.")
     elif analysis.figures and any(analysis.figure not in row.figures for v in analysis.variants for row in v.done):
         lines.append(f"Rows without {analysis.figure}, which decides, are left out of the comparisons.")
+    if killed := [f"{r.variant}-seed{r.seed} ({', '.join(r.uncounted)})" for r in analysis.rows if r.uncounted]:
+        lines.append(f"Costs lack what ran until it was killed: {', '.join(killed)}.")
+    if early := sorted({row.early for row in analysis.rows if row.early}):
+        lines.append(
+            f"Figures of training/... are of {', '.join(early)}, the last that validate_every came by: choose one that "
+            "divides steps."
+        )
     if analysis.figure and analysis.higher_is_better is None:
         lines.append(f"Whether a higher {analysis.figure} is better: say higher_is_better in the study file.")
     for name, count in _hashes(analysis, REFERENCE).items():

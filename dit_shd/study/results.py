@@ -49,6 +49,8 @@ class CellResult:
     seconds: dict[str, float] = field(default_factory=dict)
     """Stage -> seconds on the clock."""
     cpu_seconds: dict[str, float] = field(default_factory=dict)
+    uncounted: list[str] = field(default_factory=list)
+    """Stages that were killed once: what they had taken by then is in no number."""
     memory_mib: float = 0.0
     """The largest resident memory of a command; see Usage."""
     curve: dict[str, list[float | None]] = field(default_factory=dict)
@@ -56,6 +58,8 @@ class CellResult:
     versions: dict[str, str] = field(default_factory=dict)
     data: list[float] = field(default_factory=list)
     """What the run learned from: the number of samples, then a glance at some of them."""
+    early: str = ""
+    """Of which step the training/... figures are, where the run went on from there: "step 3 of 4"."""
     finished: str = ""
     """Date and time, UTC."""
 

@@ -53,6 +53,9 @@ def train(config, file):
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     inputs = {"teachers": {"teacher": content_of("weights")}, **json.loads(content_of("inputs") or "{}")}
     (run / "inputs.json").write_text(json.dumps(inputs))
+    steps, every = config.get("steps", 100), config.get("validate_every")
+    if every:
+        (run / "evaluations.jsonl").write_text(json.dumps({"step": steps // every * every, "FD(x)": 1.0}) + "\n")
     rows = [{"step": step, "loss": 1.0, "plain/noise": 1 / step} for step in range(1, 101)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 

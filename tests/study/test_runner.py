@@ -132,6 +132,16 @@ def test_a_figure_that_decides_and_that_no_cell_has_is_said_once_and_at_once(stu
     assert not any("study.figure" in line for line in run(study(figure="FD(x)"))[1])
 
 
+def test_figures_of_an_earlier_step_than_the_last_are_noted(study, capsys):
+    """Of an evaluation during training, whose period need not divide the steps."""
+    note = "note: Figures of training/... are of step 3 of 4, the last that validate_every came by"
+    for steps, noted in ((3, False), (4, True)):
+        run(study({"cell": 0}, evaluators={}, settings={"steps": steps, "validate_every": 3}))
+        assert main(["study", "study.yaml", "run=false"]) == 0
+        said = capsys.readouterr().out
+        assert "training/FD(x)" in said and (note in said) == noted
+
+
 def test_single_cells_and_several_at_once_give_the_same_rows(study, tmp_path):
     def plain(results):
         return {name: (row.sha256, row.figures) for name, row in results.items()}
@@ -244,15 +254,42 @@ def test_a_change_of_training_begins_anew_and_keeps_the_earlier_runs(study, tmp_
 
 
 def test_training_costs_what_it_took_when_samples_are_scored_in_another_way_later(study, tmp_path):
+    """A run that is done is not looked at again, which would cost its start."""
     run(study({"cell": 0}))
     stages = tmp_path / "cells" / "output-seed1" / "stages.json"
     known = json.loads(stages.read_text())
     known["usage"]["train"]["cpu_seconds"] = 1000.0
     stages.write_text(json.dumps(known))
     row = run(study({"cell": 0}, sampling={"steps": 7}))[0]["output-seed1"]
-    assert row.cpu_seconds["train"] > 1000 and row.cpu_seconds["sample"] < 100
+    assert row.cpu_seconds["train"] == 1000 and row.cpu_seconds["sample"] < 100
+    assert (calls().count("train"), calls().count("sample")) == (1, 2)
     row = run(study({"cell": 0}, settings={"steps": 7}))[0]["output-seed1"]
-    assert row.cpu_seconds["train"] < 100
+    assert row.cpu_seconds["train"] < 100 and calls().count("train") == 2
+
+
+@pytest.mark.parametrize("changes", [{}, {"sampling": {"steps": 7}}, {"settings": {"steps": 7}}])
+def test_what_was_killed_is_run_again_and_its_cost_is_said_to_be_unknown(changes, study, tmp_path, capsys):
+    """Of a first training, of one whose samples were wanted otherwise later, and of another one after it."""
+    if changes:
+        run(study({"cell": 0}))
+    runner = Runner(study({"cell": 0}, **changes), print)
+    really = runner.commands.run
+
+    def killed(words, log):
+        if log.stem in ("train", "sample"):
+            raise KeyboardInterrupt  # nothing is written any more
+        return really(words, log)
+
+    runner.commands.run = killed
+    with pytest.raises(KeyboardInterrupt):
+        runner.run()
+    (tmp_path / "cells" / "output-seed1" / "run").mkdir(exist_ok=True)
+    row = run(study({"cell": 0}, **changes))[0]["output-seed1"]
+    stage = "sample" if "sampling" in changes else "train"
+    assert row.uncounted == [stage] and row.done
+    assert calls().count("train") == 1 + ("settings" in changes)
+    assert main(["study", "study.yaml", "run=false"]) == 0
+    assert f"note: Costs lack what ran until it was killed: output-seed1 ({stage})." in capsys.readouterr().out
 
 
 def test_two_trainings_that_were_cut_off_in_turn_keep_their_runs(study, tmp_path):
