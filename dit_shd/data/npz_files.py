@@ -74,6 +74,11 @@ def check_images(
     """
     if np.dtype(dtype).kind == "f" and len(shape) == 4:
         raise latents_error(name, dtype, shape)
+    if len(shape) == 5:
+        raise UserError(
+            f"{name}: wanted images uint8 [n,y,x,c] with c = 1 or 3, found {dtype} {list(shape)}; videos are "
+            "evaluated by their frames alone: numpy.concatenate(videos) are all, videos[:, 0] the first of each"
+        )
     if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3):
         raise UserError(
             f"{name}: wanted images uint8 [n,y,x,c] with c = 1 or 3, found {dtype} {list(shape)}; "

@@ -104,6 +104,9 @@ def read_index(folder: Path) -> dict[str, Any]:
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         transformer = index["transformer"][1]
+        if transformer is None:
+            alone = (index.get("transformer_2") or [None])[0] is not None
+            raise ValueError("a transformer_2 alone, which is not supported" if alone else "none")
         if not isinstance(index["_class_name"], str) or not isinstance(transformer, str):
             raise ValueError("its classes are no texts")
     except FileNotFoundError as error:

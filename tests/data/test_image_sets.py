@@ -66,6 +66,7 @@ BAD_FILES = {
         lambda p: np.savez(p, pictures(9, 0, (28, 28, 3)).transpose(0, 3, 1, 2)),
         "channels last",
     ),
+    "videos": (lambda p: np.savez(p, pictures(9, 0)[None]), "videos are evaluated by their frames alone"),
     "no images": (lambda p: np.savez(p, pictures(9, 0)[:0]), "wanted at least 1 image"),
     "objects": (lambda p: np.savez(p, np.array([Trap(p.parent / "mark")])), "found object"),
     "object labels": (lambda p: np.savez(p, pictures(9, 0), np.array([Trap(p.parent / "mark")])), "never unpickled"),
