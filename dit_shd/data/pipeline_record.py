@@ -56,6 +56,16 @@ class PipelineRecord:
     size: tuple[int, int] | None = None
     """Height and width of the images in pixels."""
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the pipeline is a folder of somebody's machine."""
+        return not self.pipeline.startswith("hub:")
+
+    @property
+    def title(self) -> str:
+        """hub:OWNER/NAME, or the folder's name alone: where it lies is nobody else's business."""
+        return Path(self.pipeline).name if self.is_local else self.pipeline
+
     @classmethod
     def of_values(cls, values: Mapping[str, Any]) -> "PipelineRecord":
         """The record in the content of a file.

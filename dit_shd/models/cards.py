@@ -116,7 +116,7 @@ def _pipeline(record: PipelineRecord | None) -> str:
     learned = " and ".join(filter(None, (tokens, size)))
     sentence = f" It learned {learned}: plain diffusers has to be told." if learned else ""
     return (
-        f"## Pipeline\n\nIt replaces the transformer of {record.pipeline}, a {record.pipeline_class}, and was "
+        f"## Pipeline\n\nIt replaces the transformer of {record.title}, a {record.pipeline_class}, and was "
         f"trained with its text encoders (sha256 {record.text_sha256}).{sentence} `dit-shd sample RUN prompts=FILE` "
         "draws with it; `dit-shd pipeline RUN OUT` makes a folder for `DiffusionPipeline.from_pretrained`.\n\n"
     )

@@ -5,10 +5,15 @@
 
 The card has the licence that the student inherits from its teacher; others load it as hub:OWNER/NAME. A
 repository that is there already gets one more commit, without weights of other names: they stay in its history.
+A text-to-image student is drawn with a pipeline: pipeline=hub:OWNER/NAME says where others find the one that was a
+folder here.
 """
 
 import glob
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -19,7 +24,7 @@ from dit_shd.core.json_files import read_object
 from dit_shd.core.places import HUB, Place
 from dit_shd.core.pretrained import PIPELINE, TRAINING, model_folder, read_config
 from dit_shd.core.pretrained import RECORD as AUTOENCODER
-from dit_shd.data.pipeline_record import INDEX
+from dit_shd.data.pipeline_record import INDEX, PipelineRecord, read_record
 from dit_shd.models.loading import load
 from dit_shd.models.provenance import provenance
 
@@ -65,6 +70,7 @@ class PublishConfig:
     run: Place = option(REQUIRED, "a run, or the folder of a student or model")
     repository: str = option(REQUIRED, "OWNER/NAME on the hub; it is made if it is not there")
     private: bool = option(True, "whether a new repository is private")
+    pipeline: str | None = option(None, "of text-to-image models: hub:OWNER/NAME of the recorded one, if a folder here")
     message: str = option("Upload of dit-shd publish", "of the commit")
 
 
@@ -81,8 +87,10 @@ class Publish(Command[PublishConfig]):
         address, name = publish(config), f"hub:{config.repository.removeprefix('hub:')}"
         folder = model_folder(Path(config.run))
         then = f"load it as {name}"
-        if folder is not None and (folder / PIPELINE).is_file():
-            then = f"dit-shd sample {name} prompts=FILE"
+        record = None if folder is None else read_record(folder)
+        if record is not None:
+            asked = " pipeline=hub:OWNER/NAME" if record.is_local and config.pipeline is None else ""
+            then = f"dit-shd sample {name}{asked} prompts=FILE"
         elif folder is not None and read_config(folder).keys() >= SAMPLED:
             then = f"dit-shd sample {name} count=16"
         print(f"done: {address}\nnext: {then}")
@@ -116,7 +124,8 @@ def publish(config: PublishConfig) -> str:
         )
     if not (folder / "README.md").is_file():
         raise UserError(f"{folder}: has no card (README.md), and a model without its licence is not published")
-    files = _files(folder)
+    files, record = _files(folder), read_record(folder)
+    _check_pipeline(folder, record, config.pipeline)
     origin = provenance(str(folder))
     if origin.forbids_derivatives:
         raise UserError(
@@ -130,18 +139,59 @@ def publish(config: PublishConfig) -> str:
     try:
         stale = _stale(api, repository, config.private, files) if api.repo_exists(repository) else []
         address = api.create_repo(repository, private=config.private, exist_ok=True)
-        api.upload_folder(
-            repo_id=repository,
-            folder_path=str(folder),
-            commit_message=config.message,
-            allow_patterns=[glob.escape(name) for name in files],
-            delete_patterns=[glob.escape(name) for name in stale],
-        )
+        with _for_others(folder, files, record, config.pipeline) as sent:
+            api.upload_folder(
+                repo_id=repository,
+                folder_path=str(sent),
+                commit_message=config.message,
+                allow_patterns=[glob.escape(name) for name in files],
+                delete_patterns=[glob.escape(name) for name in stale],
+            )
     except UserError:
         raise
     except Exception as error:  # of several libraries: no login, no network, no permission
         raise UserError(f"hub:{repository}: was not uploaded ({error_line(error)}); hf auth login signs in") from error
     return str(address)
+
+
+def _check_pipeline(folder: Path, record: PipelineRecord | None, pipeline: str | None) -> None:
+    """Say that others do not have the folder of a pipeline that is recorded.
+
+    Raises:
+        UserError: A place that is none of the hub's, or for a model that is drawn with no pipeline.
+    """
+    if pipeline is not None:
+        match = HUB.fullmatch(pipeline)
+        if match is None or not match["owner"]:
+            raise UserError(f"pipeline: wanted hub:OWNER/NAME, found '{pipeline}'")
+        if record is None:
+            raise UserError(f"pipeline: {folder} records no pipeline, as a text-to-image student does (no {PIPELINE})")
+    elif record is not None and record.is_local:
+        print(
+            f"{folder}: is drawn with the pipeline of {record.pipeline}, a folder that others do not have; say where "
+            f"on the hub it is by pipeline=hub:OWNER/NAME, or they have to (only its name goes up, {record.title})"
+        )
+
+
+@contextmanager
+def _for_others(
+    folder: Path, files: Sequence[str], record: PipelineRecord | None, pipeline: str | None
+) -> Generator[Path]:
+    """The folder to be uploaded: links to the files, with a record and a card that do not say where a pipeline lies."""
+    if record is None or (pipeline or record.title) == record.pipeline:
+        yield folder
+        return
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    public = replace(record, pipeline=pipeline or record.title)
+    card = card.replace(record.pipeline, public.title)
+    card = card.replace(f"transformer of {record.title}, a ", f"transformer of {public.title}, a ")
+    with tempfile.TemporaryDirectory() as name:
+        part = Path(name)
+        for file in set(files) - {PIPELINE, "README.md"}:
+            (part / file).symlink_to((folder / file).resolve())
+        (part / "README.md").write_text(card, encoding="utf-8")
+        public.write(part)
+        yield part
 
 
 def _load(folder: Path) -> None:

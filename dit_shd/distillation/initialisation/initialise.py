@@ -37,7 +37,7 @@ from dit_shd.distillation.losses import Loss
 from dit_shd.distillation.losses.shd import SHD
 from dit_shd.models.language_model import kinds_of_attention
 from dit_shd.models.prediction import prediction_of
-from dit_shd.models.settings import differing_settings, in_words
+from dit_shd.models.settings import by_depth, differing_settings, in_words
 from dit_shd.models.shape import shape_of
 from dit_shd.squeezing.plans import contiguous
 from dit_shd.tasks import Batch, Task
@@ -168,6 +168,7 @@ def remarks(
         )
     if numbered := depth.by_number(student, teacher):
         yield numbered
+    yield from by_depth(student, layers)
     here, there = kinds_of_attention(student), kinds_of_attention(teacher)
     if here and there:
         sources = {block: there[layers[block]] for block in here}

@@ -224,12 +224,48 @@ def test_a_whole_pipeline_is_not_a_student(calls, tmp_path, capsys):
     assert "is a whole pipeline; publish the run or the student that is in it" in capsys.readouterr().err
 
 
-def test_how_a_text_to_image_student_is_drawn_from_is_said(calls, tmp_path, capsys):
+@pytest.fixture
+def drawn(tmp_path):
+    """The folder of a text-to-image student, of a pipeline in a folder of this machine."""
     folder = prompt_student(write_pipeline("sd3", tmp_path / "pipeline"), tmp_path / "run") / "student"
-    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
-    assert main(["publish", str(folder), "me/text"]) == 0
-    assert "next: dit-shd sample hub:me/text prompts=FILE" in capsys.readouterr().out
-    assert "pipeline.json" in calls[1][2]["allow_patterns"]
+    card = "---\nlicense: mit\n---\nIt replaces the transformer of pipeline, a StableDiffusion3Pipeline\nteacher: {}\n"
+    (folder / "README.md").write_text(card.format(tmp_path / "pipeline"))
+    return folder
+
+
+def test_where_a_pipeline_lies_stays_here(monkeypatch, drawn, tmp_path, capsys):
+    """By the real client: the record and the card had held the path, and the command was one that nobody could run."""
+    monkeypatch.setenv("HF_TOKEN", "hf_of_this_test")
+    with local_hub(monkeypatch, str(tmp_path / "cache")) as hub:
+        assert main(["publish", str(drawn), "me/text"]) == 0
+        out, files = capsys.readouterr().out, hub.repositories["me/text"]
+        assert "a folder that others do not have; say where on the hub it is by pipeline=hub:OWNER/NAME" in out
+        assert "next: dit-shd sample hub:me/text pipeline=hub:OWNER/NAME prompts=FILE" in out
+        assert {file.name for file in drawn.iterdir()} == set(files)
+        assert not [name for name, content in files.items() if str(tmp_path).encode() in content]
+        assert json.loads(files["pipeline.json"])["pipeline"] == "pipeline"
+        assert main(["publish", str(drawn), "me/text", "pipeline=hub:they/sd3"]) == 0
+        out = capsys.readouterr().out
+        assert "next: dit-shd sample hub:me/text prompts=FILE" in out and "do not have" not in out
+        assert json.loads(files["pipeline.json"]) == {**read_values(drawn), "pipeline": "hub:they/sd3"}
+        assert b"transformer of hub:they/sd3, a Stable" in files["README.md"]
+        assert b"teacher: hub:they/sd3" in files["README.md"]
+    assert read_values(drawn)["pipeline"] == str(tmp_path / "pipeline")
+
+
+@pytest.mark.parametrize("place", ["they/sd3", "hub:sd3", "/tmp/pipeline"])
+def test_a_pipeline_that_others_cannot_have_is_refused(calls, drawn, place, capsys):
+    assert main(["publish", str(drawn), "me/text", f"pipeline={place}"]) == 2 and not calls
+    assert f"pipeline: wanted hub:OWNER/NAME, found '{place}'" in capsys.readouterr().err
+
+
+def test_a_model_that_is_drawn_with_no_pipeline_is_given_none(calls, capsys):
+    assert main(["publish", str(asset("digits_teacher")), "me/digits", "pipeline=hub:they/sd3"]) == 2 and not calls
+    assert "records no pipeline" in capsys.readouterr().err
+
+
+def read_values(folder):
+    return json.loads((folder / "pipeline.json").read_text())
 
 
 @pytest.mark.parametrize(
