@@ -1,5 +1,6 @@
 """How pipelines guide where their own scale does not."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,13 +19,13 @@ def true_guidance(settings: Mapping[str, Any], scale: float) -> dict[str, Any]:
     return {"true_cfg_scale": scale, **({"negative_prompt": ""} if scale > 1 else {})}
 
 
-def rescaled(combined: Tensor, conditional: Tensor, most: float | None = None) -> Tensor:
+def rescaled(combined: Tensor, conditional: Tensor, most: float = math.inf) -> Tensor:
     """The first with the norms of the second along the last axis.
 
     Args:
         combined: Predictions [...,n].
         conditional: Others of the same shape.
-        most: The largest factor; None for any.
+        most: The largest factor.
     """
     factor = conditional.norm(dim=-1, keepdim=True) / combined.norm(dim=-1, keepdim=True).clamp(min=1e-12)
     return combined * (factor if most is None else factor.clamp(max=most))
