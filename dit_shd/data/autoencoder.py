@@ -220,6 +220,23 @@ def kind_of(name: str) -> Kind:
     return KINDS[name]
 
 
+def check_pipeline(index: Mapping[str, Any]) -> None:
+    """Refuse a pipeline whose autoencoder is of a class that is not supported.
+
+    Args:
+        index: Its model_index.json.
+
+    Raises:
+        UserError: Naming both, and why.
+    """
+    vae = index.get("vae")
+    name = vae[1] if isinstance(vae, list) and len(vae) == 2 else None
+    try:
+        _ = kind_of(name) if isinstance(name, str) else None
+    except UserError as error:
+        raise UserError(f"pipeline: {index['_class_name']}: its autoencoder {error}") from error
+
+
 def read_autoencoder(source: str) -> Autoencoder:
     """Read an autoencoder of diffusers from a folder (or its `vae` folder, as in a pipeline), or from the hub.
 

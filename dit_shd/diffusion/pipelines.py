@@ -16,6 +16,7 @@ from dit_shd.core.installation import require
 from dit_shd.core.json_files import read_object
 from dit_shd.core.places import Asset, HubName, find
 from dit_shd.core.pretrained import asset
+from dit_shd.data.autoencoder import check_pipeline
 from dit_shd.data.pipeline_record import (
     ENCODERS,
     INDEX,
@@ -28,7 +29,7 @@ from dit_shd.data.pipeline_record import (
     text_digest,
 )
 from dit_shd.data.text_condition import TextCondition
-from dit_shd.diffusion.adapters import MAX_TOKENS, Adapter, adapter_of, require_cleaners
+from dit_shd.diffusion.adapters import MAX_TOKENS, Adapter, adapter_of, by_class, require_cleaners
 from dit_shd.diffusion.text_models import check_sides
 
 if TYPE_CHECKING:
@@ -87,6 +88,8 @@ class Prompts:
         """
         folder = folder_of(place, text_alone=True)
         record = replace(record_of(place, folder, adapter), text_tokens=text_tokens, size=size)
+        if adapter is None and record.transformer_class not in by_class():
+            check_pipeline(read_index(folder))  # before an adapter is asked for, which would not help
         chosen = adapter_of(record.transformer_class, adapter)
         if adapter is None and record.pipeline_class not in chosen.pipelines:
             raise UserError(

@@ -1,6 +1,7 @@
 """Prompts of tiny pipelines of every kind: what is refused, counted, cut and recorded."""
 
 import inspect
+import json
 import re
 from pathlib import Path
 
@@ -135,3 +136,21 @@ def test_the_record_knows_the_pipeline(tmp_path):
     other = write_pipeline("sd3", tmp_path / "other", seed=1)
     assert record_of(str(same), same).text_sha256 == record.text_sha256
     assert record_of(str(other), other).text_sha256 != record.text_sha256
+
+
+@pytest.mark.parametrize(
+    ("vae", "words"),
+    [
+        (
+            "AutoencoderKLLTXVideo",
+            "pipeline: LTXPipeline: its autoencoder AutoencoderKLLTXVideo is not supported: diff",
+        ),
+        ("AutoencoderKL", "LTXVideoTransformer3DModel: no adapter says how it is asked; .* one frame is an image"),
+    ],
+)
+def test_no_adapter_is_asked_for_where_the_autoencoder_is_not_supported(tmp_path, vae, words):
+    """Whoever had written one was refused by the autoencoder then."""
+    index = {"_class_name": "LTXPipeline", "transformer": ["diffusers", "LTXVideoTransformer3DModel"]}
+    (tmp_path / "model_index.json").write_text(json.dumps({**index, "vae": ["diffusers", vae]}))
+    with pytest.raises(UserError, match=words):
+        Prompts.load(str(tmp_path), torch.device("cpu"))

@@ -270,7 +270,8 @@ def adapter_of(transformer: str, name: str | None = None) -> Adapter:
         raise UserError(f"{transformer}: is not supported: {REFUSED[transformer]}")
     if transformer not in adapters:
         raise UserError(
-            f"{transformer}: no adapter says how it is asked; there are those of {', '.join(adapters)}. One is a file, "
+            f"{transformer}: no adapter says how it is asked; there are those of {', '.join(adapters)}. Of videos and "
+            "sound most autoencoders are not supported, and one frame is an image. An adapter is a file, "
             "such as my_package/my_adapter.py, which is used by adapter=my_package.my_adapter.CLASS --trust "
             f"my_package:{SKETCH.format(name=transformer)}"
         )
