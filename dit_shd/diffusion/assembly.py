@@ -31,7 +31,7 @@ from dit_shd.data.pipeline_record import (
     weight_files,
 )
 from dit_shd.diffusion.pipelines import folder_of, name_of, open_pipeline, read_scheduler, reads_text, record_of
-from dit_shd.models import loading
+from dit_shd.models import cards, loading
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -120,7 +120,8 @@ def write_pipeline(pipeline: "DiffusionPipeline", record: PipelineRecord, run: s
             _name_plainly(folder / part.name)
     place = student_folder(run)
     if place is not None and (place / CARD).is_file():
-        shutil.copyfile(place / CARD, folder / CARD)
+        card = cards.of_pipeline((place / CARD).read_text(encoding="utf-8", errors="backslashreplace"))
+        write_text(folder / CARD, card)
     if place is not None and read_record(place) is not None:
         record.write(folder / "transformer")
 

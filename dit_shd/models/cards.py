@@ -14,6 +14,7 @@ from dit_shd.models.prediction import convention_of, prediction_of
 from dit_shd.models.provenance import LISTS, PERMISSIVE, Provenance, union
 from dit_shd.models.shape import shape_of
 
+LOAD = '`dit_shd.load("this folder")`'
 SHOWN = 20
 """Classes that a card names."""
 
@@ -63,12 +64,26 @@ def trained(model: nn.Module, facts: RunFacts, step: int, rate: float, share: fl
         model,
         replace(facts.origin, trained_on=union([[facts.dataset], facts.origin.trained_on])),
         f"Trained by dit_shd for {step} steps. The weights are their average over training (ema {rate}"
-        f"{', warmed up' if facts.ema_warmup else ''}), {share:.2%} of which are those it began with. "
-        'Load: `dit_shd.load("this folder")`.',
+        f"{', warmed up' if facts.ema_warmup else ''}), {share:.2%} of which are those it began with. {_opened(model)}",
         f"{_prediction(model)}{_classes(model)}{autoencoder_section(facts.latents)}{_pipeline(facts.pipeline)}"
         f"## Configuration\n\n```yaml\n{facts.config}```\n",
         {"training": weights},
     )
+
+
+def of_pipeline(card: str) -> str:
+    """The card of a whole pipeline, by that of the model which is its transformer.
+
+    Args:
+        card: Its text.
+    """
+    whole = f'`DiffusionPipeline.from_pretrained("this folder")`; {LOAD} gives its transformer alone'
+    return card.replace("library_name: dit_shd\n", "library_name: diffusers\n", 1).replace(LOAD, whole, 1)
+
+
+def _opened(model: nn.Module) -> str:
+    """How the folder is loaded: by the library that its format is of, and here."""
+    return f"Load: {' or '.join([*(f'`{code}`' for code in getattr(model, 'opened_by', ())), LOAD])}."
 
 
 def _prediction(model: nn.Module) -> str:
@@ -135,14 +150,13 @@ def converted(model: nn.Module, source: str, sha256: str, origin: Provenance, la
     return _text(
         model,
         origin,
-        f"Converted by dit_shd from {source}; the sha256 of its tensors is {sha256}. "
-        'Load: `dit_shd.load("this folder")`.',
+        f"Converted by dit_shd from {source}; the sha256 of its tensors is {sha256}. {_opened(model)}",
         f"{_prediction(model)}{_classes(model)}{autoencoder_section(latents)}",
     )
 
 
 def _text(model: nn.Module, origin: Provenance, first: str, last: str, more: Mapping[str, Any] | None = None) -> str:
-    head: dict[str, Any] = {"library_name": "dit_shd"}
+    head: dict[str, Any] = {"library_name": getattr(model, "library", "dit_shd")}
     if origin.license is not None:
         head["license"] = origin.license
     if origin.only_name is not None:  # as the hub has it

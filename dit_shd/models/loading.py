@@ -144,10 +144,14 @@ def why_not_conditional(model: nn.Module) -> str | None:
     by_class = wrapped or ("class_labels" in parameters and "encoder_hidden_states" not in parameters)
     if by_class and is_conditional(model):
         return None
+    hint = ""
+    if isinstance(model, LibraryModel) and model.opened_by:
+        hint = f"; this one is {model.library}'s, whose folder is opened by {model.opened_by[0]}"
+    elif "encoder_hidden_states" in parameters:
+        hint = "; text-to-image models are trained by task.name=text_to_image and sampled by prompts=FILE"
     return (
         f"holds {type(model).__name__}, whose forward takes {', '.join([*parameters][:4]) or 'nothing'}; "
-        "wanted a transformer of square latents by class: MDTv2, DiT or diffusers' DiTTransformer2DModel; "
-        "text-to-image models are trained by task.name=text_to_image and sampled by prompts=FILE"
+        f"wanted a transformer of square latents by class: MDTv2, DiT or diffusers' DiTTransformer2DModel{hint}"
     )
 
 
@@ -181,9 +185,13 @@ def _read_quantised(source: str | Path, precision: Precision, device: torch.devi
     name = None if folder is None else read_config(folder).get("_class_name")
     cls: Any = None if name is None else families().get(str(name)) or _diffusers_class(str(name))
     if folder is None or cls is None:
+        library = None if folder is None else _library(read_config(folder))
+        actual = (
+            "none; dit-shd convert makes one of a checkpoint file" if library is None else f"one of {library.library}"
+        )
         raise UserError(
             f"{source}: teacher_precision={precision} reads folders of diffusers (config.json with _class_name), found "
-            "none; dit-shd convert makes one of a checkpoint file, teacher_precision=bf16 reads everything"
+            f"{actual}; teacher_precision=bf16 reads everything"
         )
     options: dict[str, Any] = {"torch_dtype": torch.bfloat16, CONFIG: config_of(precision, device)}
     if device.type != "cpu":
@@ -280,9 +288,9 @@ def read_folder(folder: Path, variant: str | None = None) -> ModelMixin:
         UserError: It cannot be read, or weights and config.json do not fit together.
     """
     config = read_config(folder)
-    for library in families().values():
-        if issubclass(library, LibraryModel) and library.is_config(config):
-            return library.of_folder(folder, config).float()
+    library = _library(config)
+    if library is not None:
+        return library.of_folder(folder, config).float()
     name = class_name(folder)
     cls: Any = families().get(name) or _diffusers_class(name)
     if cls is None:
@@ -293,6 +301,11 @@ def read_folder(folder: Path, variant: str | None = None) -> ModelMixin:
 def families() -> dict[str, type]:
     """Every family of dit_shd, by the name of its class."""
     return {cls.__name__: cls for cls in (FAMILIES.find(name) for name in FAMILIES.names())}
+
+
+def _library(values: dict[str, Any]) -> type[LibraryModel] | None:
+    """Of another library's models, the family whose config.json this is."""
+    return next((cls for cls in families().values() if issubclass(cls, LibraryModel) and cls.is_config(values)), None)
 
 
 def _diffusers_class(name: str) -> type[ModelMixin] | None:

@@ -144,11 +144,18 @@ def _from_metadata(name: str, values: Mapping[str, Any]) -> Provenance:
     licenses = [item.strip().lower() for item in _list(values.get("license")) if isinstance(item, str) and item.strip()]
     license = inherited([Provenance(text) for text in licenses]).license if licenses else None
     lists = {key: tuple(str(x) for x in _list(values.get(key)) if str(x).strip()) for key in LISTS}
-    if license is None and (values.get("library_name") != "dit_shd" or lists["learned_from"]):
+    if license is None and (not _is_ours(values) or lists["learned_from"]):
         license = "unknown"
     named = _other(licenses, values) if license == "other" else license
     itself = f"{name} ({named or MAKER})"
     return Provenance(license, **{**lists, "learned_from": (itself, *lists["learned_from"])})
+
+
+def _is_ours(values: Mapping[str, Any]) -> bool:
+    """Whether a card was written here, where every licence behind a model is known; its library may be another."""
+    training = values.get("training")
+    recorded = isinstance(training, dict) and "share_of_first_weights" in training
+    return recorded or values.get("library_name") == "dit_shd"
 
 
 def _other(licenses: Sequence[str], values: Mapping[str, Any]) -> str:

@@ -13,7 +13,8 @@ from dit_shd.diffusion.assembly import write_pipeline as write_whole
 from dit_shd.diffusion.pipelines import open_pipeline, record_of
 from dit_shd.diffusion.prompt_generation import draw
 from dit_shd.diffusion.text_models import text_differs
-from dit_shd.models import loading
+from dit_shd.models import cards, loading
+from dit_shd.models.provenance import Provenance
 
 
 def sampled(run, prompts, out, *more):
@@ -25,9 +26,15 @@ def sampled(run, prompts, out, *more):
 def test_a_pipeline_with_a_student_in_it_draws_what_the_run_draws(tmp_path, capsys):
     """Of text and images as the student has learned them, here and by plain diffusers; whatever became of the rest."""
     pipeline, run, prompts = write_pipeline("sd3", tmp_path / "pipeline"), tmp_path / "run", prompt_file(tmp_path)
-    prompt_student(pipeline, run)
+    student = loading.load(prompt_student(pipeline, run))
+    (run / "student" / "README.md").write_text(cards.converted(student, "x", "0", Provenance("mit")))
     of_run = sampled(run, prompts, tmp_path / "run.npz")
     assert main(["pipeline", str(run), str(tmp_path / "whole")]) == 0
+    card = (tmp_path / "whole" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: diffusers\nlicense: mit\n")
+    assert (
+        'Load: `DiffusionPipeline.from_pretrained("this folder")`; `dit_shd.load("this folder")` gives its tr' in card
+    )
     call = "(prompt, max_sequence_length=8, height=16, width=16)"
     assert f"from_pretrained('{tmp_path / 'whole'}'){call}" in capsys.readouterr().out
     pipeline.rename(tmp_path / "elsewhere")

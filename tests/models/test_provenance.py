@@ -4,13 +4,15 @@ import json
 
 import pytest
 import torch
-from language import GPT2, causal_lm, lines
+from language import GPT2, LLAMA, causal_lm, lines
 from runs import run
 from safetensors import safe_open
 from small_families import build, to
 
 from dit_shd.models import cards, export, provenance
 from dit_shd.models.families.dit import DiT
+from dit_shd.models.families.timm import TimmModel
+from dit_shd.models.loading import why_not_conditional
 
 
 @pytest.mark.parametrize(
@@ -75,6 +77,34 @@ def test_cards_of_models_without_a_teacher_and_of_the_demos(values, tmp_path):
     asset = provenance.provenance("asset:digits_teacher")
     assert asset.license == "apache-2.0"
     assert "MNIST" in asset.trained_on[0]
+
+
+@pytest.mark.parametrize(
+    ("library", "code"),
+    [
+        ("timm", 'timm.create_model("local-dir:FOLDER", pretrained=True)'),
+        ("transformers", 'AutoModelForCausalLM.from_pretrained("FOLDER")'),
+        ("dit_shd", 'dit_shd.load("this folder")'),
+    ],
+)
+def test_a_card_names_the_library_that_opens_the_folder(library, code, tmp_path):
+    """And is known as one of dit_shd's, whose weights inherit no licence; what is no denoiser is named likewise."""
+    sizes = {"depth": 1, "embed_dim": 24, "num_heads": 2}
+    made = {
+        "timm": lambda: TimmModel(num_classes=3, img_size=32, options=sizes),
+        "transformers": lambda: causal_lm(LLAMA),
+        "dit_shd": lambda: build("mdt"),
+    }
+    model = made[library]()
+    facts = cards.RunFacts("", False, "data", provenance.Provenance(None))
+    export.write(model, tmp_path / "m", cards.trained(model, facts, 3, 0.0, 0.5))
+    assert provenance.front_matter(tmp_path / "m" / "README.md")["library_name"] == library
+    assert f"`{code}`" in (tmp_path / "m" / "README.md").read_text()
+    assert provenance.provenance(tmp_path / "m").license is None
+    reason = why_not_conditional(model)
+    assert (reason is None) == (library == "dit_shd")
+    assert reason is None or f"this one is {library}'s, whose folder is opened by {code}" in reason
+    assert "text_to_image" not in str(reason)
 
 
 @pytest.mark.parametrize(

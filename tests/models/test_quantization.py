@@ -1,5 +1,7 @@
 """Teachers in fewer bits than 16."""
 
+import json
+
 import diffusers
 import pytest
 import torch
@@ -45,6 +47,10 @@ def test_bad_input(teacher, tmp_path):
     with pytest.raises(UserError, match="teacher_precision: int4 needs a GPU, found cpu"):
         config_of("int4", CPU)
     with pytest.raises(UserError, match="int8 reads folders of diffusers"):
+        loading.load(tmp_path, "int8")
+    timm_config = {"architecture": "deit_tiny_patch16_224", "num_classes": 3, "pretrained_cfg": {}}
+    (tmp_path / "config.json").write_text(json.dumps(timm_config))
+    with pytest.raises(UserError, match=r"found one of timm; teacher_precision=bf16 reads everything$"):
         loading.load(tmp_path, "int8")
 
 

@@ -14,6 +14,10 @@ class LibraryModel(ModelMixin):
 
     card_tags: ClassVar[tuple[str, ...]] = ()
     """What the hub calls such models, for the cards of exports."""
+    library: ClassVar[str] = "dit_shd"
+    """The library's name, as the hub has it."""
+    opened_by: ClassVar[tuple[str, ...]] = ()
+    """What opens such folders in that library, in code."""
 
     @classmethod
     @abstractmethod

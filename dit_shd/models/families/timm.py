@@ -50,6 +50,11 @@ class TimmModel(LibraryModel, ConfigMixin):
 
     config_name = "config.json"
     card_tags = ("image-classification", "timm")
+    library = "timm"
+    opened_by = (
+        'timm.create_model("local-dir:FOLDER", pretrained=True)',
+        'timm.create_model("hf-hub:OWNER/NAME", pretrained=True)',
+    )
 
     @register_to_config
     def __init__(

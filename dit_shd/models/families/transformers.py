@@ -56,7 +56,8 @@ class CausalLM(LibraryModel, ConfigMixin):
     """
 
     config_name = "config.json"
-    card_tags = ("text-generation",)
+    card_tags, library = ("text-generation",), "transformers"
+    opened_by = ('AutoModelForCausalLM.from_pretrained("FOLDER")',)
 
     @register_to_config
     def __init__(self, config: dict[str, object] | None = None, vocab_size: int | None = None):
