@@ -7,6 +7,7 @@ from tiny_pipelines import KINDS
 from widening import random, widened
 
 from dit_shd.core.errors import UserError
+from dit_shd.diffusion.adapters import adapter_of_model
 from dit_shd.distillation.initialisation.axes import axes
 from dit_shd.distillation.initialisation.initialise import Initialisation, check, initialise
 from dit_shd.distillation.losses.shd import SHD
@@ -37,7 +38,7 @@ def smaller_than(teacher, **changes):
 @torch.no_grad()
 def output(model):
     """On noise of 8 x 8 with five tokens of text, or as many as a class takes alone."""
-    task = TextToImage(side=8, text_tokens=None if hasattr(model, "text_embedding_padding") else 5)
+    task = TextToImage(side=8, text_tokens=None if adapter_of_model(model).fixed_tokens else 5)
     (batch,) = task.example(model, 2, torch.device("cpu"))
     return task.predict(model, batch).prediction
 
