@@ -25,7 +25,7 @@ def test_prompts_are_never_left_uncleaned(kind, pipeline, monkeypatch):
     """Without beautifulsoup4 or ftfy pipelines warn, and encode the prompts as they are."""
     folder = Path(pipeline.config._name_or_path)
     monkeypatch.setattr(installation, "find_spec", lambda name: None if name in ("bs4", "ftfy") else name)
-    missing = {"pixart": "packages bs4 and ftfy", "wan": "package ftfy"}.get(kind)
+    missing = {"pixart": "packages bs4 and ftfy", "wan": "package ftfy", "prx": "package ftfy"}.get(kind)
     if missing is None:
         open_pipeline(folder)
     else:

@@ -33,7 +33,6 @@ class HiDream(Adapter):
     transformer = "HiDreamImageTransformer2DModel"
     pipelines = ("HiDreamImagePipeline",)
     example_tokens = 128
-    most_tokens = 512
     attention = "joint, then one stream"
 
     def text_rows(self, settings: Mapping[str, Any]) -> TextRows:
