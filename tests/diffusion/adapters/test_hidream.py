@@ -126,3 +126,10 @@ def test_a_picture_that_is_padded_is_not_inspected():
     assert adapter.image_tokens(built, "double_stream_blocks.0.block.attn1", of) == range(16)
     with pytest.raises(UserError, match="wanted a square one"):
         adapter.image_tokens(built, "double_stream_blocks.0.block.attn1", {"hidden_states": torch.zeros(1, 4, 8, 4)})
+
+
+def test_more_tokens_than_one_of_its_encoders_takes_are_refused():
+    """Each of its tokens has the embeddings of both."""
+    t5, llama, pooled = torch.zeros(1, 5, 32), torch.zeros(2, 1, 6, 16), torch.zeros(1, 24)
+    with pytest.raises(UserError, match="text_tokens: wanted as many as both T5 and Llama take, found 5 and 6"):
+        adapter_of_model(model()).text([t5, None, llama, None, pooled, None])
