@@ -19,6 +19,8 @@ LAYERS = (
 WIDTH = ("attention_head_dim",)
 FOLLOW_WIDTH = ("caption_projection_dim", "cross_attention_dim", "hidden_size", "dim")
 """Sizes that are the width in many classes: where they are the teacher's, they become the student's."""
+KEEP_RATIO = ("ffn_dim", "ff_dim", "ffn_hidden_size")
+"""Widths of feed-forward layers, which keep their ratio to the width."""
 FOLLOW_HEADS = ("num_kv_heads", "n_kv_heads", "num_cross_attention_heads")
 """Numbers of heads that keep their ratio to the heads."""
 OF_LAYERS = ("dual_attention_layers",)
@@ -61,6 +63,9 @@ def smaller(sizes: Mapping[str, Any], changes: Mapping[str, Any], where: str = "
     for name in FOLLOW_WIDTH:
         if sizes.get(name) == width and name not in changes:
             student[name] = after * _head_width(student, before)
+    for name in KEEP_RATIO:
+        if width and isinstance(sizes.get(name), int) and name not in changes:
+            student[name] = max(1, sizes[name] * after * _head_width(student, before) // width)
     before_depth = next((sizes[name] for name in LAYERS[:2] if isinstance(sizes.get(name), int)), 0)
     depth = next((student[name] for name in LAYERS[:2] if isinstance(student.get(name), int)), None)
     for name in OF_LAYERS:

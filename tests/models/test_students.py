@@ -31,6 +31,16 @@ def test_what_follows_from_heads():
     assert (student["num_kv_heads"], student["hidden_size"]) == (4, 1152)
 
 
+def test_feed_forward_layers_keep_their_ratio_to_the_width():
+    """Wan's are named by their width: half the heads had kept all of it, without a word."""
+    wan = {"num_layers": 30, "num_attention_heads": 12, "attention_head_dim": 128, "ffn_dim": 8960}
+    assert smaller(wan, {"num_attention_heads": 6})["ffn_dim"] == 4480
+    assert smaller(wan, {"num_attention_heads": 5})["ffn_dim"] == 3733
+    assert smaller(wan, {"attention_head_dim": 64})["ffn_dim"] == 4480
+    assert smaller(wan, {"num_attention_heads": 6, "ffn_dim": 8960})["ffn_dim"] == 8960
+    assert smaller(wan, {"num_layers": 15})["ffn_dim"] == 8960
+
+
 def test_what_follows_from_layers():
     """A layer that is made of one with two attentions has two."""
     student = smaller(SD3, {"num_layers": 12})
