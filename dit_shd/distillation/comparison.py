@@ -18,6 +18,7 @@ from dit_shd.attention.recording.captures import Recording
 from dit_shd.attention.recording.sdpa_calls import unchanged
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.records import Layer
+from dit_shd.distillation.token_counts import reason
 
 _log = logging.getLogger("dit_shd")
 
@@ -170,7 +171,6 @@ def comparable(student: Layer, teacher: Layer) -> tuple[Capture, Capture]:
     if s.shape[2:] != t.shape[2:]:
         raise UserError(
             f"SHD: {layer} of the student has {s.shape[2]} query and {s.shape[3]} key tokens, {source} of the teacher "
-            f"{t.shape[2]} and {t.shape[3]}; their maps cannot be compared (same patch size, latents and text? other "
-            "layers=?)"
+            f"{t.shape[2]} and {t.shape[3]}; their maps cannot be compared ({reason(s.shape[2:], t.shape[2:])})"
         )
     return s, t
