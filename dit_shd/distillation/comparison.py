@@ -19,6 +19,7 @@ from dit_shd.attention.recording.discovery import section_of
 from dit_shd.attention.recording.sdpa_calls import unchanged
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.records import Layer
+from dit_shd.distillation.token_counts import reason
 
 _log = logging.getLogger("dit_shd")
 
@@ -179,7 +180,6 @@ def comparable(student: Layer, teacher: Layer, by_depth: bool = False) -> tuple[
     if s.shape[2:] != t.shape[2:]:
         raise UserError(
             f"SHD: {layer} of the student has {s.shape[2]} query and {s.shape[3]} key tokens, {source} of the teacher "
-            f"{t.shape[2]} and {t.shape[3]}; their maps cannot be compared (same patch size, latents and text? other "
-            f"layers=?){remedy}"
+            f"{t.shape[2]} and {t.shape[3]}; their maps cannot be compared ({reason(s.shape[2:], t.shape[2:])}){remedy}"
         )
     return s, t

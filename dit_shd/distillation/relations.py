@@ -17,6 +17,7 @@ from dit_shd.core import rng
 from dit_shd.core.errors import UserError
 from dit_shd.core.first_order import first_order
 from dit_shd.core.precision import wide_dtype
+from dit_shd.distillation.token_counts import ANY, reason
 from dit_shd.squeezing.divergence import attention_kl
 from dit_shd.squeezing.squeeze import squeeze
 from dit_shd.tasks import Batch
@@ -187,7 +188,7 @@ def captures(name: str, student: Any, teacher: Any) -> tuple[Capture, Capture]: 
     if (b, n, m) != (b_t, n_t, m_t):
         raise UserError(
             f"losses.{name}: wanted the same samples, query and key tokens, found {(b, n, m)} in {student.name} and "
-            f"{(b_t, n_t, m_t)} in {teacher.name} of the teacher (same patch size, latents and text? other layers=?)"
+            f"{(b_t, n_t, m_t)} in {teacher.name} of the teacher ({reason((n, m), (n_t, m_t)) if b == b_t else ANY})"
         )
     return s, t
 

@@ -22,6 +22,7 @@ from dit_shd.data.glance import alike, glance
 from dit_shd.data.latent_origin import Kept
 from dit_shd.diffusion.adapters import computed_in
 from dit_shd.evaluation.accuracy import Accuracy, measure_accuracy, misnamed, of_learned, wilson
+from dit_shd.models import two_heads
 from dit_shd.models.offload import moved
 from dit_shd.models.stochastic_depth import branches, set_draws
 from dit_shd.tasks import Batch, Output, Task, TeacherFinding, Terms
@@ -255,7 +256,8 @@ class Classification(Task[ImageBatch]):
             self._judged_by_learned = same
 
     def remarks(self, student: nn.Module) -> Sequence[str]:
-        return [of_learned("task.evaluation.data")] if self._judged_by_learned else []
+        learned = [of_learned("task.evaluation.data")] if self._judged_by_learned else []
+        return [*learned, *two_heads.remark(student)]
 
     def _evaluation_data(self) -> Dataset:
         assert self.evaluation.data is not None, "check_evaluation requires it"
@@ -285,11 +287,8 @@ class Classification(Task[ImageBatch]):
 
     def _measure(self, model: nn.Module, dataset: Dataset, indices: Sequence[int], device: torch.device) -> Accuracy:
         transform = EvaluationTransform(image_input("model", model), self.evaluation.crop)
-
-        def predict(pixels: Tensor) -> Tensor:
-            return model(pixels.to(computed_in(model)))
-
-        return measure_accuracy(predict, dataset, transform, indices, device, self.evaluation.batch_size)
+        given = dataset, transform, indices, device, self.evaluation.batch_size
+        return measure_accuracy(lambda pixels: model(pixels.to(computed_in(model))), *given)
 
 
 def image_input(role: str, model: nn.Module) -> ImageInput:

@@ -88,6 +88,15 @@ def test_without_mixing_and_smoothing_targets_are_the_labels_and_an_epoch_has_ev
     assert sorted(seen.tolist()) == sorted([*range(60)] * 2)
 
 
+def test_two_heads_that_learn_through_their_mean_are_told():
+    """DeiT's distillation has a target for each, and timm's switch for it stays off."""
+    task, student, _ = classification()
+    assert not task.remarks(student)
+    options = {k: v for k, v in STUDENT.items() if k != "name"} | {"model": "deit_tiny_distilled_patch16_224"}
+    (line,) = task.remarks(FAMILIES.build(Plugin("timm", {**options, "num_classes": 10})))
+    assert "learns through their mean alone" in line
+
+
 def test_copies_of_an_image_are_augmented_anew_and_lie_apart():
     _, _, draw = classification(8, mixup=0.0, cutmix=0.0, augmentation=Augmentation(repeats=3))
     batch = draw(0, range(8))
@@ -215,6 +224,10 @@ def values(tmp_path):
         ({"task": "classification", "validate_every": 1}, r"task\.evaluation\.data: wanted the images that"),
         ({"check_teacher": "refuse"}, "knows the data's classes no better than chance"),
         ({"task": "diffusion"}, "holds TimmModel, whose forward takes pixels"),
+        (
+            {"student": {**STUDENT, "model": "deit_tiny_distilled_patch16_224"}},
+            "16 patches each, with 2 .* and 1 in",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_written(values, change, message, tmp_path):
