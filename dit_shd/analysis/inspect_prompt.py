@@ -181,7 +181,9 @@ class _Watch:
     def watching(self, model: nn.Module) -> Generator[None]:
         """Count the sampling steps of a model's forwards; a second forward at one timestep is that of guidance."""
         names = [*signatures.signature(model.forward).parameters]
-        name = next(name for name in ("timestep", "timesteps", "t") if name in names)
+        name = next((name for name in ("timestep", "timesteps", "t") if name in names), None)
+        if name is None:
+            raise UserError(f"{type(model).__name__}: wanted a forward with an argument timestep, found {names}")
 
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             given = {**dict(zip(names, args)), **kwargs}

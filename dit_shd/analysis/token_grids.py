@@ -39,8 +39,8 @@ def layout(n: int, keywords: dict[str, Any]) -> Grid | None:
         rows = round((n * y / x) ** 0.5)
         if rows and n % rows == 0 and rows * x == n // rows * y:
             return rows, n // rows
-    if isinstance(positions, Tensor) and len(positions) == n:
-        rows, columns = (len(axis.unique()) for axis in positions.reshape(n, -1)[:, 1:3].T)
+    if isinstance(positions, Tensor) and positions.ndim > 1 and positions.shape[-2] == n:
+        rows, columns = (len(axis.unique()) for axis in positions.reshape(-1, *positions.shape[-2:])[0, :, 1:3].T)
         if rows * columns == n:
             return rows, columns
     side = round(n**0.5)

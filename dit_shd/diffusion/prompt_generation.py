@@ -226,12 +226,12 @@ def draw(
         call = {**call, "negative_prompt": [call["negative_prompt"]] * len(prompts)}
     try:
         output = whole(prompt=list(prompts), generator=generators, output_type="np", **call)
-        images = output.images if hasattr(output, "images") else _only_frames(pipeline, output)
     except (ValueError, TypeError, AssertionError, LookupError, AttributeError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise
         where = "call: " if isinstance(error, (ValueError, TypeError)) else ""
         raise UserError(f"{where}{type(pipeline).__name__} fails ({error_line(error, 200)})") from error
+    images = output.images if hasattr(output, "images") else _only_frames(pipeline, output)
     if not np.isfinite(images).all():
         raise UserError(f"sampling images {indices[0]}..{indices[-1]}: the pipeline's images are not finite")
     return (np.asarray(images) * 255).round().astype(np.uint8)

@@ -1,5 +1,6 @@
 """The way to noise of a text-to-image pipeline, as its scheduler's config has it, and the loss along it."""
 
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -228,7 +229,7 @@ def ddpm_schedule(scheduler: Mapping[str, Any]) -> Schedule:
     Raises:
         UserError: Betas of a kind that is not known here, or none.
     """
-    scheduler = scheduler or {"beta_start": 1e-4, "beta_end": 0.02}
+    scheduler = {**_defaults(scheduler), **scheduler} or {"beta_start": 1e-4, "beta_end": 0.02}
     steps, kind = scheduler.get("num_train_timesteps", 1000), scheduler.get("beta_schedule", "linear")
     first, last = scheduler.get("beta_start"), scheduler.get("beta_end")
     if scheduler.get("rescale_betas_zero_snr"):
@@ -251,6 +252,15 @@ def ddpm_schedule(scheduler: Mapping[str, Any]) -> Schedule:
     else:
         betas = np.linspace(first**0.5, last**0.5, steps) ** 2
     return Schedule(betas, np.arange(steps))
+
+
+def _defaults(scheduler: Mapping[str, Any]) -> dict[str, Any]:
+    """What diffusers has of a class's settings that its config does not name; none of a class that is not there."""
+    import diffusers
+
+    cls = getattr(diffusers, str(scheduler.get("_class_name")), None)
+    known = {} if cls is None else inspect.signature(cls.__init__).parameters
+    return {name: given.default for name, given in known.items() if given.default is not inspect.Parameter.empty}
 
 
 def pipeline_shift(scheduler: Mapping[str, Any], tokens: int) -> float:

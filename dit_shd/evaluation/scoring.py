@@ -102,7 +102,7 @@ def select_metrics(
         if obstacle is None:
             chosen.append((plugin, metric))
         elif requested is None and (
-            metric.needs_spatial > network.has_spatial or metric.needs_text_network > network.reads_text
+            metric.needs_spatial > network.has_spatial or _reads_text(metric) > network.reads_text
         ):
             continue  # sFID, CMMD and the CLIP score are of few networks; no note where another is used
         elif requested is None:
@@ -115,6 +115,10 @@ def select_metrics(
     return chosen, notes
 
 
+def _reads_text(metric: Metric) -> bool:
+    return metric.needs_text_network or metric.needs_text
+
+
 def _obstacle(metric: Metric, samples: ImageSet, reference: Reference, network: FeatureNetwork) -> str | None:
     if metric.needs_logits and not network.has_logits:
         return f"wanted a network that classifies, found {network.title}; choose another with features=NAME"
@@ -122,7 +126,7 @@ def _obstacle(metric: Metric, samples: ImageSet, reference: Reference, network: 
         return f"wanted a network with spatial features, found {network.title}; choose features=inception"
     if metric.needs_spatial and not reference.has_spatial(network):
         return f"wanted mu_s and sigma_s, found neither in {reference.name}; write it again with dit-shd statistics"
-    if metric.needs_text_network and not network.reads_text:
+    if _reads_text(metric) and not network.reads_text:
         return f"wanted a network that reads text, found {network.title}; features={{name: clip, weights: FOLDER}}"
     if metric.needs_text and samples.prompts is None:
         file = "the .json beside it" if samples.path is None else settings_file(samples.path).name

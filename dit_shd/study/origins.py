@@ -50,7 +50,12 @@ def of_data(inputs: Path) -> list[float]:
 
 
 def of_program(program: str) -> str:
-    """The files that a program's words name, also behind `=`; empty where there are none."""
-    parts = [part for word in shlex.split(program) for part in (word, word.partition("=")[2])]
-    files = [Path(part) for part in parts if os.path.isfile(part) and os.access(part, os.R_OK)]
-    return canonical_sha256([sha256(file) for file in files])[:DIGITS] if files else ""
+    """The files that a program's words name, also behind `=`, less an interpreter before them; empty for none."""
+    first, *words = shlex.split(program)
+    parts = [part for word in words for part in (word, word.partition("=")[2])]
+    files = [part for part in parts if _is_readable(part)] or [part for part in [first] if _is_readable(part)]
+    return canonical_sha256([sha256(Path(file)) for file in files])[:DIGITS] if files else ""
+
+
+def _is_readable(part: str) -> bool:
+    return os.path.isfile(part) and os.access(part, os.R_OK)

@@ -82,6 +82,11 @@ class EMA:
         }
 
     @property
+    def measured(self) -> list[str]:
+        """The names of the statistics of batch norms among the averages."""
+        return [self.names[i] for i in self._measured]
+
+    @property
     def rates(self) -> tuple[float, ...]:
         """The decay of each average."""
         return tuple(self._averages)

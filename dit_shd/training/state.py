@@ -62,8 +62,9 @@ class TrainState:
         tensors |= {name: tensors[first] for name, first in tied(self.distiller).items() if name not in tensors}
         self.distiller.load_state_dict({k: shard_like(v, current.get(k, v)) for k, v in tensors.items()})
         self.optimizer.load_state_dict(self._sliced(saved["optimizer"]))
+        newest = {name: tensors[f"student.{name}"] for name in self.averages.measured}  # earlier versions' averages
         for rate in self.averages.rates:
-            self.averages.load(rate, saved[average_file(rate)])
+            self.averages.load(rate, {**newest, **saved[average_file(rate)]})
         if self.scaler is not None and "scaler" in saved:
             self.scaler.load_state_dict(saved["scaler"])
 

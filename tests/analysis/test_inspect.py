@@ -89,6 +89,7 @@ def test_tokens_lie_as_the_latents_do():
     assert layout(16, {"pixel_values": torch.zeros(1, 3, 8, 8)}) == (4, 4)
     ids = torch.cartesian_prod(torch.zeros(1), torch.arange(2.0), torch.arange(8.0))
     assert layout(16, {"hidden_states": torch.zeros(1, 16, 4), "img_ids": ids}) == (2, 8)
+    assert layout(16, {"hidden_states": torch.zeros(1, 16, 4), "img_ids": ids.expand(3, -1, -1)}) == (2, 8)  # a batch
     assert layout(15, {"hidden_states": torch.zeros(1, 15, 4)}) is None
     assert layout(12, {"hidden_states": torch.zeros(1, 4, 6, 10)}) is None
     assert layout(15, {"hidden_states": torch.zeros(1, 4, 1, 6, 10)}) == (3, 5), "one frame"

@@ -338,9 +338,9 @@ def test_a_pipeline_of_sound_is_refused_before_it_draws():
     [
         (
             SimpleNamespace(frames=np.zeros((1, 3, 4, 4, 3))),
-            r"makes videos of shape \[1, 3, 4, 4, 3\], not of one frame",
+            r"^function makes videos of shape \[1, 3, 4, 4, 3\], not of one frame",
         ),
-        (SimpleNamespace(audios=np.zeros((1, 2, 9))), "makes a SimpleNamespace where images are wanted"),
+        (SimpleNamespace(audios=np.zeros((1, 2, 9))), "^function makes a SimpleNamespace where images are wanted"),
     ],
 )
 def test_what_is_no_image_is_never_cut_to_one(output, words):

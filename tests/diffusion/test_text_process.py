@@ -104,6 +104,14 @@ def test_ddpm_is_the_scheduler_s(betas, target):
     assert loss.max() < 1e-9
 
 
+def test_what_a_config_leaves_out_is_the_class_s_own():
+    written = {"_class_name": "DDPMScheduler", "num_train_timesteps": 500}
+    found = ddpm_schedule(written)
+    torch.testing.assert_close(torch.from_numpy(found.betas).float(), DDPMScheduler(num_train_timesteps=500).betas)
+    with pytest.raises(UserError, match=r"snr_shift_scale: wanted 1, found 3\.0"):
+        ddpm_schedule({"_class_name": "CogVideoXDDIMScheduler"})
+
+
 def test_other_schedulers_are_refused():
     with pytest.raises(UserError, match="beta_schedule: wanted linear or scaled_linear, found sigmoid"):
         ddpm_schedule({"beta_schedule": "sigmoid"})

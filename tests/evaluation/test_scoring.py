@@ -12,7 +12,9 @@ from dit_shd.evaluation.extraction import extract_features
 from dit_shd.evaluation.feature_set import FeatureSet
 from dit_shd.evaluation.features.digits import DigitsFeatures
 from dit_shd.evaluation.figures import evaluate
-from dit_shd.evaluation.scoring import score
+from dit_shd.evaluation.metrics.clip_score import CLIPScore
+from dit_shd.evaluation.reference import Reference
+from dit_shd.evaluation.scoring import _obstacle, score
 from dit_shd.evaluation.statistics_file import write_statistics
 
 
@@ -98,6 +100,16 @@ def test_arrays_are_held_to_the_same_reference_as_files(tmp_path):
     np.savez(tmp_path / "real.npz", pictures(50, 2))
     scored = evaluate(pictures(40, 1), reference=tmp_path / "real.npz", features="digits")
     assert dict(scored) == pytest.approx(score(pictures(40, 1), pictures(50, 2), DigitsFeatures()))
+
+
+def test_a_metric_of_prompts_wants_a_network_that_reads_them():
+    class OfPrompts(CLIPScore):
+        """As somebody's own, which says no more than that."""
+
+    samples, reference = ArrayImages(pictures(9, seed=1), "x"), Reference("y", ArrayImages(pictures(9, seed=2), "y"))
+    assert not OfPrompts.needs_text_network
+    said = _obstacle(OfPrompts(), samples, reference, DigitsFeatures())
+    assert "wanted a network that reads text, found digits" in said
 
 
 def test_a_script_scores_what_it_sampled_by_the_metrics_it_names():

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from studies import calls, run
 from dit_shd.cli.program import main
 from dit_shd.core.errors import UserError
 from dit_shd.study.design import cells_of, read_study
+from dit_shd.study.origins import of_program
 
 
 def test_a_reference_that_was_made_anew_is_not_compared_with_by_its_old_statistics(study, tmp_path, capsys):
@@ -108,6 +110,16 @@ def test_a_program_and_a_network_that_have_changed_are_noted(study, tmp_path, ca
     said = capsys.readouterr().out
     assert "note: The rows of evaluator read are of 2 versions of its program's files: it has changed." in said
     assert "note: The rows of evaluator first are of 2 sets of weights of its network: they have changed." in said
+
+
+def test_an_interpreter_is_no_file_of_a_program(tmp_path):
+    """Of another machine it is another, and the script is the same."""
+    (tmp_path / "score.py").write_text("pass")
+    (tmp_path / "tool").write_text("pass")
+    script = of_program(f"python {tmp_path}/score.py {{samples}} {{out}}")
+    assert script and of_program(f"{sys.executable} {tmp_path}/score.py {{samples}} {{out}}") == script
+    assert of_program(f"{tmp_path}/tool {{samples}} {{out}}") == script, "by what is in them"
+    assert of_program("python -m my_package {samples} {out}") == ""
 
 
 def test_training_data_that_have_changed_under_one_name_are_noted(study, tmp_path, capsys):

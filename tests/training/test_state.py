@@ -19,6 +19,24 @@ def test_a_student_has_the_weights_of_the_average_that_is_asked_for():
     assert not torch.equal(one, other)
 
 
+def test_a_checkpoint_without_the_averages_of_batch_norms_goes_on_with_the_newest():
+    """As of a version that did not average them."""
+
+    def state():
+        model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+        distiller = nn.ModuleDict({"student": model})
+        distiller.student = model
+        return TrainState(distiller, torch.optim.SGD(model.parameters()), EMA(model, [0.9]), None)
+
+    saved, later = state(), state()
+    saved.distiller.student(torch.randn(5, 3))
+    tensors = saved.tensors()
+    assert tensors["ema_0.9"].pop("1.running_mean").shape == tensors["ema_0.9"].pop("1.running_var").shape
+    later.restore({**tensors, "optimizer": saved.optimizer_state()})
+    assert torch.equal(later.averages.tensors()["1.running_mean"], saved.distiller.student[1].running_mean)
+    assert torch.equal(later.averages.tensors()["0.weight"], saved.averages.tensors()["0.weight"])
+
+
 def test_the_scale_of_fp16_goes_on_where_it_was():
     """A new scale of 65,536 would leave out the first steps after a stop as overflows."""
 

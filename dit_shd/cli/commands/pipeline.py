@@ -13,6 +13,9 @@ from dit_shd.diffusion.assembly import assemble, write_pipeline
 from dit_shd.diffusion.pipelines import reads_text
 from dit_shd.diffusion.prompt_generation import call_arguments
 
+AREA = "default_sample_size"
+"""An attribute of HiDream's pipeline: of which area its call makes images, whatever height and width it is given."""
+
 
 @dataclass(frozen=True)
 class PipelineConfig:
@@ -37,8 +40,10 @@ class Pipeline(Command[PipelineConfig]):
         pipeline, record = assemble(config.run, config.pipeline)
         with new_folder(config.out, "dit-shd pipeline") as part:
             write_pipeline(pipeline, record, config.run, part)
+        area = getattr(pipeline, AREA, None)
         learned = "".join(f", {key}={value!r}" for key, value in call_arguments(pipeline, record, {}).items())
         asked = "prompt" if reads_text(config.out) else "class_labels=[0, 1]"
-        print(
-            f"done: {config.out}\nnext: diffusers.DiffusionPipeline.from_pretrained('{config.out}')({asked}{learned})"
-        )
+        opened, here = f"diffusers.DiffusionPipeline.from_pretrained('{config.out}')", getattr(pipeline, AREA, None)
+        if area != here:
+            opened = f"pipeline = {opened}; pipeline.{AREA} = {here!r}; pipeline"
+        print(f"done: {config.out}\nnext: {opened}({asked}{learned})")

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from dit_shd.data.text_condition import TextCondition
-from dit_shd.diffusion.adapters import Adapter, Template, settings_of
+from dit_shd.diffusion.adapters import Adapter, settings_of
+from dit_shd.diffusion.prompt_texts import Template
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

@@ -14,6 +14,9 @@ from dit_shd.models.blocks import BESIDE, named_blocks
 from dit_shd.models.shape import differing_heads
 from dit_shd.models.students import LAYERS, OF_BLOCKS, OF_LAYERS
 
+BY_NUMBER = ("time_text_embed.mod_proj",)
+"""Buffers with a row for each number of a block's modulations: Chroma's."""
+
 
 def pairs(student: nn.Module, teacher: nn.Module, how: str | dict[str, str] | KeptPlan | None) -> dict[str, str]:
     """Student block -> teacher block: by a plan, by names, or evenly spaced in each list of blocks.
@@ -116,6 +119,8 @@ def pairs_of_layers(student: nn.Module, teacher: nn.Module, layers: Mapping[str,
 def by_number(student: nn.Module, teacher: nn.Module) -> str | None:
     """What is computed from the numbers of blocks, and so begins otherwise in a student of fewer; None: nothing is.
 
+    That is Chroma's table of modulations; tables of positions, too, may have other rows.
+
     Args:
         student: Perhaps without weights.
         teacher: A model of its class, perhaps without weights, too.
@@ -123,9 +128,9 @@ def by_number(student: nn.Module, teacher: nn.Module) -> str | None:
     weights, tables = student.state_dict(), dict(teacher.named_buffers())
     for name, table in student.named_buffers():
         other = tables.get(name)
-        if name in weights or other is None or not other.ndim == table.ndim == 2:
+        if name not in BY_NUMBER or name in weights or other is None:
             continue
-        if len(other) != len(table) and other.shape[1] == table.shape[1]:
+        if len(other) != len(table):
             return (
                 f"{name} has {len(table)} rows in the student and {len(other)} in its teacher, by the numbers of "
                 "blocks: until it has learned, a block works with what is computed for another one of the teacher's"

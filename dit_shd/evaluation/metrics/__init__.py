@@ -27,9 +27,9 @@ class Metric(ABC):
     needs_spatial: bool = False
     """Whether the network must have the features of sFID."""
     needs_text_network: bool = False
-    """Whether the network must read text."""
+    """Whether the network must read text, as CLIP does."""
     needs_text: bool = False
-    """Whether the samples must have prompts, for such a network."""
+    """Whether the network must read text, and the samples have prompts."""
     needs_reference_images: bool = False
     """Whether the reference must have images, not statistics alone."""
     not_resampled: tuple[str, ...] = ()

@@ -20,7 +20,7 @@ class CLIPScore(Metric):
     """CLIP score(title), from 0 to 100, of the samples alone; its interval is in the notes, and in resamples=."""
 
     minimum = 1
-    needs_text_network = needs_text = True
+    needs_text = True
 
     def compute(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
         """The mean over all images."""

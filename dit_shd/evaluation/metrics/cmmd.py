@@ -36,20 +36,25 @@ class CMMD(Metric):
         if not sigma > 0:
             raise UserError(f"metrics.cmmd.sigma: wanted more than 0, found {sigma}")
         self.sigma = sigma
+        self._known: tuple[FeatureSet, float] | None = None
+        """The reference, which resamplings share, and the mean of its kernel."""
 
     def compute(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
         """Of all images of both sets."""
         x, y = _directions(samples), _directions(reference)
         if x.shape[1] != y.shape[1]:
             raise UserError(f"cmmd: wanted as many features on both sides, found {x.shape[1]} and {y.shape[1]}")
-        return {samples.named("CMMD"): SCALE * max(mmd2(x, y, self.sigma), 0.0)}
+        if self._known is None or self._known[0] is not reference:
+            self._known = reference, mean_kernel(y, y, self.sigma)
+        squared = mean_kernel(x, x, self.sigma) + self._known[1] - 2 * mean_kernel(x, y, self.sigma)
+        return {samples.named("CMMD"): SCALE * max(squared, 0.0)}
 
     def notes(self, samples: FeatureSet, reference: FeatureSet) -> list[str]:
         """By how much the figure of few images is too high: the biased estimate less the unbiased one."""
         sets = [_directions(one) for one in (samples, reference)]
         if min(map(len, sets)) >= FEW:
             return []
-        bias = SCALE * sum(-float(_mean(x, x, self.sigma)) / (len(x) - 1) for x in sets)
+        bias = SCALE * sum(-mean_kernel(x, x, self.sigma) / (len(x) - 1) for x in sets)
         counts = " and ".join(f"{len(x):,}" for x in sets)
         return [f"{samples.named('CMMD')}: {bias:.3g} of it is that there are {counts} images: compare as many"]
 
@@ -58,18 +63,14 @@ def _directions(features: FeatureSet) -> Tensor:
     return F.normalize(features.require_pooled("cmmd").double(), dim=1)
 
 
-def mmd2(x: Tensor, y: Tensor, sigma: float) -> float:
-    """Biased squared discrepancy of x [n,d] and y [m,d] under a Gaussian kernel, in blocks, in float64.
+def mean_kernel(x: Tensor, y: Tensor, sigma: float) -> float:
+    """The mean of a Gaussian kernel over all pairs of x [n,d] and y [m,d], less 1, in blocks, in float64.
 
-    Means of exp(s) - 1, s = -|x - y|^2 / (2 sigma^2), are taken, since the kernel of a wide Gaussian is nearly 1.
+    Of exp(s) - 1 with s = -|x - y|^2 / (2 sigma^2): the kernel of a wide Gaussian is nearly 1, which cancels in the
+    discrepancy.
     """
-    within = _mean(x, x, sigma) + _mean(y, y, sigma)
-    return float(within - 2 * _mean(x, y, sigma))
-
-
-def _mean(x: Tensor, y: Tensor, sigma: float) -> Tensor:
     blocks = (_block(a, b, sigma) for a in x.split(ROWS) for b in y.split(ROWS))
-    return torch.stack([*blocks]).sum() / (len(x) * len(y))
+    return float(torch.stack([*blocks]).sum() / (len(x) * len(y)))
 
 
 def _block(x: Tensor, y: Tensor, sigma: float) -> Tensor:

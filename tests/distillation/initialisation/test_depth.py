@@ -6,10 +6,12 @@ from tiny_pipelines import KINDS
 
 from dit_shd.analysis.redundancy import plan_of
 from dit_shd.core.errors import UserError
+from dit_shd.core.plugins import Plugin
 from dit_shd.distillation.initialisation import depth
 from dit_shd.distillation.initialisation.initialise import Initialisation, check, initialise, planned, remarks
 from dit_shd.distillation.kept import KeptPlan
 from dit_shd.distillation.losses.shd import SHD
+from dit_shd.models.families import FAMILIES
 from dit_shd.models.families.timm import TimmModel
 from dit_shd.models.families.transformers import CausalLM
 from dit_shd.models.students import smaller
@@ -161,3 +163,13 @@ def test_what_a_block_s_number_makes_is_told_of():
     (line,) = remarks(OPTIONS, [], student, teacher)
     assert "time_text_embed.mod_proj has 17 rows in the student and 20 in its teacher, by the numbers of blocks" in line
     assert not list(remarks(OPTIONS, [], same, teacher))
+
+
+def test_a_table_of_positions_is_not_taken_for_one_of_blocks():
+    """Of images of half the side there are fewer rows, whatever the number of blocks is."""
+    teacher, student = (
+        FAMILIES.build(Plugin("timm", {"model": "vit_small_patch16_rope_224", **options}), "student")
+        for options in ({"options": {"depth": 2}}, {"options": {"depth": 1}, "img_size": 112})
+    )
+    assert len(dict(teacher.named_buffers())["network.rope.pos_embed"]) == 196
+    assert not any("numbers of" in line for line in remarks(OPTIONS, [], student, teacher))
