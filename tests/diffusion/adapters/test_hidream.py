@@ -1,5 +1,6 @@
 """HiDream: pads images that are not square, routes tokens to experts, gives each block a text of its own."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from widening import random
 
 from dit_shd import capture
+from dit_shd.cli.commands import pipeline as pipeline_command
+from dit_shd.cli.program import main
 from dit_shd.core.errors import UserError
+from dit_shd.data.pipeline_record import PipelineRecord
 from dit_shd.diffusion.adapters import adapter_of_model
 from dit_shd.distillation.initialisation import depth
 from dit_shd.distillation.kept import KeptPlan
@@ -133,3 +137,22 @@ def test_more_tokens_than_one_of_its_encoders_takes_are_refused():
     t5, llama, pooled = torch.zeros(1, 5, 32), torch.zeros(2, 1, 6, 16), torch.zeros(1, 24)
     with pytest.raises(UserError, match="text_tokens: wanted as many as both T5 and Llama take, found 5 and 6"):
         adapter_of_model(model()).text([t5, None, llama, None, pooled, None])
+
+
+@torch.no_grad()
+def test_the_call_that_is_printed_draws_the_data_s_size(tmp_path, capsys, monkeypatch):
+    """A pipeline that is opened anew scales every size to its own area."""
+    record = PipelineRecord("", "HiDreamImagePipeline", "HiDreamImageTransformer2DModel", "", {}, size=(24, 16))
+    monkeypatch.setattr(pipeline_command, "assemble", lambda *_: (KINDS["hidream"](), record))
+    monkeypatch.setattr(pipeline_command, "write_pipeline", lambda *_: None)
+    monkeypatch.setattr(pipeline_command, "reads_text", lambda _: True)
+    assert main(["pipeline", "asset:digits_teacher", str(tmp_path / "made")]) == 0
+    area, size = re.search(
+        r"pipeline\.default_sample_size = ([\d.]+); pipeline\(prompt, (.*)\)$", capsys.readouterr().out.strip()
+    ).groups()
+    assert size == "height=24, width=16"
+    anew = KINDS["hidream"]()
+    anew.default_sample_size = float(area)
+    anew.transformer.eval()
+    options = {"num_inference_steps": 1, "output_type": "np"}
+    assert anew("a nine", height=24, width=16, **options).images[0].shape[:2] == (24, 16)
