@@ -42,6 +42,8 @@ OPTIONS = {
     "bria": {"text_tokens": 24},
 }
 """Of encoding, by kind."""
+ALWAYS = ("sd3", "flux", "pixart", "z_image", "lumina2", "sana")
+"""Joint, packed, DDPM, and streams of one kind and another: the others train whole runs in the slow tests."""
 
 
 @pytest.fixture(scope="module", params=[*WITH_SLOW, *OTHERS])
@@ -84,10 +86,7 @@ def values(kind, pipeline, latents, run, **changes):
 
 @pytest.mark.parametrize(
     "kind",
-    [
-        *(each for each in [*KINDS, *OTHERS] if each not in HALF),
-        *(pytest.param(x, marks=pytest.mark.slow) for x in HALF),
-    ],
+    [x if x in ALWAYS else pytest.param(x, marks=pytest.mark.slow) for x in [*KINDS, *OTHERS]],
     indirect=True,
 )
 def test_three_steps_with_resume(kind, made, tmp_path):
