@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dit_shd.diffusion.adapters import MAX_TOKENS, Adapter
+from dit_shd.diffusion.adapters import Adapter
+from dit_shd.diffusion.prompt_encoding import MAX_TOKENS
 from dit_shd.diffusion.prompt_texts import Template
 
 if TYPE_CHECKING:

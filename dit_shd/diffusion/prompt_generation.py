@@ -23,10 +23,11 @@ from dit_shd.data.datasets.text_latents import TextLatents
 from dit_shd.data.pipeline_record import (
     PipelineRecord,
 )
-from dit_shd.diffusion.adapters import MAX_TOKENS, Adapter, adapter_of, by_class, settings_of
+from dit_shd.diffusion.adapters import Adapter, adapter_of, by_class, settings_of
 from dit_shd.diffusion.assembly import assemble
 from dit_shd.diffusion.generation import make_file, output_path
 from dit_shd.diffusion.pipelines import Prompts
+from dit_shd.diffusion.prompt_encoding import MAX_TOKENS
 from dit_shd.diffusion.sample_config import GUIDANCE, SampleConfig
 from dit_shd.diffusion.sampled_run import prompt_remarks
 from dit_shd.diffusion.teacher_sampling import about_teacher

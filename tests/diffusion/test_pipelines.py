@@ -16,10 +16,11 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.places import HubName
 from dit_shd.data.pipeline_record import only_variant, weight_files
 from dit_shd.diffusion import pipelines
-from dit_shd.diffusion.adapters import MAX_TOKENS, by_class
+from dit_shd.diffusion.adapters import by_class
 from dit_shd.diffusion.assembly import assemble
 from dit_shd.diffusion.assembly import write_pipeline as write_whole
 from dit_shd.diffusion.pipelines import Prompts, folder_of, open_pipeline, record_of
+from dit_shd.diffusion.prompt_encoding import MAX_TOKENS
 
 
 def test_prompts_are_never_left_uncleaned(kind, pipeline, monkeypatch):

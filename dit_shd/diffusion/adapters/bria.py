@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from dit_shd.data.text_condition import TextCondition
 from dit_shd.diffusion import packing
-from dit_shd.diffusion.adapters import Adapter, encode_prompt
+from dit_shd.diffusion.adapters import Adapter
+from dit_shd.diffusion.prompt_encoding import encode_prompt
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

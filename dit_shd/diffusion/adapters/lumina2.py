@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from dit_shd.data.text_condition import TextCondition
-from dit_shd.diffusion.adapters import Adapter, encode_prompt, settings_of
+from dit_shd.diffusion.adapters import Adapter, settings_of
 from dit_shd.diffusion.pipeline_guidance import rescaled
+from dit_shd.diffusion.prompt_encoding import encode_prompt
 from dit_shd.diffusion.prompt_texts import Template
 
 if TYPE_CHECKING:

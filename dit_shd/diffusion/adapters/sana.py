@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from dit_shd.core.errors import UserError
 from dit_shd.data.text_condition import TextCondition
-from dit_shd.diffusion.adapters import Adapter, encode_prompt, settings_of
+from dit_shd.diffusion.adapters import Adapter, settings_of
+from dit_shd.diffusion.prompt_encoding import encode_prompt
 from dit_shd.diffusion.prompt_texts import Template
 
 if TYPE_CHECKING:
