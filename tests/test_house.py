@@ -299,11 +299,17 @@ def test_public_names_are_typed_and_completed():
 
 
 def test_importing_does_nothing():
-    """`import dit_shd` loads neither torch nor anything else heavy; the public names appear when asked for."""
+    """`import dit_shd` loads neither torch nor anything else heavy; the public names appear when asked for.
+
+    The plug-in's names load torch, and no library of models.
+    """
     code = (
         "import sys, dit_shd; heavy = {'torch', 'diffusers', 'numpy', 'yaml'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
         "assert set(dit_shd.__all__) <= set(dir(dit_shd)); assert 'torch' not in sys.modules\n"
+        "from dit_shd import SHD, Capture, attention_kl, capture, squeeze\n"
+        "heavy = {'accelerate', 'diffusers', 'peft', 'scipy', 'timm', 'transformers'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
         "assert all(getattr(dit_shd, n) for n in dit_shd.__all__)\n"
         "assert not {'mlxtend', 'torch_fidelity'} & set(sys.modules)\n"
     )

@@ -86,7 +86,7 @@ def inspect_prompt(
     pipeline.to(joined().device)
     pipeline.set_progress_bar_config(disable=True)
     model = pipeline.transformer
-    chosen = list(adapter.text_layers) if layers is None else layers  # cross-attention is recorded where it is named
+    chosen = list(adapter.cross_attention or ["*"]) if layers is None else layers
     drawing = _Drawing(pipeline, adapter, chosen, prompt, seed, call)
     shapes = _layer_shapes(drawing)
     if not shapes:

@@ -165,10 +165,21 @@ def call_arguments(pipeline: "DiffusionPipeline", record: PipelineRecord, given:
         if "use_resolution_binning" in known:
             call["use_resolution_binning"] = False
     call = {**call, **given}
-    adapter, height, width = _adapter(record), call.get("height"), call.get("width")
+    adapter, height, width = adapter_of_record(record), call.get("height"), call.get("width")
     if adapter is not None and isinstance(height, int) and isinstance(width, int):
         call |= adapter.size_arguments(pipeline, (height, width))
     return call
+
+
+def adapter_of_record(record: PipelineRecord) -> Adapter | None:
+    """The adapter of a recorded pipeline's transformer; None where the class has none.
+
+    Args:
+        record: Of the pipeline.
+    """
+    if record.adapter is None and record.transformer_class not in by_class():
+        return None
+    return adapter_of(record.transformer_class, record.adapter)
 
 
 def _guided(pipeline: "DiffusionPipeline", record: PipelineRecord, given: dict[str, Any]) -> dict[str, Any]:
@@ -178,7 +189,7 @@ def _guided(pipeline: "DiffusionPipeline", record: PipelineRecord, given: dict[s
     scale = given[GUIDANCE]
     if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 <= scale < math.inf:
         raise UserError(f"guidance: wanted 0 or more, found {scale}")
-    adapter, settings = _adapter(record), settings_of(pipeline.transformer)
+    adapter, settings = adapter_of_record(record), settings_of(pipeline.transformer)
     if adapter is None:
         return {"guidance_scale": scale}
     if scale < 1 and not settings.get("guidance_embeds"):
@@ -257,19 +268,12 @@ def _warn_of_long(
     pipeline: "DiffusionPipeline", record: PipelineRecord, prompts: list[str], tokens: int | None
 ) -> None:
     """Log how many prompts are cut, where an adapter knows what the encoders take."""
-    adapter = _adapter(record)
+    adapter = adapter_of_record(record)
     if adapter is None:
         return
     cut = Prompts(pipeline, adapter, replace(record, text_tokens=tokens)).too_long(prompts)
     if cut:
         _log.warning("prompts: %d of %d are longer than the text encoders take, and are cut", cut, len(prompts))
-
-
-def _adapter(record: PipelineRecord) -> Adapter | None:
-    """The adapter of a pipeline's transformer, where there is one."""
-    if record.adapter is None and record.transformer_class not in by_class():
-        return None
-    return adapter_of(record.transformer_class, record.adapter)
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

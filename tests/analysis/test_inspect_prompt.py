@@ -122,7 +122,7 @@ def test_cross_attention_of_as_many_image_as_text_tokens(kind, tmp_path):
 @pytest.mark.parametrize("kind", ["hunyuan_dit", "pixart", "sana", "wan"])
 def test_all_keys_of_cross_attention_are_text_and_those_of_self_attention_as_the_layer_says(kind):
     adapter = ADAPTERS.find(kind)()
-    assert adapter.text_layers == ("*.attn2",)
+    assert adapter.cross_attention == ("*.attn2",)
     for layer, where in (("blocks.0.attn2", range(0)), ("blocks.0.attn1", None)):
         assert adapter.image_tokens(torch.nn.Module(), layer, {}) == where
 

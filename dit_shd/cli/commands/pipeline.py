@@ -11,10 +11,7 @@ from dit_shd.core.lock import new_folder
 from dit_shd.core.places import Place
 from dit_shd.diffusion.assembly import assemble, write_pipeline
 from dit_shd.diffusion.pipelines import reads_text
-from dit_shd.diffusion.prompt_generation import call_arguments
-
-AREA = "default_sample_size"
-"""An attribute of HiDream's pipeline: of which area its call makes images, whatever height and width it is given."""
+from dit_shd.diffusion.prompt_generation import adapter_of_record, call_arguments
 
 
 @dataclass(frozen=True)
@@ -40,10 +37,14 @@ class Pipeline(Command[PipelineConfig]):
         pipeline, record = assemble(config.run, config.pipeline)
         with new_folder(config.out, "dit-shd pipeline") as part:
             write_pipeline(pipeline, record, config.run, part)
-        area = getattr(pipeline, AREA, None)
+        adapter = adapter_of_record(record)
+        names = () if adapter is None else adapter.sized_by
+        written = {name: getattr(pipeline, name) for name in names}
         learned = "".join(f", {key}={value!r}" for key, value in call_arguments(pipeline, record, {}).items())
         asked = "prompt" if reads_text(config.out) else "class_labels=[0, 1]"
-        opened, here = f"diffusers.DiffusionPipeline.from_pretrained('{config.out}')", getattr(pipeline, AREA, None)
-        if area != here:
-            opened = f"pipeline = {opened}; pipeline.{AREA} = {here!r}; pipeline"
+        opened = f"diffusers.DiffusionPipeline.from_pretrained('{config.out}')"
+        changed = {name: getattr(pipeline, name) for name in names if getattr(pipeline, name) != written[name]}
+        if changed:
+            sized = "".join(f"pipeline.{name} = {value!r}; " for name, value in changed.items())
+            opened = f"pipeline = {opened}; {sized}pipeline"
         print(f"done: {config.out}\nnext: {opened}({asked}{learned})")

@@ -8,6 +8,7 @@ velocity noise - x_0 (or what DDPM's scheduler calls the prediction) out.
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -53,8 +54,10 @@ class Adapter(ABC):
     """Packages by which the pipeline cleans prompts; without them it leaves that out."""
     attention: ClassVar[str] = "joint"
     """What its attention is, in words, for the table of adapters."""
-    text_layers: ClassVar[Sequence[str]] = ("*",)
-    """Patterns of the layers in which image tokens may attend to text tokens."""
+    cross_attention: ClassVar[Sequence[str]] = ()
+    """Patterns of the layers whose keys are all text and whose queries are the image's."""
+    sized_by: ClassVar[Sequence[str]] = ()
+    """Attributes of the pipeline by which its call knows an image's size, beside its arguments."""
 
     def channels(self, settings: Mapping[str, Any]) -> int:
         """Channels c of the latents that a transformer with this config takes."""
@@ -135,7 +138,7 @@ class Adapter(ABC):
         """Arguments of the pipeline's call for images of a height and width, of which it makes no others.
 
         Args:
-            pipeline: May be set so that its call keeps to them.
+            pipeline: Its attributes sized_by are set so that its call keeps to them.
             size: In pixels.
         """
         return {"height": size[0], "width": size[1]}
@@ -199,14 +202,14 @@ class Adapter(ABC):
     def image_tokens(self, model: nn.Module, layer: str, arguments: Mapping[str, Any]) -> range | None:
         """Where the (first) image's tokens stand among the keys of a layer; None where the layer's own modules say it.
 
-        Empty where all keys are text and the queries are the image's.
+        Empty in cross-attention, unless a class says more.
 
         Args:
             model: The transformer, for its config.
             layer: The name of its attention.
             arguments: Of the transformer's forward, by name.
         """
-        return None
+        return range(0) if any(fnmatchcase(layer, pattern) for pattern in self.cross_attention) else None
 
     def template(self, pipeline: "DiffusionPipeline", prompt: str, call: Mapping[str, Any]) -> Template | None:
         """What the pipeline makes of a prompt; None where it is not known which text token is which.

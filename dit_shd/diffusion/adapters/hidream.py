@@ -34,6 +34,7 @@ class HiDream(Adapter):
     pipelines = ("HiDreamImagePipeline",)
     example_tokens = 128
     attention = "joint, then one stream"
+    sized_by = ("default_sample_size",)
 
     def text_rows(self, settings: Mapping[str, Any]) -> TextRows:
         return PaddedImageRows(self.multiple(settings), padded=_most_image_tokens(settings))

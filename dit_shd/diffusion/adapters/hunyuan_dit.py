@@ -32,7 +32,7 @@ class HunyuanDiT(Adapter):
     example_tokens = sum(LENGTHS)
     fixed_tokens = True
     attention = "self, and cross to text"
-    text_layers = ("*.attn2",)
+    cross_attention = ("*.attn2",)
 
     def text_widths(self, settings: Mapping[str, Any]) -> tuple[int, int | None]:
         return max(settings["cross_attention_dim"], settings["cross_attention_dim_t5"]), None
@@ -73,9 +73,6 @@ class HunyuanDiT(Adapter):
 
     def limits(self, pipeline: "DiffusionPipeline", tokens: int | None = None) -> dict[str, int]:
         return dict(zip(("tokenizer", "tokenizer_2"), LENGTHS))
-
-    def image_tokens(self, model: nn.Module, layer: str, arguments: Mapping[str, Any]) -> range | None:
-        return range(0) if layer.endswith(".attn2") else None
 
 
 def _rotary(settings: Mapping[str, Any], x: Tensor) -> tuple[Tensor, Tensor]:

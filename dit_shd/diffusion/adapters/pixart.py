@@ -22,7 +22,7 @@ class PixArt(Adapter):
     example_tokens = 300
     cleaners = ("bs4", "ftfy")
     attention = "self, and cross to text"
-    text_layers = ("*.attn2",)
+    cross_attention = ("*.attn2",)
 
     def text_widths(self, settings: Mapping[str, Any]) -> tuple[int, int | None]:
         return settings["caption_channels"], None
@@ -37,9 +37,6 @@ class PixArt(Adapter):
             "encoder_attention_mask": text.mask.to(x.dtype),
             "added_cond_kwargs": _sizes(model, x),
         }
-
-    def image_tokens(self, model: nn.Module, layer: str, arguments: Mapping[str, Any]) -> range | None:
-        return range(0) if layer.endswith(".attn2") else None
 
 
 def _sizes(model: nn.Module, x: Tensor) -> dict[str, Tensor | None]:

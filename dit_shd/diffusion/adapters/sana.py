@@ -26,7 +26,7 @@ class Sana(Adapter):
     pipelines = ("SanaPipeline",)
     example_tokens = 300
     attention = "self (linear: features and output alone), and cross to text"
-    text_layers = ("*.attn2",)
+    cross_attention = ("*.attn2",)
 
     def text_widths(self, settings: Mapping[str, Any]) -> tuple[int, int | None]:
         return settings["caption_channels"], None
@@ -46,9 +46,6 @@ class Sana(Adapter):
     def encode_empty(self, pipeline: "DiffusionPipeline", tokens: int | None = None) -> TextCondition:
         """The pipeline puts its instruction before prompts and not before negative ones."""
         return self.text(encode_prompt(pipeline, [""], tokens, guided=True)[2:])
-
-    def image_tokens(self, model: nn.Module, layer: str, arguments: Mapping[str, Any]) -> range | None:
-        return range(0) if layer.endswith(".attn2") else None
 
     def template(self, pipeline: "DiffusionPipeline", prompt: str, call: Mapping[str, Any]) -> Template | None:
         """The instruction's first token is kept, and as many of its last as fill the limit."""

@@ -17,7 +17,7 @@ class Wan(Adapter):
     example_tokens = 512
     cleaners = ("ftfy",)
     attention = "self, and cross to text"
-    text_layers = ("*.attn2",)
+    cross_attention = ("*.attn2",)
 
     def multiple(self, settings: Mapping[str, Any]) -> int:
         return settings["patch_size"][-1]
@@ -35,6 +35,3 @@ class Wan(Adapter):
 
     def text(self, encoded: Sequence[Any]) -> TextCondition:
         return TextCondition.of(encoded[0])
-
-    def image_tokens(self, model: nn.Module, layer: str, arguments: Mapping[str, Any]) -> range | None:
-        return range(0) if layer.endswith(".attn2") else None
