@@ -172,6 +172,27 @@ def choose_weights(names: Iterable[str], where: str, variant: str | None = None)
     return Chosen([*files[(wanted, safe)], *index], wanted or None, safe, "; ".join(notes))
 
 
+def is_stored_in_bfloat16(folder: Path) -> bool:
+    """Whether a model's files are safetensors, all of whose weights are bfloat16.
+
+    Args:
+        folder: Of the model.
+
+    Raises:
+        UserError: A file is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    dtypes = set[str]()
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, "pt") as file:
+                dtypes |= {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path}: cannot be read ({error_line(error)}); copy or download it again") from error
+    return {dtype for dtype in dtypes if "F" in dtype} == {"BF16"}
+
+
 def _library_weights(names: Sequence[str]) -> list[str]:
     """The safetensors of a repository of timm or transformers; empty where it has weights in diffusers' names."""
     if any(WEIGHTS.fullmatch(name) for name in names):

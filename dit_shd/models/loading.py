@@ -5,7 +5,7 @@ import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from diffusers import ModelMixin
@@ -18,19 +18,20 @@ from dit_shd.core.pretrained import (
     asset,
     class_name,
     folder_of_weights,
+    is_stored_in_bfloat16,
     model_folder,
     of_hub,
     read_config,
     read_weights,
 )
 from dit_shd.models import public_checkpoints, velocity
+from dit_shd.models.bfloat16 import KEPT, in_bfloat16
 from dit_shd.models.families import FAMILIES, LibraryModel
 from dit_shd.models.prediction import NOISE
 from dit_shd.models.quantization import CONFIG, Precision, config_of, is_quantised, plain_parts
 from dit_shd.models.shape import is_conditional, shape_of
 from dit_shd.models.transformer import LatentTransformer
 
-M = TypeVar("M", bound=nn.Module)
 CPU = torch.device("cpu")
 _log = logging.getLogger("dit_shd")
 
@@ -50,50 +51,13 @@ def load(source: str | Path, precision: Precision = "no", device: torch.device =
     if is_quantised(precision):
         model = _read_quantised(source, precision, device)
     else:
-        model = _read(source)
+        model = _read(source, torch.bfloat16 if precision == "bf16" else None)
         model = in_bfloat16(model) if precision == "bf16" else model
     check_finite(str(source), model)
     reason = velocity.of_model(model)
     if reason is not None:
         raise UserError(f"{source}: refused, because {velocity.explain(reason)}")
     return model
-
-
-def in_bfloat16(model: M) -> M:
-    """A model with its weights in bfloat16, but what its library keeps in float32.
-
-    That is what transformers computes anew when it loads (rotary frequencies), and what a class of diffusers names.
-
-    Args:
-        model: In float32; it is changed.
-    """
-    names = {*(getattr(model, "_keep_in_fp32_modules", None) or ())}
-    wide = [(p, p.data) for name, p in model.named_parameters() if not names.isdisjoint(name.split("."))]
-    kept = {name: module for name, module in model.named_modules() if _is_of_transformers(module)}
-    saved = model.state_dict().keys()
-    buffers = [
-        (module.get_submodule(path), last, buffer)
-        for prefix, module in kept.items()
-        for name, buffer in module.named_buffers()
-        if f"{prefix}.{name}".lstrip(".") not in saved and buffer.is_floating_point()
-        for path, _, last in [name.rpartition(".")]
-    ]
-    buffers += [
-        (model.get_submodule(path), last, buffer)
-        for name, buffer in model.named_buffers()
-        if not names.isdisjoint(name.split("."))
-        for path, _, last in [name.rpartition(".")]
-    ]
-    model.bfloat16()
-    for module, name, buffer in buffers:
-        setattr(module, name, buffer)
-    for parameter, data in wide:
-        parameter.data = data
-    return model
-
-
-def _is_of_transformers(module: nn.Module) -> bool:
-    return any(cls.__name__ == "PreTrainedModel" for cls in type(module).__mro__)
 
 
 def check_finite(where: str, model: nn.Module) -> None:
@@ -155,21 +119,40 @@ def why_not_conditional(model: nn.Module) -> str | None:
     )
 
 
-def _read(source: str | Path) -> ModelMixin:
+def stored_precision(source: str | Path) -> Precision:
+    """The precision that holds a model's weights as its files have them: bf16 where these have no other, else no.
+
+    Args:
+        source: As in load.
+    """
     path = find(source, "model")
+    folder, _ = _folder(path)
+    return "bf16" if folder is not None and is_stored_in_bfloat16(folder) else "no"
+
+
+def _folder(path: Path | Asset | HubName) -> tuple[Path | None, str | None]:
+    """The folder of a model, and the variant of its weights that a file was named of; None for what is in no folder."""
     if isinstance(path, Asset):
-        return read_folder(asset(path.name))
+        return asset(path.name), None
     if isinstance(path, HubName):
-        return read_folder(of_hub(path))
+        return of_hub(path), None
     if path.is_file():
-        match = WEIGHTS.fullmatch(path.name) if folder_of_weights(path) else None
-        return read_file(path) if match is None else read_folder(path.parent, match["variant"])
-    folder = model_folder(path)
+        match = WEIGHTS.fullmatch(path.name)
+        return folder_of_weights(path), match and match["variant"]
+    return model_folder(path), None
+
+
+def _read(source: str | Path, dtype: torch.dtype | None) -> ModelMixin:
+    path = find(source, "model")
+    folder, variant = _folder(path)
+    if folder is None and isinstance(path, Path) and path.is_file():
+        return read_file(path)
     if folder is None:
+        assert isinstance(path, Path)
         inside = ", ".join(sorted(file.parent.name for file in path.glob("*/config.json")))
         actual = f"one with {inside} in it (a pipeline without a transformer?)" if inside else "none with a config.json"
         raise UserError(f"{path}: wanted a folder of a model, a run, or a pipeline with a transformer, found {actual}")
-    return read_folder(folder)
+    return read_folder(folder, variant, dtype)
 
 
 def _read_quantised(source: str | Path, precision: Precision, device: torch.device) -> ModelMixin:
@@ -178,10 +161,7 @@ def _read_quantised(source: str | Path, precision: Precision, device: torch.devi
     Raises:
         UserError: It is something else.
     """
-    path = find(source, "model")
-    folder = asset(path.name) if isinstance(path, Asset) else of_hub(path) if isinstance(path, HubName) else None
-    if folder is None and isinstance(path, Path) and path.is_dir():
-        folder = model_folder(path)
+    folder, variant = _folder(find(source, "model"))
     name = None if folder is None else read_config(folder).get("_class_name")
     cls: Any = None if name is None else families().get(str(name)) or _diffusers_class(str(name))
     if folder is None or cls is None:
@@ -196,7 +176,7 @@ def _read_quantised(source: str | Path, precision: Precision, device: torch.devi
     options: dict[str, Any] = {"torch_dtype": torch.bfloat16, CONFIG: config_of(precision, device)}
     if device.type != "cpu":
         options["device_map"] = {"": device}
-    return read_weights(cls, folder, **options)
+    return read_weights(cls, folder, variant, **options)
 
 
 def read_file(
@@ -277,12 +257,13 @@ def of_public(state: Mapping[str, Tensor], heads: int | None = None, prediction:
     raise UserError(f"not a state dict of {' or '.join(known)}: none has tensors of these names ({first}, ...)")
 
 
-def read_folder(folder: Path, variant: str | None = None) -> ModelMixin:
+def read_folder(folder: Path, variant: str | None = None, dtype: torch.dtype | None = None) -> ModelMixin:
     """The model of a diffusers folder.
 
     Args:
         folder: With config.json and weights.
         variant: As in read_weights.
+        dtype: That diffusers is to read its own classes in, unless it names what stays in float32; None: float32.
 
     Raises:
         UserError: It cannot be read, or weights and config.json do not fit together.
@@ -292,10 +273,13 @@ def read_folder(folder: Path, variant: str | None = None) -> ModelMixin:
     if library is not None:
         return library.of_folder(folder, config).float()
     name = class_name(folder)
-    cls: Any = families().get(name) or _diffusers_class(name)
-    if cls is None:
+    family, cls = families().get(name), _diffusers_class(name)
+    if family is None and cls is not None and dtype is not None and not getattr(cls, KEPT, None):
+        return read_weights(cls, folder, variant, torch_dtype=dtype)  # never whole in float32
+    model_class: Any = family or cls
+    if model_class is None:
         raise UserError(f"{folder}: model class '{name}' is neither ours ({', '.join(families())}) nor diffusers'")
-    return read_weights(cls, folder, variant).float()
+    return read_weights(model_class, folder, variant).float()
 
 
 def families() -> dict[str, type]:

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.teachers import Teachers, by_name, read_teachers
 from dit_shd.models.batch_norms import evaluated_norms
+from dit_shd.models.bfloat16 import in_bfloat16
 from dit_shd.models.blocks import blocks
-from dit_shd.models.loading import in_bfloat16
 from dit_shd.models.quantization import counted_bytes, is_quantised, plain_parts
 from dit_shd.profiling import meta
 from dit_shd.profiling.loss_cost import build_losses, loss_costs

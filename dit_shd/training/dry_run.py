@@ -22,6 +22,7 @@ from dit_shd.distillation.losses import LOSSES, Loss
 from dit_shd.distillation.teachers import Teachers, role
 from dit_shd.models import loading
 from dit_shd.models.batch_norms import batch_norms
+from dit_shd.models.bfloat16 import in_bfloat16
 from dit_shd.models.blocks import recompute
 from dit_shd.models.families import FAMILIES
 from dit_shd.models.families.diffusers import described
@@ -219,7 +220,7 @@ def take_a_step(config: TrainConfig, teachers: Teachers, images: int, before: in
     distiller = Distiller(task, student, losses).to(device)
     averages = EMA(student, config.ema_rates, config.ema_warmup)
     for teacher in teachers.values():
-        teacher = loading.in_bfloat16(teacher) if config.teacher_precision == "bf16" else teacher
+        teacher = in_bfloat16(teacher) if config.teacher_precision == "bf16" else teacher
         moved(teacher.eval().requires_grad_(False), device)
         if config.teacher_offload == "blocks" and not is_offloaded(teacher):
             offload_blocks(teacher, device)

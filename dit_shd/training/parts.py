@@ -49,11 +49,12 @@ def weights_of_files(config: TrainConfig) -> Mapping[str, Tensor] | None:
     """The first teacher's tensors as its files have them, on the CPU, where the teacher itself holds rounded ones.
 
     Args:
-        config: With the places of the teachers, and their precision; None where it is that of the files.
+        config: With the places of the teachers, and their precision; None where that holds what the files do.
     """
-    if config.teacher_precision == "no":
+    source = next(iter(config.teachers.values()))
+    if config.teacher_precision == "no" or config.teacher_precision == loading.stored_precision(source):
         return None
-    return loading.load(next(iter(config.teachers.values()))).state_dict()
+    return loading.load(source, loading.stored_precision(source)).state_dict()
 
 
 def load_teachers(config: TrainConfig, task: Task[Any]) -> dict[str, nn.Module]:

@@ -313,6 +313,31 @@ def test_bfloat16_leaves_in_float32_what_diffusers_keeps_so(tmp_path):
         assert torch.equal(tensor, expected[name]), name
 
 
+def test_diffusers_reads_its_own_classes_in_bfloat16_and_nothing_is_held_in_float32(tmp_path, monkeypatch):
+    """A teacher of 12 billion parameters is 24 GB, and 48 in float32."""
+    diffusers_dit().save_pretrained(tmp_path / "dit")
+    rounded = loading.load(tmp_path / "dit", "bf16").state_dict()
+    whole = loading.load(tmp_path / "dit").state_dict()
+    assert all(torch.equal(x, whole[name].bfloat16()) for name, x in rounded.items())
+    monkeypatch.setattr(loading, "in_bfloat16", lambda model: model)
+    assert {x.dtype for x in loading.load(tmp_path / "dit", "bf16").parameters()} == {torch.bfloat16}
+
+
+def test_whether_files_hold_bfloat16_alone(tmp_path, teacher):
+    diffusers_dit().bfloat16().save_pretrained(tmp_path / "low")
+    assert loading.stored_precision(tmp_path / "low") == "bf16"
+    assert loading.stored_precision(tmp_path / "low" / "diffusion_pytorch_model.safetensors") == "bf16"
+    save_file({"wide": torch.ones(1)}, tmp_path / "low" / "diffusion_pytorch_model-2.safetensors")
+    assert loading.stored_precision(tmp_path / "low") == "no"
+    assert loading.stored_precision(teacher) == "no"
+    assert loading.stored_precision("asset:digits_teacher") == "no"
+    save_file({"of_public_code": torch.ones(1).bfloat16()}, tmp_path / "file.safetensors")
+    assert loading.stored_precision(tmp_path / "file.safetensors") == "no"
+    (tmp_path / "low" / "diffusion_pytorch_model.safetensors").write_bytes(b"cut")
+    with pytest.raises(UserError, match=r"diffusion_pytorch_model\.safetensors: cannot be read .*download it again$"):
+        loading.stored_precision(tmp_path / "low")
+
+
 def test_a_checkpoint_of_a_run_is_no_file_of_a_public_code(values):
     """It was one, of the public width's number of heads, and of whatever else the run's config says otherwise."""
     config, _ = run(values, steps=1)

@@ -19,11 +19,11 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
 from dit_shd.core.yaml_files import read_yaml
 from dit_shd.data.datasets import DATASETS
+from dit_shd.models.bfloat16 import in_bfloat16
 from dit_shd.models.blocks import blocks
 from dit_shd.models.families.dit import DiT
 from dit_shd.models.families.mdt import MDTv2
 from dit_shd.models.families.timm import TimmModel
-from dit_shd.models.loading import in_bfloat16
 from dit_shd.models.lora import Lora, add_lora
 from dit_shd.profiling import meta
 from dit_shd.profiling.captures import captures_of

@@ -18,6 +18,7 @@ from dit_shd.models import loading
 from dit_shd.models.families.mdt import MDTv2
 from dit_shd.squeezing.matching import MapSimilarity
 from dit_shd.training.config import TrainConfig
+from dit_shd.training.parts import weights_of_files
 from dit_shd.training.run_folder import RunFolder
 from dit_shd.training.setup import build
 from dit_shd.training.trainer import Trainer
@@ -128,6 +129,18 @@ def test_a_student_begins_with_the_weights_of_its_teacher_s_files(values, teache
     of_files = loading.load(values["teacher"]).state_dict()
     assert any(not torch.equal(x, x.bfloat16().float()) for x in of_files.values())
     assert all(torch.equal(x, of_files[name]) for name, x in student.items())
+
+
+@pytest.mark.parametrize(("files", "precision", "read"), [
+    ("bf16", "bf16", None), ("bf16", "no", None), ("no", "no", None),
+    ("bf16", "int8", torch.bfloat16), ("no", "bf16", torch.float32),
+])  # fmt: skip
+def test_a_teacher_s_files_are_read_again_where_it_holds_less_than_they(values, tmp_path, files, precision, read):
+    model = diffusers_dit()
+    (model.bfloat16() if files == "bf16" else model).save_pretrained(tmp_path / "dit")
+    config = make(TrainConfig, {**values, "teacher": str(tmp_path / "dit"), "teacher_precision": precision})
+    weights = weights_of_files(config)
+    assert weights is None if read is None else {x.dtype for x in weights.values()} == {read}
 
 
 def test_a_matched_plan_serves_the_masked_pass_too(values):
