@@ -26,14 +26,16 @@ def parts(values):
 
 
 def test_the_largest_that_fits_is_taken(parts, monkeypatch):
-    needed = {n: step_memory(step_shape(parts.config, n), parts.student, parts.teachers).total for n in divisors(8)}
+    counted = {n: step_memory(step_shape(parts.config, n), parts.student, parts.teachers) for n in divisors(8)}
+    needed = {n: memory.total for n, memory in counted.items()}
+    monkeypatch.setattr(micro_batch, "step_memory", lambda step, *models: counted[step.images])
     assert list(needed) == [8, 4, 2, 1] and sorted(needed.values(), reverse=True) == list(needed.values())
     for size, total in needed.items():
         monkeypatch.setattr(micro_batch, "free_memory", lambda device, total=total: total / 0.9 + 1)
         assert largest(parts, 1) == size
     monkeypatch.setattr(micro_batch, "free_memory", lambda device: needed[8] / 0.9 + 1)
     assert largest(parts, 2) == 4, "two processes share the batch"
-    gradients = step_memory(step_shape(parts.config, 4), parts.student, parts.teachers).parts["gradients"]
+    gradients = counted[4].parts["gradients"]
     monkeypatch.setattr(micro_batch, "free_memory", lambda device: (needed[4] + gradients / 2) / 0.9)
     assert (largest(parts, 1), largest(parts, 2)) == (4, 2), "which hold the gradients twice"
     monkeypatch.setattr(micro_batch, "free_memory", lambda device: 1)
