@@ -37,7 +37,9 @@ def run_header(trainer: Trainer) -> str:
     rows: list[tuple[str, str]] = [("run", _run(trainer)), ("device", _device(trainer))]
     teachers = {role(name): (trainer.config.teachers[name], model) for name, model in trainer.teachers.items()}
     rows += [(key, _model(trainer, model, place)) for key, (place, model) in teachers.items()]
-    rows += [("student", _model(trainer, student)), ("data", _data(trainer))]
+    rows.append(("student", _model(trainer, student)))
+    rows += [("lora", _lora(trainer))] if trainer.config.lora.rank else []
+    rows.append(("data", _data(trainer)))
     for name, loss in distiller.named_losses():
         if isinstance(loss, LayerLoss):
             rows.append((f"layers, {name}", _layers(trainer, name, loss)))
@@ -86,6 +88,16 @@ def _model(trainer: Trainer, model: nn.Module, place: str = "") -> str:
     facts.append(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
     facts.append(f"{forward_operations(model, task, task.passes[0]) / 1e9:.3g} GFLOP a sample")
     return f"{f'{place}: ' if place else ''}{', '.join(facts)}"
+
+
+def _lora(trainer: Trainer) -> str:
+    sizes = [(p.numel(), p.requires_grad) for p in trainer.student.parameters()]
+    trained = sum(size for size, learns in sizes if learns)
+    share = trained / sum(size for size, _ in sizes)
+    maps = sum(hasattr(module, "lora_A") for module in trainer.student.modules())
+    return (
+        f"rank {trainer.config.lora.rank} on {maps} linear maps, {trained / 1e6:.2f} M parameters trained ({share:.1%})"
+    )
 
 
 def _captures(trainer: Trainer, model: nn.Module) -> Captures:

@@ -72,9 +72,12 @@ def check_lora(model: nn.Module, lora: Lora) -> None:
         lora: Rank and places.
 
     Raises:
-        UserError: The package peft is not installed, or no linear map has such a name, or there is none.
+        UserError: The package peft is not installed, no linear map has such a name, there is none, or no rank is named.
     """
     if not lora.rank:
+        named = [f"lora.{key}" for key in ("alpha", "targets") if getattr(lora, key)]
+        if named:
+            raise UserError(f"{named[0]}: is of adapters, and lora.rank=0 trains all weights; wanted a rank")
         return
     require(("peft",), "lowbit", "lora")
     names = linear_maps(model)

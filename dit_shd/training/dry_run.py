@@ -26,7 +26,7 @@ from dit_shd.models.bfloat16 import in_bfloat16
 from dit_shd.models.blocks import recompute
 from dit_shd.models.families import FAMILIES
 from dit_shd.models.families.diffusers import described
-from dit_shd.models.lora import add_lora, check_lora
+from dit_shd.models.lora import add_lora
 from dit_shd.models.offload import is_offloaded, moved, offload_blocks
 from dit_shd.models.quantization import is_quantised
 from dit_shd.profiling import meta
@@ -71,9 +71,10 @@ def dry_run(config: TrainConfig) -> DryRun:
     if config.validate_every:
         task.check_evaluation(student, None)
     beginning = _beginning(config, step.losses, student, teachers, missing)
-    if config.lora.rank:
-        check_lora(student, config.lora)
-        add_lora(student, config.lora)
+    if config.from_run is not None and not places.is_here(config.from_run, "model"):
+        _log.warning("from: %s is not here, and training wants it", config.from_run)
+    checks.adapters(config, student, [])
+    add_lora(student, config.lora)
     task.check_model("student", student)
     for name, teacher in teachers.items():
         task.check_model(role(name), teacher)

@@ -1,5 +1,7 @@
 """Low-rank adapters: trained, resumed, merged into the student that is exported."""
 
+from pathlib import Path
+
 import pytest
 import small_families
 import torch
@@ -9,12 +11,17 @@ from safetensors.torch import load_file
 from tiny_pipelines import sd3
 
 from dit_shd import capture
+from dit_shd.cli.run_header import run_header
+from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.models import loading
 from dit_shd.models.families.timm import TimmModel
 from dit_shd.models.families.transformers import CausalLM
 from dit_shd.models.lora import Lora, add_lora, check_lora, idle_maps, linear_maps, merge_lora, remark
 from dit_shd.profiling import meta
+from dit_shd.training.config import TrainConfig
+from dit_shd.training.dry_run import dry_run
+from dit_shd.training.trainer import Trainer
 
 LORA = {
     "initialisation": {"weights": "teacher", "calibration": 0},
@@ -116,6 +123,13 @@ def test_random_weights_are_not_frozen(values, tmp_path):
         run(values, **changes, run=str(tmp_path / "x"))
 
 
+def test_the_header_says_what_is_trained(values):
+    trainer = Trainer.from_config(make(TrainConfig, {**values, **LORA}))
+    maps = {name.partition(".lora_A")[0] for name, _ in trainer.student.named_parameters() if ".lora_A" in name}
+    trained = sum(p.numel() for p in trainer.student.parameters() if p.requires_grad)
+    assert f"rank 2 on {len(maps)} linear maps, {trained / 1e6:.2f} M parameters trained" in run_header(trainer)
+
+
 def test_bad_input(teacher, values):
     with pytest.raises(UserError, match=r"lora.targets: no linear map of the student's blocks ends in foo; there are"):
         check_lora(loading.load(teacher), Lora(rank=2, targets=["foo"]))
@@ -123,6 +137,18 @@ def test_bad_input(teacher, values):
         check_lora(torch.nn.Sequential(torch.nn.Linear(2, 2)), Lora(rank=2))
     with pytest.raises(UserError, match=r"lora\.rank: wanted"):
         run(values, lora={"rank": -1})
+    for key, value in (("alpha", 4.0), ("targets", ["qkv"])):
+        with pytest.raises(UserError, match=rf"lora\.{key}: is of adapters, and lora\.rank=0 trains all weights"):
+            run(values, lora={key: value})
+    assert not Path(values["run"]).exists()
+
+
+def test_a_dry_run_refuses_what_training_does(values, tmp_path, caplog):
+    estimate = {"estimate": {"measure": False}, "dry_run": True}
+    with pytest.raises(UserError, match=r"lora\.rank: freezes the student's weights, which are random"):
+        dry_run(make(TrainConfig, {**values, **estimate, **LORA, "initialisation": {"weights": "random"}}))
+    dry_run(make(TrainConfig, {**values, **estimate, "from": str(tmp_path / "later")}))
+    assert f"from: {tmp_path}/later is not here, and training wants it" in caplog.messages
 
 
 @pytest.mark.parametrize("family", ["dit", "mdt"])
