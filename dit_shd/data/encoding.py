@@ -93,7 +93,8 @@ def opened(config: EncodeConfig, prompts: PromptEncoder | None) -> tuple[EncodeC
     state = joined()
     launched(state.num_processes)
     columns = (config.image_column, config.label_column)
-    source = open_source(config.images, Selection(config.split, config.subset, *columns, config.follow_links))
+    selection = Selection(config.split, config.subset, *columns, config.follow_links, labels=prompts is None)
+    source = open_source(config.images, selection)
     source = renumber(source, config.classes)
     if prompts is not None:
         source = Captioned(source, source.texts(config.caption_column))
