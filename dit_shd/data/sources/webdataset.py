@@ -196,18 +196,22 @@ class TarImages(ImageSource):
         Raises:
             UserError: No KEY.json has the column.
         """
-        texts, notes = caption_cells.of_cells([self._captions(sample, column) for sample in self._samples])
-        self._add_notes(notes)
-        if column is not None and not any(texts):
+        broken: list[str] = []
+        texts, notes = caption_cells.of_cells([self._captions(sample, column, broken) for sample in self._samples])
+        self._add_notes([*notes, *caption_cells.unread(broken)])
+        if column is not None and not any(texts) and not broken:
             raise UserError(f"caption_column: none of {len(texts)} images in '{self._text}' has {column} in KEY.json")
         return texts
 
-    def _captions(self, sample: Sample, column: str | None) -> list[str]:
+    def _captions(self, sample: Sample, column: str | None, broken: list[str]) -> list[str]:
         texts: list[str] = []
         if "txt" in sample.files and column is None:
             texts = caption_cells.texts_of(sample.read("txt").decode("utf-8-sig", "replace"))
         if not texts and "json" in sample.files:
-            texts = caption_cells.of_json(sample.read("json"), column, f"{sample.tar}/{sample.key}.json")
+            try:
+                texts = caption_cells.of_json(sample.read("json"), column)
+            except (caption_cells.BrokenCaption, BrokenImage) as error:
+                broken.append(f"{printable(sample.name)}.json: {error}")
         return texts
 
 

@@ -299,9 +299,37 @@ def test_a_caption_is_whole_or_refused(folder, tmp_path):
     (folder / "a.json").write_text(r'{"text": "a \ud83d"}')
     source = captioned(folder)
     assert source.captions[0] == "a \ufffd" and source.sha256()
-    (folder / "a.json").write_text("[" * 200_000)
-    with pytest.raises(UserError, match=r"a\.json: wanted a caption in JSON"):
-        captioned(folder)
+
+
+@pytest.mark.parametrize("tar", [False, True])
+@pytest.mark.parametrize("content", ["", '{"te', "[" * 200_000])
+def test_a_caption_that_cannot_be_read_is_counted_and_left_out(folder, tmp_path, tar, content):
+    """As a killed downloader leaves it."""
+    for name, text in (("a", '{"text": "a thin seven"}'), ("b", content), ("c", content)):
+        (folder / f"{name}.json").write_text(text)
+
+    def source(column=None):
+        files = {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
+        return captioned(write_tar(tmp_path / "x.tar", files) if tar else folder, column)
+
+    assert source().captions == ["a thin seven", None, None]
+    (note,) = [note for note in source().notes if "cannot be read" in note]
+    assert note.startswith(f"2 captions cannot be read ({'x.tar/' if tar else ''}b.json: wanted JSON, ")
+    assert note.endswith(", ...)")
+    (folder / "a.json").write_text(content)
+    for column in (None, "text"):
+        with pytest.raises(UserError, match=r"found none for any of 3 images; 3 captions cannot be read \(.*a\.json: "):
+            source(column)
+
+
+def test_a_text_that_is_no_caption_by_its_size_is_counted_and_another_taken(folder):
+    for name in "ab":
+        (folder / f"{name}.txt").write_bytes(b"x" * (2**20 + 1))
+    (folder / "b.json").write_text('"two digits"')
+    (folder / "c.txt").write_text("three")
+    source = captioned(folder)
+    assert source.captions == [None, "two digits", "three"]
+    assert "2 captions cannot be read (a.txt: wanted 1048576 bytes at most, found 1048577, ...)" in source.notes
 
 
 def test_no_captions_at_all(folder, tmp_path):
