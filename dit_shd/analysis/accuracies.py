@@ -19,7 +19,7 @@ from dit_shd.core.yaml_files import read_yaml
 from dit_shd.data.augmentation import EvaluationTransform, ImageInput
 from dit_shd.data.datasets import DATASETS, Dataset
 from dit_shd.evaluation import results
-from dit_shd.evaluation.accuracy import Accuracy, measure_accuracy, misnamed, of_learned
+from dit_shd.evaluation.accuracy import Accuracy, all_misnamed, measure_accuracy, misnamed, of_learned
 from dit_shd.models import loading
 
 CONFIG = "config.yaml"
@@ -138,7 +138,10 @@ def _accuracy(name: str, source: str, dataset: Dataset, config: AccuracyConfig) 
         raise UserError(f"{name}: wanted an image classifier, found {type(model).__name__}")
     if classes != dataset.classes:
         raise UserError(f"{name}: knows {classes} classes, the data has {dataset.classes}")
-    other = misnamed(getattr(model, "config", {}).get("class_names"), dataset.class_names)
+    known = getattr(model, "config", {}).get("class_names")
+    other, unlike = misnamed(known, dataset.class_names), all_misnamed(known, dataset.class_names)
+    if unlike is not None:
+        _log.warning("%s: the data's classes are others than it knows: %s", name, unlike)
     if other is not None:
         raise UserError(f"{name}: the data's classes are others than it knows: {other}; wanted the same, in one order")
     device, transform = current_device(), EvaluationTransform(image_input, config.crop)

@@ -25,7 +25,7 @@ from dit_shd.core.rng import stream
 from dit_shd.core.yaml_files import read_yaml
 from dit_shd.data.datasets import DATASETS
 from dit_shd.data.datasets.text import Text
-from dit_shd.data.documents import Document
+from dit_shd.data.document_rows import Document
 from dit_shd.data.tokenizer import Tokenizer
 from dit_shd.evaluation import results
 from dit_shd.evaluation.rouge import other_letters, rouge_l

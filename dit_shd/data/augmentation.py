@@ -4,12 +4,13 @@ timm draws from the global generators of Python, numpy and torch; here they are 
 becomes of it is a function of (seed, step, position) alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from PIL import ImageOps
 from PIL.Image import Image, fromarray
 from torch import Tensor
 
@@ -114,10 +115,11 @@ class EvaluationTransform:
 
 
 def _train_transform(augmentation: Augmentation, image_input: ImageInput) -> Callable[[Any], Tensor]:
+    from timm.data.auto_augment import posterize as timm_posterize
     from timm.data.transforms_factory import transforms_imagenet_train
 
     try:
-        return transforms_imagenet_train(
+        transform: Any = transforms_imagenet_train(
             img_size=image_input.shape[1:],
             scale=(augmentation.crop[0], augmentation.crop[1]),
             ratio=(augmentation.ratio[0], augmentation.ratio[1]),
@@ -130,10 +132,37 @@ def _train_transform(augmentation: Augmentation, image_input: ImageInput) -> Cal
             std=image_input.std,
             re_prob=augmentation.erasing,
             re_mode=augmentation.erasing_mode,
-        )  # type: ignore[return-value]
+        )
     except (AssertionError, ValueError, KeyError) as error:
         wanted = "one in timm's notation, as rand-m9-mstd0.5-inc1"
         raise UserError(f"augmentation.policy: wanted {wanted}, found '{augmentation.policy}'") from error
+    for op in _operations(transform):
+        if op.aug_fn is timm_posterize:
+            op.aug_fn = posterize
+    return transform
+
+
+def _operations(transform: Any) -> Iterator[Any]:  # noqa: ANN401
+    """timm's AugmentOps in a transform: of RandAugment, AutoAugment (lists of them) and AugMix."""
+    if hasattr(transform, "aug_fn"):
+        yield transform
+    parts = transform if isinstance(transform, list | tuple) else ()
+    for name in ("transforms", "ops", "policy"):
+        parts = (*parts, *getattr(transform, name, ()))
+    for part in parts:
+        yield from _operations(part)
+
+
+def posterize(image: Image, bits: int, **_: object) -> Image:
+    """timm's operation, also where it keeps no bit: black, which Pillow 13 refuses.
+
+    Args:
+        image: Of mode L or RGB.
+        bits: How many are kept of each channel; 8 or more leave the image as it is.
+    """
+    if bits >= 8:
+        return image
+    return ImageOps.posterize(image, bits) if bits >= 1 else image.point(lambda _: 0)
 
 
 def pil_image(image: np.ndarray, channels: int) -> Image:

@@ -5,7 +5,6 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +12,7 @@ from dit_shd.core.errors import UserError, error_line
 from dit_shd.core.installation import install_command
 from dit_shd.core.names import counted
 from dit_shd.core.places import HUB, HubName, expanded, instead, offline
+from dit_shd.data.document_rows import Blank, Columns, Document
 from dit_shd.data.sources.listing import HIDDEN, scan
 from dit_shd.data.sources.splits import DEFAULT, split_at_end, split_of
 
@@ -27,77 +27,7 @@ EVERY = "all"
 """In the place of a split: files of all."""
 TABLES = (".json", ".csv", ".tsv", ".gz", ".zst", ".zip")
 """Of files whose content is no text to be learned as it is."""
-FIELD = re.compile(r"\{([^{}\":,\n]+)\}")
-"""A column in a prompt."""
-HALF = re.compile("[\ud800-\udfff]")
 _log = logging.getLogger("dit_shd")
-
-
-@dataclass(frozen=True)
-class Document:
-    """A text, and what stands before it that is not to be learned: an instruction."""
-
-    text: str
-    prompt: str = ""
-    others: tuple[str, ...] = ()
-    """Further texts that would do as well, for figures that compare with any of them."""
-    template: tuple[tuple[int, int], ...] = ()
-    """From where to where the prompt is its template's own, and not a row's."""
-
-    @property
-    def halves(self) -> tuple[str, str]:
-        """What is encoded as prompt and as text: spaces between them begin the text, as tokenizers have them."""
-        prompt = self.prompt.rstrip(" ")
-        return prompt, self.prompt[len(prompt) :] + self.text
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Where a document is in a row of a table."""
-
-    text: str = "text"
-    """The column of the text, or of a list of them."""
-    prompt: str | None = None
-    """What comes before it, with columns in braces: "Question: {question} Answer: "; None for nothing."""
-
-    def document(self, row: dict[str, Any], where: str) -> Document:
-        """The document of a row.
-
-        Raises:
-            UserError: A column is missing, or holds no text.
-        """
-        texts = row.get(self.text)
-        if isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts):
-            text, *others = (_whole(text, where, self.text) for text in texts)
-        else:
-            text, others = self._text(row, self.text, where), []
-        prompt, template = "", []
-        for i, piece in enumerate(FIELD.split(self.prompt or "")):  # its own letters, a column, its own letters, ...
-            if i % 2:
-                prompt += self._text(row, piece, where)
-            elif piece:
-                template.append((len(prompt), len(prompt) + len(piece)))
-                prompt += piece
-        return Document(text, prompt, tuple(others), tuple(template))
-
-    def _text(self, row: dict[str, Any], column: str, where: str) -> str:
-        if column not in row:
-            remedy = "; data.column=NAME says which one has the text" if column == self.text else ""
-            raise UserError(f"{where}: wanted a column '{column}', found {', '.join(map(str, row))}{remedy}")
-        if not isinstance(row[column], str):
-            raise UserError(f"{where}: {column}: wanted text, found {type(row[column]).__name__}")
-        return _whole(row[column], where, column)
-
-
-def _whole(text: str, where: str, column: str) -> str:
-    """A text that can be encoded.
-
-    Raises:
-        UserError: It was cut in the middle of a letter, as JSON can write it.
-    """
-    if HALF.search(text):
-        raise UserError(f"{where}: {column}: wanted text, found half a letter in it (a surrogate without the other)")
-    return text
 
 
 def read_documents(
@@ -129,6 +59,11 @@ def read_documents(
             raise UserError(f"data.path: wanted text, found nothing at '{path}' ({instead(place)})")
         saved = any((place / name).is_file() for name in ("dataset_dict.json", "state.json"))
         documents = list(_of_dataset(place, columns, split) if saved else _of_files(place, unit, columns, split))
+    blank = [document.where for document in documents if isinstance(document, Blank)]
+    if blank:
+        more = ", ..." if len(blank) > 1 else ""
+        text = "data: '%s': left out: %d of %d rows without text (%s%s)"
+        _log.warning(text, path, len(blank), len(documents), blank[0], more)
     documents = [document for document in documents if document.text.strip()]
     if not documents:
         raise UserError(f"data.path: wanted text, '{path}' holds none")

@@ -5,6 +5,7 @@ missing ones, and writes latents.json, which marks the set as complete.
 """
 
 import logging
+import os
 import shutil
 from collections import deque
 from collections.abc import Iterator
@@ -92,7 +93,8 @@ def opened(config: EncodeConfig, prompts: PromptEncoder | None) -> tuple[EncodeC
     state = joined()
     launched(state.num_processes)
     columns = (config.image_column, config.label_column)
-    source = open_source(config.images, Selection(config.split, config.subset, *columns, config.follow_links))
+    selection = Selection(config.split, config.subset, *columns, config.follow_links, labels=prompts is None)
+    source = open_source(config.images, selection)
     source = renumber(source, config.classes)
     if prompts is not None:
         source = Captioned(source, source.texts(config.caption_column))
@@ -128,7 +130,7 @@ def encode_source(
     if prompts is not None:
         prompts.check_sides(job.shape[1:])
     settings = run_on_main(job.settings)
-    out = config.out.absolute()
+    out = Path(os.path.realpath(config.out))  # one lock, by whichever link the folder is named
     with locked(out.parent / f".{out.name}.lock", "dit-shd encode"):
         run_on_main(lambda: _begin(job, settings))
         _encode_missing(state, job)

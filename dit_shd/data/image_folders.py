@@ -22,18 +22,7 @@ from dit_shd.data.image_sets import ImageSet
 from dit_shd.data.image_shards import open_shards, read_labels
 from dit_shd.data.npz_files import latents_error
 from dit_shd.data.sources.base import NO_LABELS, BrokenImage, ImageSource
-from dit_shd.data.sources.decoding import (
-    CLEAR,
-    DEEP,
-    FORMATS,
-    FRAMES,
-    TURNED,
-    is_deep,
-    is_lossy,
-    opened,
-    remarks,
-    rounded,
-)
+from dit_shd.data.sources.decoding import FORMATS, MISNAMED, is_deep, is_lossy, opened, remarks, rounded
 from dit_shd.data.sources.listing import scan
 from dit_shd.data.sources.splits import SplitFolders
 
@@ -96,7 +85,7 @@ class StoredImages(ImageSet):
             if image.mode not in ("L", "RGB") and self._crop is None:
                 words = f"wanted a gray or RGB image of 8 bits, found mode {image.mode}; convert it first"
                 raise UserError(f"{printable(where)}: {words}")
-            image_remarks = [remark for remark in remarks(image, raw) if remark in (DEEP, FRAMES, TURNED, CLEAR)]
+            image_remarks = [remark for remark in remarks(image, raw) if remark != MISNAMED]
             image_remarks += [LOSSY] if is_lossy(image, raw) and not self._shrinks(image) else []
             if self._crop is not None and preprocessing.is_small(image, self._crop):
                 image_remarks.append(preprocessing.SMALL)

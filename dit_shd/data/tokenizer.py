@@ -14,7 +14,7 @@ from dit_shd.core.errors import UserError, error_line
 from dit_shd.core.files import atomic_file
 from dit_shd.core.json_files import read_object
 from dit_shd.core.places import HubName, expanded, find
-from dit_shd.data.documents import Document
+from dit_shd.data.document_rows import Document
 
 if TYPE_CHECKING:
     import tokenizers

@@ -69,26 +69,36 @@ def misnamed(known: Names | None, names: Names | None) -> str | None:
     """The first class that has one name in a model and another in images, in words; None where there is none.
 
     Names that differ in case alone, or in spaces, - and _, are one. Names of two languages, none of which both have,
-    say nothing.
+    say nothing: that is `all_misnamed`.
 
     Args:
         known: The model's classes; None where none is known.
         names: The images', likewise.
     """
-    if known is None or names is None or not share_a_name(known, names):
+    if known is None or names is None or not _share_a_name(known, names):
         return None
     spelt, pairs = _spelling(known, names), enumerate(zip(known, names))
     first = next(((i, a, b) for i, (a, b) in pairs if a and b and spelt(a) != spelt(b)), None)
     return None if first is None else f"class {first[0]} is '{one_line(first[2])}', not '{one_line(first[1])}'"
 
 
-def share_a_name(known: Names, names: Names) -> bool:
-    """Whether a model and images have the name of a class in common.
+def all_misnamed(known: Names | None, names: Names | None) -> str | None:
+    """That no class of a model is one of the images' by its name, in words; None where one is, or nothing is known.
+
+    They may be the same in two languages (n01440764 and tench), in any order: only their places are left to go by.
 
     Args:
-        known: The model's classes.
-        names: The images'.
+        known: The model's classes; None where none is known.
+        names: The images', likewise.
     """
+    first = next(((i, a, b) for i, (a, b) in enumerate(zip(known or (), names or ())) if a and b), None)
+    if first is None or known is None or names is None or _share_a_name(known, names):
+        return None
+    i, there, here = first[0], one_line(first[1]), one_line(first[2])
+    return f"no name is in both, class {i} is '{here}', not '{there}': classes are matched by place"
+
+
+def _share_a_name(known: Names, names: Names) -> bool:
     spelt = _spelling(known, names)
     return bool({spelt(name) for name in known if name} & {spelt(name) for name in names if name})
 

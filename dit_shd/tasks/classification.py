@@ -21,7 +21,7 @@ from dit_shd.data.datasets import DATASETS, Dataset
 from dit_shd.data.glance import alike, glance
 from dit_shd.data.latent_origin import Kept
 from dit_shd.diffusion.adapters import computed_in
-from dit_shd.evaluation.accuracy import Accuracy, measure_accuracy, misnamed, of_learned, wilson
+from dit_shd.evaluation.accuracy import Accuracy, all_misnamed, measure_accuracy, misnamed, of_learned, wilson
 from dit_shd.models import two_heads
 from dit_shd.models.offload import moved
 from dit_shd.models.stochastic_depth import branches, set_draws
@@ -110,7 +110,7 @@ class Classification(Task[ImageBatch]):
         self.augmentation, self.evaluation, self.workers = augmentation, evaluation, workers
         self.draws_beside = workers > 0  # else it augments here, by torchvision's draws from torch's own generator
         self._augmenter: Augmenter | None = None
-        self._judged_by_learned = False
+        self._of_evaluation: list[str] = []
 
     def check_data(self, dataset: Dataset) -> None:
         """It has images of two classes or more: of one, any classifier is right, and its loss is 0."""
@@ -253,11 +253,13 @@ class Classification(Task[ImageBatch]):
         if kept is not None:
             judged = self._evaluation_data()
             same = len(judged) == len(self.dataset) and alike(glance(judged), glance(self.dataset))
-            self._judged_by_learned = same
+            other = all_misnamed(self.dataset.class_names, judged.class_names)
+            key = "task.evaluation.data"
+            self._of_evaluation = [f"{key}: its classes are others than are learned: {other}"] if other else []
+            self._of_evaluation += [of_learned(key)] if same else []
 
     def remarks(self, student: nn.Module) -> Sequence[str]:
-        learned = [of_learned("task.evaluation.data")] if self._judged_by_learned else []
-        return [*learned, *two_heads.remark(student)]
+        return [*self._of_evaluation, *two_heads.remark(student)]
 
     def _evaluation_data(self) -> Dataset:
         assert self.evaluation.data is not None, "check_evaluation requires it"

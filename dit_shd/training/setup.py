@@ -16,6 +16,7 @@ from dit_shd.core.files import write_text
 from dit_shd.core.yaml_files import dump, read_yaml
 from dit_shd.data.datasets import DATASETS
 from dit_shd.data.latent_origin import Kept, before_training
+from dit_shd.data.latent_scale import check_scale
 from dit_shd.distillation import calibration
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.initialisation import initialise as initialisation
@@ -133,6 +134,9 @@ def models_and_task(config: TrainConfig) -> Parts:
     start = take_weights(student, config.from_run, task) if config.from_run and not is_begun(config.run) else None
     latents = "latents" in task.needs
     kept = before_training(config.vae, dataset.origin, dataset.shape[0], config.run) if latents else Kept(None)
+    scale = check_scale(dataset, kept.origin is None) if latents and not is_begun(config.run) else None
+    if scale is not None:
+        _log.warning("%s", scale)
     return Parts(config, task, student, losses, teachers, kept, start)
 
 

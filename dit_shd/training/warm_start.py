@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from dit_shd.core.errors import UserError, one_line
+from dit_shd.core.errors import UserError
 from dit_shd.core.files import write_text
 from dit_shd.core.json_files import read_object
 from dit_shd.core.places import find
-from dit_shd.evaluation.accuracy import misnamed, share_a_name
+from dit_shd.evaluation.accuracy import all_misnamed, misnamed
 from dit_shd.models import loading
 from dit_shd.models.prediction import PREDICTION, prediction_of
 from dit_shd.models.provenance import Provenance, provenance
@@ -131,10 +131,7 @@ def _check_classes(student: nn.Module, other: nn.Module, source: str, names: Seq
     known = old.get("class_names")
     if known is None or names is None or new.get("num_classes") != old.get("num_classes"):
         return
-    differs = misnamed(known, names)
-    i, there, here = next(((i, a, b) for i, (a, b) in enumerate(zip(known, names)) if a and b), (0, "", ""))
-    if there and not share_a_name(known, names):
-        differs = f"no name is in both, class {i} is '{one_line(here)}', not '{one_line(there)}'"
+    differs = misnamed(known, names) or all_misnamed(known, names)
     if differs is not None:
         _log.warning("from: the data's classes are others than %s knows: %s", source, differs)
 

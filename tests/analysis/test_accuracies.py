@@ -77,6 +77,13 @@ def test_what_cannot_be_measured_is_said_in_a_line(tmp_path, monkeypatch, capsys
     assert message in line
 
 
+def test_classes_of_other_names_throughout_are_told_and_measured(tmp_path, caplog):
+    save(tmp_path / "model", 0, class_names=list("abcdefghij"))
+    assert main(["accuracy", str(tmp_path / "model"), "data=digits"]) == 0
+    line = "no name is in both, class 0 is '0', not 'a': classes are matched by place"
+    assert f"model: the data's classes are others than it knows: {line}" in caplog.messages
+
+
 def test_a_model_that_classifies_nothing_is_refused(capsys):
     assert main(["accuracy", "asset:digits_teacher", "data=digits"]) == 2
     assert "asset:digits_teacher: wanted an image classifier, found MDTv2" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from dit_shd.analysis.responses import KeyedSampling, RougeConfig, _check_letter
 from dit_shd.cli.program import main
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
-from dit_shd.data.documents import Document
+from dit_shd.data.document_rows import Document
 from dit_shd.data.tokenizer import ByteTokenizer
 from dit_shd.evaluation.rouge import rouge_l
 

@@ -1,14 +1,25 @@
 """timm's transforms, with every draw a function of seed, step and position."""
 
+import pickle
 import random
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from PIL import ImageOps
+from timm.data.auto_augment import NAME_TO_OP
 
 from dit_shd.core.errors import UserError
-from dit_shd.data.augmentation import Augmentation, EvaluationTransform, ImageInput, TrainTransform, renormalised
+from dit_shd.data.augmentation import (
+    Augmentation,
+    EvaluationTransform,
+    ImageInput,
+    TrainTransform,
+    pil_image,
+    posterize,
+    renormalised,
+)
 
 RGB = ImageInput((3, 32, 24), (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
 GRAY = ImageInput((1, 28, 28), (0.286,), (0.353,), crop=1.0)
@@ -114,3 +125,24 @@ def test_every_key_of_an_augmentation_has_an_effect(image, options):
     base = {"policy": "rand-m9", "erasing": options.get("erasing", 0.0)}
     one, other = (TrainTransform(Augmentation(**{**base, **more}), taken)(image, 0, 0) for more in ({}, options))
     assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_no_bit_kept_is_black_and_others_are_as_pillow_keeps_them(image, channels):
+    taken = pil_image(image, channels)
+    for bits in (0, -2):
+        black = posterize(taken, bits, fillcolor=(1, 2, 3))
+        assert black.mode == taken.mode and black.size == taken.size and not np.asarray(black).any()
+    for bits in range(1, 9):
+        assert np.array_equal(posterize(taken, bits), ImageOps.posterize(taken, bits))
+
+
+@pytest.mark.parametrize(("policy", "draws"), [("rand-m10-p1-n40-inc1", 3), ("v0", 100)])
+@pytest.mark.parametrize("taken", [RGB, GRAY])
+def test_a_policy_that_keeps_no_bit_goes_on_here_and_in_workers_and_timm_is_as_it_was(image, policy, draws, taken):
+    before = {**NAME_TO_OP}
+    transform = TrainTransform(Augmentation(policy=policy), taken)
+    worker = pickle.loads(pickle.dumps(transform))
+    for position in range(draws):
+        assert torch.equal(transform(image, 0, position), worker(image, 0, position))
+    assert before == NAME_TO_OP

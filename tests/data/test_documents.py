@@ -1,12 +1,14 @@
 """Documents out of files and tables."""
 
+import importlib
 import json
 
 import pytest
 
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import HubName
-from dit_shd.data.documents import Columns, Document, read_documents
+from dit_shd.data.document_rows import Columns, Document
+from dit_shd.data.documents import read_documents
 from dit_shd.data.sources.splits import split_at_end
 
 PROMPT = "Q: {question}\nA: "
@@ -201,6 +203,23 @@ def test_columns_of_tables(tmp_path, kind):
     if kind == "saved":
         with pytest.raises(UserError, match=r"data\.hub_split: .* has no split 'dev', it has train, test"):
             read_documents(place, "file", Columns("answer"), "dev")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "saved"])
+def test_rows_without_text_are_left_out_and_counted(tmp_path, kind, caplog):
+    rows = [{"text": text, "q": q} for text, q in (("a", "1"), (None, "2"), ("b", None), (" \n", "4"))]
+    place = tmp_path / f"x.{kind}"
+    if kind == "jsonl":
+        place.write_text("\n".join(map(json.dumps, rows)))
+    elif kind == "parquet":
+        pyarrow = pytest.importorskip("pyarrow")
+        importlib.import_module("pyarrow.parquet").write_table(pyarrow.Table.from_pylist(rows), place)
+    else:
+        pytest.importorskip("datasets").Dataset.from_list(rows).save_to_disk(str(place))
+    documents = read_documents(str(place), "file", Columns(prompt="{q}: "))
+    assert documents == [Document("a", "1: ", (), ((1, 3),)), Document("b", ": ", (), ((0, 2),))]
+    first = f"{place}:2" if kind == "jsonl" else f"{place}[1]"
+    assert caplog.messages == [f"data: '{place}': left out: 2 of 4 rows without text ({first}, ...)"]
 
 
 def test_one_file_of_a_repository(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Encoding images: the crop, every kind of source, posteriors, resuming after anything, processes, broken images."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -69,6 +70,18 @@ def test_posteriors_are_the_autoencoders(images, vae, straight):
     assert (told.shape, len(told), told.dtype) == ((2, 4, 4), 20, "F32")
     assert told.about["vae"] == str(vae)
     assert told.about["vae_sha256"] == Encoder.load(str(vae), "no", torch.device("cpu")).digest
+
+
+def test_a_folder_of_several_names_is_encoded_into_by_one_at_a_time(images, vae, tmp_path):
+    (tmp_path / "store" / "out").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "store" / "out")
+    with (tmp_path / "store" / ".out.lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        for out in (tmp_path / "store" / "out", tmp_path / "link"):
+            with pytest.raises(UserError, match=r"out\.lock"):
+                encode(images, out, vae=str(vae))
+    assert len(read_index(encode(images, tmp_path / "link", vae=str(vae)))) == 20
+    assert not list(tmp_path.rglob("*.lock"))
 
 
 def test_a_flip_is_the_mirrored_image_encoded(vae, straight, tmp_path):

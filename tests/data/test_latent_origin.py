@@ -314,8 +314,21 @@ def test_float_latents_of_no_known_autoencoder(tmp_path, capsys, channels):
         run({**given, "run": str(tmp_path / "b"), "evaluation": evaluation})
     assert not (tmp_path / "b").exists()
     if channels == 3:
+        with pytest.raises(UserError, match=r"^vae: pixels: wanted values from -1 to 1, found -\d\.\d+ to \d"):
+            run({**given, "run": str(tmp_path / "b"), "vae": "pixels"})
+        np.savez(tmp_path / "x.npz", r.uniform(-1, 1, (8, 3, 4, 4)).astype(np.float32), np.arange(8) % 3)
         run({**given, "run": str(tmp_path / "b"), "evaluation": evaluation, "vae": "pixels"})
         assert drawn(tmp_path / "b").dtype == np.uint8
+
+
+def test_latents_of_another_scale_are_told_when_a_run_begins(tmp_path, caplog):
+    latents = np.random.default_rng(0).normal(size=(8, 4, 4, 4)).astype(np.float32) * 5.5
+    np.savez(tmp_path / "x.npz", latents, np.arange(8) % 3)
+    student = {**STUDENT, "in_channels": 4, "sample_size": 4}
+    given = values(tmp_path, data={"name": "npz", "path": str(tmp_path / "x.npz")}, student=student)
+    for steps in (1, 2):
+        run({**given, "steps": steps})
+        assert sum("whose deviation is near 1; found 5." in line for line in caplog.messages) == 1
 
 
 def test_a_record_that_is_none(trained):

@@ -65,6 +65,13 @@ def test_sizes_that_the_pipeline_s_transformer_does_not_take_are_refused_before_
     assert (encode(tmp_path, pipeline, images=images) / "latents.json").is_file()
 
 
+def test_a_picture_beside_class_folders_is_encoded_with_the_others(made, tmp_path):
+    write_images(tmp_path / "images", {"0": "a nine"})
+    write_images(tmp_path / "images" / "class", {"0": "a seven"})
+    folder = encode(tmp_path, made[0] / "pipeline", images=tmp_path / "images")
+    assert len(TextLatents(folder)) == 2
+
+
 @pytest.mark.slow
 def test_killed_again_and_again_it_ends_as_if_never(made, tmp_path, root):
     folder, straight = made

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from language import TEXT
 
 from dit_shd.core.errors import UserError
-from dit_shd.data.documents import Columns, Document
+from dit_shd.data.document_rows import Columns, Document
 from dit_shd.data.tokenizer import (
     END,
     ByteTokenizer,

@@ -9,7 +9,7 @@ from scipy.stats import binomtest
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
 from dit_shd.data.datasets import DATASETS
-from dit_shd.evaluation.accuracy import Accuracy, count_correct, measure_accuracy, misnamed, wilson
+from dit_shd.evaluation.accuracy import Accuracy, all_misnamed, count_correct, measure_accuracy, misnamed, wilson
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 1), (1, 1), (0, 40), (40, 40), (3, 40), (7777, 10000)])
@@ -102,6 +102,23 @@ def test_an_image_that_cannot_be_decoded_is_left_out_and_no_other_taken_twice(tm
 )
 def test_classes_of_the_same_number_and_other_names(known, names, words):
     assert misnamed(known, names) == words
+
+
+@pytest.mark.parametrize(
+    ("known", "names", "words"),
+    [
+        (["2", "9"], ("neun", "zwei"), "class 0 is 'neun', not '2'"),
+        (["", "tench"], ("a", "n01440764"), "class 1 is 'n01440764', not 'tench'"),
+        (["cat", "dog"], ("yak", "Cat"), None),
+        (["cat", ""], (None, "dog"), None),
+        ([], (), None),
+        (None, ("cat",), None),
+        (["cat"], None, None),
+    ],
+)
+def test_classes_of_which_no_name_is_in_both(known, names, words):
+    line = None if words is None else f"no name is in both, {words}: classes are matched by place"
+    assert all_misnamed(known, names) == line
 
 
 def test_labels_are_those_of_the_images_that_are_whole(tmp_path):

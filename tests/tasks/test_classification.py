@@ -272,6 +272,19 @@ def test_an_evaluation_of_other_classes_is_refused(values, tmp_path):
              "losses": [], "validate_every": 1})  # fmt: skip
 
 
+def test_an_evaluation_whose_classes_have_other_names_is_told(values, tmp_path, caplog):
+    """A folder of words in the order of their letters, beside digits."""
+    for word in ("null", "eins", "zwei", "drei", "vier", "fuenf", "sechs", "sieben", "acht", "neun"):
+        (tmp_path / word).mkdir()
+        Image.fromarray(np.zeros((28, 28), np.uint8)).save(tmp_path / word / "0.png")
+    task = {**values["task"], "evaluation": {"data": {"name": "images", "path": str(tmp_path)}}}
+    run({**values, "task": task, "validate_every": 2, "losses": [], "teacher": None, "steps": 1})
+    line = (
+        "task.evaluation.data: its classes are others than are learned: no name is in both, class 0 is 'acht', not '0'"
+    )
+    assert [text for text in caplog.messages if text.startswith(line)] == [f"{line}: classes are matched by place"]
+
+
 def test_an_evaluation_on_what_is_learned_is_told(values, caplog):
     task = {**values["task"], "evaluation": {"data": "digits"}}
     run({**values, "task": task, "validate_every": 2, "losses": [], "teacher": None, "steps": 1})

@@ -87,7 +87,7 @@ def test_weights_of_other_tokens_are_refused(tmp_path):
         (10, list("0123456789"), None),
         (10, None, None),
         (10, list("1023456789"), "class 0 is '0', not '1'"),
-        (10, list("abcdefghij"), "no name is in both, class 0 is '0', not 'a'"),
+        (10, list("abcdefghij"), "no name is in both, class 0 is '0', not 'a': classes are matched by place"),
         (10, [f"{i} " for i in range(10)], None),
         (11, list("abcdefghijk"), None),
     ],

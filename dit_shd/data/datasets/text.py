@@ -16,7 +16,8 @@ from dit_shd.core.installation import require
 from dit_shd.core.places import Place, expanded
 from dit_shd.core.rng import Draws, stream
 from dit_shd.data.datasets import Dataset
-from dit_shd.data.documents import Columns, Document, Unit, read_documents
+from dit_shd.data.document_rows import Columns, Document
+from dit_shd.data.documents import Unit, read_documents
 from dit_shd.data.packing import Sequences
 from dit_shd.data.tokenizer import BYTES, Tokenizer, open_tokenizer
 

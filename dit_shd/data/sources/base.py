@@ -139,6 +139,13 @@ class Selection:
     """Of tables and label files."""
     follow_links: bool = False
     """Whether to follow a folder's links that lead out of it."""
+    labels: bool = True
+    """Whether labels are wanted: else a source whose labels cannot be read has one class."""
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether labels that cannot be read are a fault: they are wanted, or their column is named."""
+        return self.labels or self.label_column is not None
 
 
 class SequentialRows(Generic[T]):
@@ -171,6 +178,20 @@ def fingerprint(parts: Iterable[str | bytes]) -> str:
         data = part if isinstance(part, bytes) else part.encode("utf-8", "surrogateescape")
         digest.update(len(data).to_bytes(8, "little") + data)
     return digest.hexdigest()
+
+
+Labelled = tuple[np.ndarray, tuple[str, ...], list[str]]
+"""Labels int64 [n], names of classes and notes."""
+
+
+def one_class(count: int) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Labels and the class of images without labels."""
+    return np.zeros(count, np.int64), (ALL,)
+
+
+def not_used(error: UserError) -> str:
+    """The note on labels that cannot be read where none are needed."""
+    return f"labels are not used, all images are of one class: {str(error).removeprefix('images: ')}"
 
 
 def checked_labels(labels: np.ndarray, names: tuple[str, ...] | None, where: str) -> tuple[np.ndarray, tuple[str, ...]]:

@@ -8,6 +8,8 @@ from dit_shd.core.errors import UserError, error_line
 
 NAMES = ("text", "caption", "captions", "prompt", "txt")
 """Usual names of columns, and of keys in IMAGE.json."""
+UNREAD = "captions cannot be read"
+"""What a note says of files whose images have no caption for it."""
 
 
 def of_cells(cells: Sequence[Any]) -> tuple[list[str | None], list[str]]:
@@ -37,16 +39,26 @@ def column_of(names: Collection[str], given: str | None, where: str) -> str:
     return column
 
 
-def of_json(data: bytes, column: str | None, where: str) -> list[str]:
+class BrokenCaption(ValueError):
+    """One caption that cannot be read; the message is the reason, the same at every run."""
+
+
+def unread(files: Sequence[str]) -> list[str]:
+    """A note on files of captions that cannot be read, each with the reason."""
+    more = ", ..." if len(files) > 1 else ""
+    return [f"{len(files)} {UNREAD} ({files[0]}{more})"] if files else []
+
+
+def of_json(data: bytes, column: str | None) -> list[str]:
     """The captions in the content of IMAGE.json: of an object's given key, or of the first usual one that has any.
 
     Raises:
-        UserError: It is no JSON.
+        BrokenCaption: It is no JSON.
     """
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"images: {where}: wanted a caption in JSON, found {error_line(error, 80)}") from error
+        raise BrokenCaption(f"wanted JSON, {error_line(error, 80)}") from error
     if isinstance(content, dict) or column is not None:
         content = content if isinstance(content, dict) else {}
         keyed = (texts_of(content.get(key)) for key in (NAMES if column is None else (column,)))

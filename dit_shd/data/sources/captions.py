@@ -9,7 +9,16 @@ from pathlib import Path
 from dit_shd.core.errors import UserError, error_line
 from dit_shd.core.names import printable
 from dit_shd.data.sources.base import BrokenImage, ImageSource, Raw, fingerprint
-from dit_shd.data.sources.caption_cells import NAMES, column_of, of_cells, of_json, texts_of
+from dit_shd.data.sources.caption_cells import (
+    NAMES,
+    UNREAD,
+    BrokenCaption,
+    column_of,
+    of_cells,
+    of_json,
+    texts_of,
+    unread,
+)
 from dit_shd.data.sources.label_files import FILE_NAME, METADATA_READERS
 from dit_shd.data.sources.listing import Listing
 
@@ -38,15 +47,16 @@ class Captioned(ImageSource):
         self.labels, self.classes = source.labels, source.classes
         missing = [number for number, caption in enumerate(texts) if caption is None]
         if len(missing) == len(texts):
-            raise UserError(f"images: wanted captions, found none for any of {len(missing)} images; {BESIDE}")
+            why = next((note for note in source.notes if UNREAD in note), BESIDE)
+            raise UserError(f"images: wanted captions, found none for any of {len(missing)} images; {why}")
         shown = ", ".join(printable(source.name(number)) for number in missing[:3])
         more = ", ..." if len(missing) > 3 else ""
         notes = [f"left out: {len(missing)} images without a caption ({shown}{more})"] if missing else []
-        unread = [number for number, caption in enumerate(texts) if UNREADABLE in (caption or "")]
-        if unread:
+        replaced = [number for number, caption in enumerate(texts) if UNREADABLE in (caption or "")]
+        if replaced:
             notes.append(
-                f"{len(unread)} captions are not UTF-8 throughout, and have {UNREADABLE} where they are not "
-                f"({printable(source.name(unread[0]))}, ...)"
+                f"{len(replaced)} captions are not UTF-8 throughout, and have {UNREADABLE} where they are not "
+                f"({printable(source.name(replaced[0]))}, ...)"
             )
         lines = [number for number, caption in enumerate(texts) if "\n" in (caption or "")]
         if lines:
@@ -102,7 +112,7 @@ def of_folder(listing: Listing, images: Sequence[str], column: str | None) -> Fo
         column: Of metadata, or the key in IMAGE.json; None for a usual name, or for IMAGE.txt.
 
     Raises:
-        UserError: A file that cannot be read, or no caption in a given column.
+        UserError: A metadata file that cannot be read, or no caption in a given column.
     """
     captions: dict[str, list[str]] = {}
     several: set[str] = set()
@@ -119,9 +129,11 @@ def of_folder(listing: Listing, images: Sequence[str], column: str | None) -> Fo
     stems = _by_stem(listing.others, (".txt", ".json") if column is None else (".json",))
     beside = [stems.get(os.path.splitext(image)[0], []) for image in images]
     used += [file for files in beside for file in files]
-    cells = [captions.get(image) or _beside(listing.root, files, column) for image, files in zip(images, beside)]
+    broken: list[str] = []
+    cells = [captions.get(image) or _beside(listing.root, each, column, broken) for image, each in zip(images, beside)]
     texts, notes = of_cells(cells)
-    if column is not None and not any(texts):
+    notes += unread(broken)
+    if column is not None and not any(texts) and not broken:
         where = printable(str(listing.root))
         raise UserError(f"caption_column: none of {len(texts)} images in '{where}' has {column} in {KEYED}")
     counted = f"{len(several)} images have several captions in metadata; the last of each is taken"
@@ -157,15 +169,23 @@ def _by_stem(files: Sequence[str], suffixes: Sequence[str]) -> dict[str, list[st
     return stems
 
 
-def _beside(root: Path, names: Sequence[str], column: str | None) -> list[str]:
-    for file in (root / name for name in names):
-        if file.stat().st_size > MOST_BYTES:
-            raise UserError(f"images: {file}: wanted a caption, found {file.stat().st_size} bytes")
-        data = file.read_bytes()
-        if file.suffix.lower() == ".json":
-            texts = of_json(data, column, printable(str(file)))
-        else:
-            texts = texts_of(data.decode("utf-8-sig", "replace"))
+def _beside(root: Path, names: Sequence[str], column: str | None, broken: list[str]) -> list[str]:
+    """The captions in the first of some files that has any; those that cannot be read are added to `broken`."""
+    for name in names:
+        try:
+            texts = _of_file(root / name, column)
+        except BrokenCaption as error:
+            broken.append(f"{printable(name)}: {error}")
+            continue
         if texts:
             return texts
     return []
+
+
+def _of_file(file: Path, column: str | None) -> list[str]:
+    if file.stat().st_size > MOST_BYTES:
+        raise BrokenCaption(f"wanted {MOST_BYTES} bytes at most, found {file.stat().st_size}")
+    data = file.read_bytes()
+    if file.suffix.lower() == ".json":
+        return of_json(data, column)
+    return texts_of(data.decode("utf-8-sig", "replace"))

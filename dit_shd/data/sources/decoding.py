@@ -3,6 +3,7 @@
 import io
 from collections.abc import Generator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -20,7 +21,10 @@ MISNAMED = "JPEG or lossy WebP by their contents, not by their names"
 FRAMES = "of several frames, the first of which is taken"
 TURNED = "with an EXIF rotation, which is ignored, as in ADM: turn their pixels if they lie on their side"
 CLEAR = "with transparency, which is dropped, as in ADM: what is under it is seen"
-"""DEEP, MISNAMED, FRAMES, TURNED and CLEAR are remarks on an image."""
+PROFILE = "with a colour profile other than sRGB, which is ignored, as in ADM"
+"""DEEP, MISNAMED, FRAMES, TURNED, CLEAR and PROFILE are remarks on an image."""
+SRGB = ("c2", "urgb", "nrgb", "zrgb")
+"""What small profiles of sRGB call themselves (Facebook's, Compact-ICC-Profiles'); others have sRGB in their name."""
 ORIENTATION, UPRIGHT = 0x0112, 1
 """The EXIF tag, and its value of an image that is stored as it is seen."""
 
@@ -67,7 +71,25 @@ def remarks(image: "ImageFile", source: Path | bytes) -> tuple[str, ...]:
     conditions.append((FRAMES, getattr(image, "is_animated", False)))
     conditions.append((TURNED, is_turned(image)))
     conditions.append((CLEAR, image.has_transparency_data))
+    conditions.append((PROFILE, has_profile(image)))
     return tuple(remark for remark, holds in conditions if holds)
+
+
+def has_profile(image: "ImageFile") -> bool:
+    """Whether an image has a colour profile that can be read and does not call itself sRGB."""
+    profile = image.info.get("icc_profile")
+    return isinstance(profile, bytes) and bool(profile) and _is_another(profile)
+
+
+@lru_cache(maxsize=16)  # of many images it is one of a few
+def _is_another(profile: bytes) -> bool:
+    from PIL import ImageCms
+
+    try:
+        name = ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(profile))).strip().casefold()
+    except Exception:  # a damaged one, which nobody applies
+        return False
+    return "srgb" not in name and name not in SRGB
 
 
 def is_turned(image: "ImageFile") -> bool:

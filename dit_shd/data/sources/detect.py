@@ -38,7 +38,7 @@ def open_source(text: str, selection: Selection | None = None) -> ImageSource:
             return parquet.ParquetImages([path], text, selection)
         if path.suffix.lower() == webdataset.TAR:
             _refuse(selection, ("label_column",), "tars, whose labels are in KEY.cls", text)
-            return webdataset.TarImages({path.name: path}, text, selection.image_column)
+            return webdataset.TarImages({path.name: path}, text, selection)
     raise UserError(f"images: wanted {WANTED['images']}, found {file_kind(path)} at '{text}'")
 
 
@@ -78,14 +78,14 @@ def open_folder(path: Path, text: str, selection: Selection) -> ImageSource:
         _refuse(selection, ("subset",), "a folder of tars", text)
         _refuse(selection, ("label_column",), "tars, whose labels are in KEY.cls", text)
         taken = webdataset.tars_of_split(tars, selection.split, text)
-        source = webdataset.TarImages({file: path / file for file in taken}, text, selection.image_column)
+        source = webdataset.TarImages({file: path / file for file in taken}, text, selection)
         others = [f"left out: tars of other splits: {counted(left)}"] if (left := sorted({*tars} - {*taken})) else []
         source.notes = [*source.notes, *others, *listing.notes(tars)]
         return source
     if not listing.images:
         raise UserError(f"images: wanted images, tars or Parquet files in '{text}', found none ({listing.summary()})")
     _refuse(selection, ("subset", "image_column"), "a folder of images", text)
-    return folder.FolderSource(listing, selection.split, selection.label_column)
+    return folder.FolderSource(listing, selection)
 
 
 def _refuse(selection: Selection, keys: Sequence[str], what: str, text: str) -> None:

@@ -4,12 +4,19 @@ import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from dit_shd.core.errors import UserError
 from dit_shd.core.names import counted, printable
 from dit_shd.data.sources import captions
-from dit_shd.data.sources.base import ALL, NO_LABELS, BrokenImage, ImageSource, fingerprint
+from dit_shd.data.sources.base import (
+    NO_LABELS,
+    BrokenImage,
+    ImageSource,
+    Labelled,
+    Selection,
+    fingerprint,
+    not_used,
+    one_class,
+)
 from dit_shd.data.sources.classes import from_names, from_values
 from dit_shd.data.sources.label_files import LabelFiles, ancestors, matched
 from dit_shd.data.sources.listing import Listing
@@ -21,32 +28,28 @@ class FolderSource(ImageSource):
 
     Args:
         listing: The folder's files.
-        split: The split to be read, if there are folders of splits.
-        label_column: The column of a label file.
+        selection: The split to be read, if there are folders of splits, and the column of a label file.
 
     Raises:
         UserError: Folders of splits and no split given, images beside class folders, which would belong to no class,
             or a faulty label file.
     """
 
-    def __init__(self, listing: Listing, split: str | None = None, label_column: str | None = None) -> None:
+    def __init__(self, listing: Listing, selection: Selection | None = None) -> None:
         self._listing, self._links, self._root = listing, listing.links, listing.root.resolve()
         where, notes = printable(str(listing.root)), []
-        images, classes = _images_of_split(listing, split, where, notes)
-        files = LabelFiles(listing, images, label_column)
-        self._labelled = bool(files.used)
-        if files.used and not files.none:
-            images, values, image_notes = matched(files, images, listing.images, where)
-            self.labels, self.classes, class_notes = from_values(values, None, where)
-        elif files.none or not any(classes):
-            self.labels, self.classes = np.zeros(len(images), np.int64), (ALL,)
-            image_notes, class_notes = [f"{files.used[0]}: {NO_LABELS}" if files.none else NO_LABELS], []
-        else:
-            _check_loose(images, classes, where)
-            self.labels, self.classes, class_notes = from_names(classes, where)
-            image_notes = _folder_notes(listing, images, set(classes))
-        self._images = images
-        self._own_notes, self._label_files = [*notes, *image_notes, *class_notes], files
+        selection = selection or Selection()
+        images, classes = _images_of_split(listing, selection.split, where, notes)
+        try:
+            self._images, labelled, files = _labelled(listing, images, classes, selection.label_column, where)
+        except UserError as error:
+            if selection.needs_labels:
+                raise
+            self._images, labelled = images, (*one_class(len(images)), [not_used(error)])
+            files = LabelFiles(listing, [], None)
+        self._labelled, self._label_files = bool(files.used), files
+        self.labels, self.classes, class_notes = labelled
+        self._own_notes = [*notes, *class_notes]
         self.notes = self._notes([])
 
     def raw(self, number: int) -> Path:
@@ -109,6 +112,28 @@ def _images_of_split(listing: Listing, split: str | None, where: str, notes: lis
         notes.append(f"left out: {len(paths) - len(kept)} images of other folders than {printable(chosen)} ({others})")
     inner = [layout.inner(path) for path in kept]
     return [os.sep.join(path) for path in kept], [path[0] if len(path) > 1 else "" for path in inner]
+
+
+def _labelled(
+    listing: Listing, images: list[str], classes: Sequence[str], label_column: str | None, where: str
+) -> tuple[list[str], Labelled, LabelFiles]:
+    """The images that are taken, their labels, and the files of labels.
+
+    Raises:
+        UserError: Images beside class folders, or a faulty label file.
+    """
+    files = LabelFiles(listing, images, label_column)
+    if files.used and not files.none:
+        images, values, notes = matched(files, images, listing.images, where)
+        labels, names, class_notes = from_values(values, None, where)
+    elif files.none or not any(classes):
+        (labels, names), class_notes = one_class(len(images)), []
+        notes = [f"{files.used[0]}: {NO_LABELS}" if files.none else NO_LABELS]
+    else:
+        _check_loose(images, classes, where)
+        labels, names, class_notes = from_names(classes, where)
+        notes = _folder_notes(listing, images, set(classes))
+    return images, (labels, names, [*notes, *class_notes]), files
 
 
 def _check_loose(images: Sequence[str], classes: Sequence[str], where: str) -> None:

@@ -44,7 +44,8 @@ class HubImages(ImageSource):
             values = data[self._columns.label][:] if self._columns.label else []
         except Exception as error:  # an untrusted file can be wrong in any way
             raise _unreadable(text, error) from error
-        self.labels, self.classes, self.notes = self._columns.labels(list(values), len(data), text)
+        self._columns, labelled = self._columns.read(list(values), len(data), text, selection)
+        self.labels, self.classes, self.notes = labelled
         self._fingerprint, self._data = str(data._fingerprint), data
 
     def raw(self, number: int) -> bytes:

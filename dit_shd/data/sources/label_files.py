@@ -58,8 +58,9 @@ class LabelFiles:
         except UserError:
             raise
         except Exception as error:  # an untrusted file can be wrong in any way
+            what = "labels" if path.name == EDM else "labels or captions"
             reason = error_line(error, 120)
-            raise UserError(f"images: {where}: wanted labels of images, found a broken file ({reason})") from error
+            raise UserError(f"images: {where}: wanted {what} of images, found a broken file ({reason})") from error
         if isinstance(entries, str):
             self.unused[file] = entries
             return

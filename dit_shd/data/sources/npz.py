@@ -9,13 +9,13 @@ import numpy as np
 from dit_shd.core.errors import UserError
 from dit_shd.data.image_sets import NpzImages
 from dit_shd.data.sources.base import (
-    ALL,
     MAX_PIXELS,
     NO_LABELS,
     ImageSource,
     SequentialRows,
     checked_labels,
     fingerprint,
+    one_class,
 )
 from dit_shd.data.sources.classes import ordered, unused
 
@@ -40,7 +40,7 @@ class NpzSource(ImageSource):
             raise UserError(f"{path}: wanted images of up to {MAX_PIXELS} pixels, found {y} x {x}")
         labels = self._images.labels
         if labels is None:
-            self.labels, self.classes, notes = np.zeros(self._images.shape[0], np.int64), (ALL,), [NO_LABELS]
+            self.labels, self.classes, notes = *one_class(self._images.shape[0]), [NO_LABELS]
         else:
             self.labels, self.classes = checked_labels(labels, self._images.class_names, str(path))
             texts = self._images.class_names

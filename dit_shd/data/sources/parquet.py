@@ -9,23 +9,23 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
 from dit_shd.core.errors import UserError, error_line
 from dit_shd.data.npz_files import MAX_EXPANSION
 from dit_shd.data.sources import caption_cells
 from dit_shd.data.sources.base import (
-    ALL,
     NO_LABELS,
     ONE_ALONE,
     BrokenImage,
     ChoiceError,
     ImageSource,
+    Labelled,
     Selection,
     SequentialRows,
     checked_labels,
     fingerprint,
     missing_package,
+    not_used,
+    one_class,
 )
 from dit_shd.data.sources.classes import from_values
 from dit_shd.data.sources.listing import Listing
@@ -75,15 +75,28 @@ class Columns:
         label = _choose(schema.names, label, LABEL_NAMES, "label_column", where)
         return cls(image, label, _class_names(schema, label), guess is not None)
 
-    def labels(self, values: Sequence[Any], count: int, where: str) -> tuple[np.ndarray, tuple[str, ...], list[str]]:
+    def labels(self, values: Sequence[Any], count: int, where: str) -> Labelled:
         """Labels int64 [n], class names and notes; `values` is the label column, whole numbers or texts."""
         if self.label is None:
-            return *checked_labels(np.zeros(count, np.int64), (ALL,), where), [NO_LABELS]
+            return *checked_labels(*one_class(count), where), [NO_LABELS]
         without = sum(value is None or value == -1 for value in values) if self.guessed else 0
         if without:
             note = f"column {self.label} is of classes, has none for {without} images, and is not used"
-            return *checked_labels(np.zeros(count, np.int64), (ALL,), where), [note, NO_LABELS]
+            return *checked_labels(*one_class(count), where), [note, NO_LABELS]
         return from_values(values, self.names, f"{where}', column '{self.label}")
+
+    def read(self, values: Sequence[Any], count: int, where: str, selection: Selection) -> "tuple[Columns, Labelled]":
+        """The columns with their labels, as `labels` has them; without a column of labels that is not sound nor needed.
+
+        Raises:
+            UserError: It is not sound, and is needed.
+        """
+        try:
+            return self, self.labels(values, count, where)
+        except UserError as error:
+            if selection.needs_labels or not count:
+                raise
+            return Columns(self.image, None, None), (*one_class(count), [not_used(error)])
 
 
 def image_bytes(cell: object) -> bytes:
@@ -130,10 +143,8 @@ class ParquetImages(ImageSource):
 
     def __init__(self, files: Sequence[Path], text: str, selection: Selection) -> None:
         self._files, self._text = [_Table(file) for file in files], text
-        self._columns = _common_columns(self._files, text, selection)
         self._firsts = [0, *accumulate(table.count for table in self._files)]
-        values = [value for table in self._files for value in table.column(self._columns.label)]
-        self.labels, self.classes, self.notes = self._columns.labels(values, self._firsts[-1], text)
+        self._columns, (self.labels, self.classes, self.notes) = self._labelled(selection)
         self._groups = [
             (first + offset, table, group)
             for first, table in zip(self._firsts, self._files)
@@ -141,6 +152,12 @@ class ParquetImages(ImageSource):
         ]
         self._starts = [first for first, _, _ in self._groups]
         self._rows = SequentialRows(lambda number: self._starts[self._group(number)], self._read)
+
+    def _labelled(self, selection: Selection) -> tuple[Columns, Labelled]:
+        """The columns of all files, and what the one of labels holds."""
+        columns = _common_columns(self._files, self._text, selection)
+        values = [value for table in self._files for value in table.column(columns.label)]
+        return columns.read(values, self._firsts[-1], self._text, selection)
 
     def _group(self, number: int) -> int:
         return bisect_right(self._starts, number) - 1
@@ -180,6 +197,8 @@ def _common_columns(tables: Sequence["_Table"], where: str, selection: Selection
     image, label = selection.image_column, selection.label_column
     all_columns = [Columns.find(table.file.schema_arrow, image, label, where) for table in tables]
     common = all_columns[0]
+    if not selection.needs_labels and {columns.image for columns in all_columns} == {common.image}:
+        return common if all(columns == common for columns in all_columns) else Columns(common.image, None, None)
     for table, columns in zip(tables, all_columns):
         if columns != common:
             first, what = tables[0].path.name, "columns"

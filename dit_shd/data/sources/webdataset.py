@@ -11,7 +11,18 @@ import numpy as np
 from dit_shd.core.errors import UserError, error_line
 from dit_shd.core.names import counted, printable
 from dit_shd.data.sources import caption_cells
-from dit_shd.data.sources.base import ALL, NO_LABELS, BrokenImage, ChoiceError, ImageSource, checked_labels, fingerprint
+from dit_shd.data.sources.base import (
+    NO_LABELS,
+    BrokenImage,
+    ChoiceError,
+    ImageSource,
+    Labelled,
+    Selection,
+    checked_labels,
+    fingerprint,
+    not_used,
+    one_class,
+)
 from dit_shd.data.sources.classes import unused
 from dit_shd.data.sources.listing import SUFFIXES, Listing
 from dit_shd.data.sources.splits import DEFAULT, split_of
@@ -117,13 +128,14 @@ class TarImages(ImageSource):
     Args:
         tars: The files, by their names to a user.
         text: The source in the user's words, for errors.
-        image_column: The suffix of the images, as jpg of KEY.jpg; None for the only one.
+        selection: Which images to take: its image_column is their suffix, as jpg of KEY.jpg; None for the only one.
 
     Raises:
         UserError: A damaged tar, two files of one name in it, several images of one key, or no image.
     """
 
-    def __init__(self, tars: Mapping[str, Path], text: str, image_column: str | None = None) -> None:
+    def __init__(self, tars: Mapping[str, Path], text: str, selection: Selection) -> None:
+        image_column = selection.image_column
         notes: list[str] = []
         self._text = text
         samples = [sample for name, tar in tars.items() for sample in _index(tar, name, notes)]
@@ -133,19 +145,24 @@ class TarImages(ImageSource):
         if not self._samples:
             wanted = "images" if image_column is None else f"images KEY.{image_column} (image_column)"
             raise UserError(f"images: wanted {wanted} in the tars of '{text}', found none")
-        self.labels, self.classes, remarks = self._labels(text)
+        try:
+            self.labels, self.classes, remarks = self._labels(text)
+        except UserError as error:
+            if selection.needs_labels:
+                raise
+            self.labels, self.classes, remarks = *one_class(len(self._samples)), [not_used(error)]
         self.notes = [*notes, *remarks]
         if len(samples) > len(self._samples):
             self.notes = [*self.notes, f"left out: {len(samples) - len(self._samples)} samples without an image"]
 
-    def _labels(self, text: str) -> tuple[np.ndarray, tuple[str, ...], Sequence[str]]:
+    def _labels(self, text: str) -> Labelled:
         unlabelled = [sample for sample in self._samples if "cls" not in sample.files]
         if len(unlabelled) == len(self._samples):
             folders = {posixpath.dirname(sample.key) for sample in self._samples}
             notes = [NO_LABELS]
             if len(folders) > 1:
                 notes.append(f"{len(folders)} folders in tars are no classes; KEY.cls holds the class of a sample")
-            return np.zeros(len(self._samples), np.int64), (ALL,), notes
+            return *one_class(len(self._samples)), notes
         if unlabelled:
             raise UserError(
                 f"images: '{text}': wanted a .cls for every image or for none, found {len(unlabelled)} of "
@@ -179,18 +196,22 @@ class TarImages(ImageSource):
         Raises:
             UserError: No KEY.json has the column.
         """
-        texts, notes = caption_cells.of_cells([self._captions(sample, column) for sample in self._samples])
-        self._add_notes(notes)
-        if column is not None and not any(texts):
+        broken: list[str] = []
+        texts, notes = caption_cells.of_cells([self._captions(sample, column, broken) for sample in self._samples])
+        self._add_notes([*notes, *caption_cells.unread(broken)])
+        if column is not None and not any(texts) and not broken:
             raise UserError(f"caption_column: none of {len(texts)} images in '{self._text}' has {column} in KEY.json")
         return texts
 
-    def _captions(self, sample: Sample, column: str | None) -> list[str]:
+    def _captions(self, sample: Sample, column: str | None, broken: list[str]) -> list[str]:
         texts: list[str] = []
         if "txt" in sample.files and column is None:
             texts = caption_cells.texts_of(sample.read("txt").decode("utf-8-sig", "replace"))
         if not texts and "json" in sample.files:
-            texts = caption_cells.of_json(sample.read("json"), column, f"{sample.tar}/{sample.key}.json")
+            try:
+                texts = caption_cells.of_json(sample.read("json"), column)
+            except (caption_cells.BrokenCaption, BrokenImage) as error:
+                broken.append(f"{printable(sample.name)}.json: {error}")
         return texts
 
 

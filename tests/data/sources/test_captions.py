@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from image_sources import write_tables
 from PIL import Image
 
 from dit_shd.core.errors import UserError
@@ -298,9 +299,37 @@ def test_a_caption_is_whole_or_refused(folder, tmp_path):
     (folder / "a.json").write_text(r'{"text": "a \ud83d"}')
     source = captioned(folder)
     assert source.captions[0] == "a \ufffd" and source.sha256()
-    (folder / "a.json").write_text("[" * 200_000)
-    with pytest.raises(UserError, match=r"a\.json: wanted a caption in JSON"):
-        captioned(folder)
+
+
+@pytest.mark.parametrize("tar", [False, True])
+@pytest.mark.parametrize("content", ["", '{"te', "[" * 200_000])
+def test_a_caption_that_cannot_be_read_is_counted_and_left_out(folder, tmp_path, tar, content):
+    """As a killed downloader leaves it."""
+    for name, text in (("a", '{"text": "a thin seven"}'), ("b", content), ("c", content)):
+        (folder / f"{name}.json").write_text(text)
+
+    def source(column=None):
+        files = {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
+        return captioned(write_tar(tmp_path / "x.tar", files) if tar else folder, column)
+
+    assert source().captions == ["a thin seven", None, None]
+    (note,) = [note for note in source().notes if "cannot be read" in note]
+    assert note.startswith(f"2 captions cannot be read ({'x.tar/' if tar else ''}b.json: wanted JSON, ")
+    assert note.endswith(", ...)")
+    (folder / "a.json").write_text(content)
+    for column in (None, "text"):
+        with pytest.raises(UserError, match=r"found none for any of 3 images; 3 captions cannot be read \(.*a\.json: "):
+            source(column)
+
+
+def test_a_text_that_is_no_caption_by_its_size_is_counted_and_another_taken(folder):
+    for name in "ab":
+        (folder / f"{name}.txt").write_bytes(b"x" * (2**20 + 1))
+    (folder / "b.json").write_text('"two digits"')
+    (folder / "c.txt").write_text("three")
+    source = captioned(folder)
+    assert source.captions == [None, "two digits", "three"]
+    assert "2 captions cannot be read (a.txt: wanted 1048576 bytes at most, found 1048577, ...)" in source.notes
 
 
 def test_no_captions_at_all(folder, tmp_path):
@@ -340,3 +369,104 @@ def test_metadata_of_captions_are_not_called_unused(folder):
     write_metadata(folder)
     assert any("has no column of labels" in note for note in open_source(str(folder)).notes)
     assert not any("is not used" in note for note in captioned(folder).notes)
+
+
+def beside_folders(root):
+    for name in ("x/0", "y/0", "loose"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / f"{name}.png").write_bytes(png(1))
+        (root / f"{name}.txt").write_text("a")
+
+
+def one_number(root):
+    for name in ("01", "1"):
+        (root / name).mkdir()
+        (root / name / "0.png").write_bytes(png(1))
+        (root / name / "0.txt").write_text("a")
+
+
+def metadata(*labels):
+    def write(root):
+        for number in range(len(labels)):
+            (root / f"{number}.png").write_bytes(png(number))
+        rows = [{"file_name": f"{number}.png", "text": "a", "label": label} for number, label in enumerate(labels)]
+        (root / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+    return write
+
+
+def parquet(*labels):
+    def write(root):
+        pa = pytest.importorskip("pyarrow")
+        from pyarrow.parquet import write_table
+
+        count = len(labels)
+        write_table(pa.table({"image": [png(1)] * count, "text": ["a"] * count, "label": labels}), root / "a.parquet")
+
+    return write
+
+
+def saved(*labels):
+    def write(root):
+        datasets = pytest.importorskip("datasets")
+        rows = {"image": [{"bytes": png(1), "path": None}] * len(labels), "text": ["a"] * len(labels)}
+        data = datasets.Dataset.from_dict({**rows, "labels": labels}).cast_column("image", datasets.Image())
+        data.save_to_disk(str(root))
+
+    return write
+
+
+def tar_of_classes(*labels):
+    def write(root):
+        files = {f"{i}.{kind}": data for i, cls in enumerate(labels) for kind, data in
+                 (("png", png(i)), ("txt", b"a"), ("cls", cls))}  # fmt: skip
+        write_tar(root / "a.tar", files)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("write", "reason"),
+    [
+        (beside_folders, "images in class folders or without any"),
+        (one_number, "classes of different numbers"),
+        (metadata("cat", "", "cat"), "a row without file_name or label"),
+        (metadata([1, 2], [1]), "whole numbers or texts as labels throughout, found list"),
+        (parquet(0.1, 0.2), "found float"),
+        (parquet(1, None), "found NoneType"),
+        (saved([0, 1], [1], []), "found list"),
+        (tar_of_classes(b"cat", b"dog"), "a whole number in each .cls"),
+    ],
+)
+def test_labels_that_cannot_be_read_are_no_fault_where_captions_are_wanted(tmp_path, write, reason):
+    write(tmp_path)
+    with pytest.raises(UserError, match=reason):
+        open_source(str(tmp_path))
+    source = open_source(str(tmp_path), Selection(labels=False))
+    assert source.classes == ("all",) and not source.labels.any() and len(source.labels) == len(source)
+    assert Captioned(source, source.texts(None)).captions == ["a"] * len(source)
+    (note,) = [note for note in source.notes if note.startswith("labels are not used, all images are of one class: ")]
+    assert reason in note and source.raw(0) and source.sha256()
+
+
+@pytest.mark.parametrize(
+    "write", [metadata("cat", "dog"), parquet(1, 0), saved("cat", "dog"), tar_of_classes(b"1", b"0")]
+)
+def test_a_set_whose_labels_can_be_read_is_the_same_one_where_captions_are_wanted(tmp_path, write):
+    """It goes on where it was begun."""
+    write(tmp_path)
+    one, other = (open_source(str(tmp_path), Selection(labels=labels)) for labels in (True, False))
+    assert one.classes == other.classes and len(one.classes) == 2 and one.sha256() == other.sha256()
+
+
+def test_a_column_of_labels_that_is_named_is_read_or_refused(tmp_path):
+    parquet(0.1, 0.2)(tmp_path)
+    with pytest.raises(UserError, match="found float"):
+        open_source(str(tmp_path), Selection(label_column="label", labels=False))
+
+
+def test_tables_with_other_names_of_classes_are_one_set_where_captions_are_wanted(tmp_path):
+    write_tables(tmp_path, {"0.parquet": 0, "1.parquet": 1}, {"0.parquet": ["a", "b"], "1.parquet": ["b", "a"]})
+    with pytest.raises(UserError, match="the same names of classes"):
+        open_source(str(tmp_path))
+    assert open_source(str(tmp_path), Selection(labels=False)).classes == ("all",)

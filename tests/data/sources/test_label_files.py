@@ -83,6 +83,7 @@ def test_a_label_file_that_says_there_are_none(tmp_path):
     ("name", "text", "message"),
     [
         ("dataset.json", "{", "dataset.json: wanted labels of images, found a broken file"),
+        ("metadata.jsonl", "{", "metadata.jsonl: wanted labels or captions of images, found a broken file"),
         ("dataset.json", '{"labels": [["00000/img0.png"]]}', r"wanted \[file, whole number\] throughout"),
         ("dataset.json", '{"labels": [["00000/img0.png", [0, 1]]]}', r"wanted \[file, whole number\] throughout"),
         ("dataset.json", '{"labels": [["00000/img0.png", 1], ["00000/img0.png", 2]]}', "wanted one label for"),
