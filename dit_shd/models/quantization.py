@@ -4,13 +4,14 @@ torchao has 8 bits (int8 with a scale for each output, fp8) and 4 bits (int4 in 
 has nf4 (QLoRA, arXiv 2305.14314), on a GPU. Products are computed in bfloat16.
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from dit_shd.core.errors import UserError, error_line
+from dit_shd.core.errors import UserError, error_line, one_line
 from dit_shd.core.installation import require
 
 Bits = Literal["int8", "fp8", "int4", "nf4"]
@@ -65,6 +66,37 @@ def _torchao(bits: Precision) -> Any:  # noqa: ANN401
     if bits == "int4":  # the layout that an A100 or newer multiplies
         return quantization.Int4WeightOnlyConfig(group_size=GROUP[bits], int4_packing_format="tile_packed_to_4d")  # type: ignore[arg-type]
     return quantization.Int8WeightOnlyConfig() if bits == "int8" else quantization.Float8WeightOnlyConfig()
+
+
+def check_whole(where: str, config: Mapping[str, Any]) -> None:
+    """Refuse a folder whose weights are in fewer bits on disk.
+
+    Args:
+        where: The folder, for the error.
+        config: Its config.json.
+
+    Raises:
+        UserError: They are.
+    """
+    settings = config.get(CONFIG)
+    if settings:
+        raise UserError(
+            f"{where}: its weights are quantised already ({_words(settings)}); wanted a folder of whole weights, of "
+            "which teacher_precision=int8, fp8, int4 or nf4 makes such ones as it reads them"
+        )
+
+
+def _words(settings: Any) -> str:  # noqa: ANN401 - of a file
+    """A quantization config of a folder: its package and bits."""
+    values = settings if isinstance(settings, Mapping) else {}
+    kind = values.get("quant_type") or values.get("weights_dtype") or values.get("bits")
+    if isinstance(kind, Mapping):  # torchao's: {default: {_type: Int8WeightOnlyConfig, ...}}
+        kind = next((config.get("_type") for config in kind.values() if isinstance(config, Mapping)), None)
+    if values.get("load_in_8bit"):
+        kind = "int8"
+    elif values.get("load_in_4bit"):
+        kind = values.get("bnb_4bit_quant_type")
+    return one_line(" ".join(str(word) for word in (values.get("quant_method"), kind) if word)) or "of an unknown kind"
 
 
 def plain_parts(tensor: Tensor) -> dict[str, Tensor]:

@@ -1,15 +1,20 @@
 """Teachers in fewer bits than 16."""
 
 import json
+import shutil
 
 import diffusers
 import pytest
 import torch
 from runs import run
 
+from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.models import loading
 from dit_shd.models.quantization import config_of, counted_bytes, plain_parts
+from dit_shd.training import setup
+from dit_shd.training.config import TrainConfig
+from dit_shd.training.dry_run import dry_run
 
 CPU = torch.device("cpu")
 
@@ -52,6 +57,58 @@ def test_bad_input(teacher, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(timm_config))
     with pytest.raises(UserError, match=r"found one of timm; teacher_precision=bf16 reads everything$"):
         loading.load(tmp_path, "int8")
+
+
+TORCHAO = {"quant_method": "torchao", "quant_type": {"default": {"_type": "Int8WeightOnlyConfig", "_data": {}}}}
+EIGHT = {"quant_method": "bitsandbytes", "load_in_8bit": True, "bnb_4bit_quant_type": "fp4"}
+FOUR = {"quant_method": "bitsandbytes", "load_in_8bit": False, "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (TORCHAO, "torchao Int8WeightOnlyConfig"),
+        (EIGHT, "bitsandbytes int8"),
+        (FOUR, "bitsandbytes nf4"),
+        ({"quant_method": "quanto", "weights_dtype": "float8"}, "quanto float8"),
+        ({"quant_method": "gptq", "bits": 4}, "gptq 4"),
+        ({"quant_type": {"default": 1}}, "of an unknown kind"),
+        ("int8", "of an unknown kind"),
+    ],
+)
+@pytest.mark.parametrize("precision", ["no", "bf16", "int8"])
+def test_a_folder_that_is_quantised_already_is_refused(teacher, tmp_path, settings, words, precision):
+    folder = shutil.copytree(teacher, tmp_path / "low")
+    write_config(folder, quantization_config=settings)
+    with pytest.raises(
+        UserError, match=rf"low: its weights are quantised already \({words}\); wanted .* whole weights"
+    ):
+        loading.load(folder, precision)
+    write_config(folder, quantization_config=None)
+    assert precision == "int8" or loading.load(folder, precision)
+
+
+def write_config(folder, **changes):
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+@pytest.mark.parametrize("changes", [{}, {"teacher_precision": "int8"}, {"dry_run": True}])
+def test_a_run_of_such_a_teacher_writes_nothing(values, teacher, tmp_path, changes):
+    folder = shutil.copytree(teacher, tmp_path / "low")
+    write_config(folder, quantization_config=TORCHAO)
+    start = dry_run if "dry_run" in changes else setup.build
+    with pytest.raises(UserError, match="quantised already"):
+        start(make(TrainConfig, {**values, "teacher": str(folder), **changes}))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("bits", ["int8"], indirect=True)
+def test_one_that_was_saved_here_is_refused(teacher, tmp_path, bits):
+    loading.load(teacher, bits).save_pretrained(tmp_path / "low")
+    for precision in ("no", "bf16", "int8", "fp8"):
+        with pytest.raises(UserError, match="quantised already"):
+            loading.load(tmp_path / "low", precision)
 
 
 def test_a_diffusers_that_quantises_on_gpus_alone_is_told(monkeypatch):
