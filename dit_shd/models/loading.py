@@ -28,7 +28,7 @@ from dit_shd.models import public_checkpoints, velocity
 from dit_shd.models.bfloat16 import KEPT, in_bfloat16
 from dit_shd.models.families import FAMILIES, LibraryModel
 from dit_shd.models.prediction import NOISE
-from dit_shd.models.quantization import CONFIG, Precision, check_whole, config_of, is_quantised, plain_parts
+from dit_shd.models.quantization import CONFIG, Precision, check_whole, config_for, is_quantised, plain_parts
 from dit_shd.models.shape import is_conditional, shape_of
 from dit_shd.models.transformer import LatentTransformer
 
@@ -175,7 +175,8 @@ def _read_quantised(source: str | Path, precision: Precision, device: torch.devi
             f"{source}: teacher_precision={precision} reads folders of diffusers (config.json with _class_name), found "
             f"{actual}; teacher_precision=bf16 reads everything"
         )
-    options: dict[str, Any] = {"torch_dtype": torch.bfloat16, CONFIG: config_of(precision, device)}
+    quantised = config_for(precision, device, cls, config)
+    options: dict[str, Any] = {"torch_dtype": torch.bfloat16, CONFIG: quantised}
     if device.type != "cpu":
         options["device_map"] = {"": device}
     return read_weights(cls, folder, variant, **options)
