@@ -85,6 +85,9 @@ def read_weights(cls: type[Model], folder: Path, variant: str | None = None, **o
     Raises:
         UserError: No weights, an ambiguous variant, or weights that do not fit config.json.
     """
+    import torch
+
+    default = torch.get_default_dtype()
     chosen = choose_weights((file.name for file in folder.iterdir()), str(folder), variant)
     load: Any = cls.from_pretrained  # its annotation lacks the loading info
     try:  # weights that are no safetensors are read with weights_only by diffusers
@@ -97,6 +100,7 @@ def read_weights(cls: type[Model], folder: Path, variant: str | None = None, **o
             **options,
         )
     except Exception as error:  # of several libraries, for a folder that may be wrong in any way
+        torch.set_default_dtype(default)  # diffusers leaves the one that it reads in
         raise UserError(f"{folder}: cannot be read as {cls.__name__}: {_reason(error)}") from error
     for wrong, words in (("missing_keys", "missing"), ("unexpected_keys", "unknown"), ("mismatched_keys", "misshapen")):
         if info[wrong]:

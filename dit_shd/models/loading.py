@@ -28,7 +28,7 @@ from dit_shd.models import public_checkpoints, velocity
 from dit_shd.models.bfloat16 import KEPT, in_bfloat16
 from dit_shd.models.families import FAMILIES, LibraryModel
 from dit_shd.models.prediction import NOISE
-from dit_shd.models.quantization import CONFIG, Precision, config_of, is_quantised, plain_parts
+from dit_shd.models.quantization import CONFIG, Precision, check_whole, config_for, is_quantised, plain_parts
 from dit_shd.models.shape import is_conditional, shape_of
 from dit_shd.models.transformer import LatentTransformer
 
@@ -159,13 +159,15 @@ def _read_quantised(source: str | Path, precision: Precision, device: torch.devi
     """A model in fewer bits than 16, of a folder of diffusers.
 
     Raises:
-        UserError: It is something else.
+        UserError: It is something else, or quantised already.
     """
     folder, variant = _folder(find(source, "model"))
-    name = None if folder is None else read_config(folder).get("_class_name")
+    config: dict[str, Any] = {} if folder is None else read_config(folder)
+    check_whole(str(source), config)
+    name = config.get("_class_name")
     cls: Any = None if name is None else families().get(str(name)) or _diffusers_class(str(name))
     if folder is None or cls is None:
-        library = None if folder is None else _library(read_config(folder))
+        library = _library(config)
         actual = (
             "none; dit-shd convert makes one of a checkpoint file" if library is None else f"one of {library.library}"
         )
@@ -173,7 +175,8 @@ def _read_quantised(source: str | Path, precision: Precision, device: torch.devi
             f"{source}: teacher_precision={precision} reads folders of diffusers (config.json with _class_name), found "
             f"{actual}; teacher_precision=bf16 reads everything"
         )
-    options: dict[str, Any] = {"torch_dtype": torch.bfloat16, CONFIG: config_of(precision, device)}
+    quantised = config_for(precision, device, cls, config)
+    options: dict[str, Any] = {"torch_dtype": torch.bfloat16, CONFIG: quantised}
     if device.type != "cpu":
         options["device_map"] = {"": device}
     return read_weights(cls, folder, variant, **options)
@@ -266,9 +269,10 @@ def read_folder(folder: Path, variant: str | None = None, dtype: torch.dtype | N
         dtype: That diffusers is to read its own classes in, unless it names what stays in float32; None: float32.
 
     Raises:
-        UserError: It cannot be read, or weights and config.json do not fit together.
+        UserError: It cannot be read, is quantised already, or weights and config.json do not fit together.
     """
     config = read_config(folder)
+    check_whole(str(folder), config)
     library = _library(config)
     if library is not None:
         return library.of_folder(folder, config).float()

@@ -4,13 +4,15 @@ torchao has 8 bits (int8 with a scale for each output, fp8) and 4 bits (int4 in 
 has nf4 (QLoRA, arXiv 2305.14314), on a GPU. Products are computed in bfloat16.
 """
 
+import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from dit_shd.core.errors import UserError, error_line
+from dit_shd.core.errors import UserError, error_line, one_line
 from dit_shd.core.installation import require
 
 Bits = Literal["int8", "fp8", "int4", "nf4"]
@@ -22,6 +24,8 @@ CONFIG = "quantization_config"
 """Key of the config of a model that was quantised."""
 OF_QUANTISED = (CONFIG, "_pre_quantization_dtype")
 """What diffusers adds to its config; neither is an argument of the class."""
+RAW = "multi_head_attention_forward"
+"""A function of PyTorch that is given weights past the modules that hold them, and takes plain tensors alone."""
 
 
 def is_quantised(precision: Precision) -> bool:
@@ -29,12 +33,13 @@ def is_quantised(precision: Precision) -> bool:
     return precision in get_args(Bits)
 
 
-def config_of(bits: Precision, device: torch.device) -> Any:  # noqa: ANN401 - a class of diffusers for each package
+def config_of(bits: Precision, device: torch.device, whole: Sequence[str] = ()) -> Any:  # noqa: ANN401 - either class
     """The quantization config of diffusers.
 
     Args:
         bits: The bits of the weights.
         device: Where the model is to run.
+        whole: Names of the model's modules that are not quantised, but in bfloat16.
 
     Raises:
         UserError: The package is not installed, or the device is no GPU where one is needed.
@@ -47,10 +52,10 @@ def config_of(bits: Precision, device: torch.device) -> Any:  # noqa: ANN401 - a
 
     if bits == "nf4":
         options: dict[str, Any] = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16}
-        made = diffusers.BitsAndBytesConfig(load_in_4bit=True, **options)
+        made = diffusers.BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=[*whole], **options)
     else:
         try:
-            made = diffusers.TorchAoConfig(_torchao(bits))
+            made = diffusers.TorchAoConfig(_torchao(bits), [*whole])
         except RuntimeError as error:
             raise UserError(
                 f"teacher_precision: {bits} is refused by diffusers {diffusers.__version__} ({error_line(error)}); "
@@ -59,12 +64,68 @@ def config_of(bits: Precision, device: torch.device) -> Any:  # noqa: ANN401 - a
     return made
 
 
+def config_for(bits: Precision, device: torch.device, cls: Any, config: Mapping[str, Any]) -> Any:  # noqa: ANN401
+    """The quantization config of diffusers for a model: what of it cannot be quantised stays in bfloat16.
+
+    Args:
+        bits: As in config_of.
+        device: As in config_of.
+        cls: The class of the model, of diffusers or of dit_shd.
+        config: Its config.json; of one that no model can be made of, reading the weights will say so.
+    """
+    try:
+        with torch.device("meta"):
+            whole = unquantisable(cls.from_config({**config}))
+    except Exception:  # of diffusers, for a config that may be wrong in any way
+        whole = []
+    return config_of(bits, device, whole)
+
+
 def _torchao(bits: Precision) -> Any:  # noqa: ANN401
     from torchao import quantization
 
     if bits == "int4":  # the layout that an A100 or newer multiplies
         return quantization.Int4WeightOnlyConfig(group_size=GROUP[bits], int4_packing_format="tile_packed_to_4d")  # type: ignore[arg-type]
     return quantization.Int8WeightOnlyConfig() if bits == "int8" else quantization.Float8WeightOnlyConfig()
+
+
+def unquantisable(model: nn.Module) -> list[str]:
+    """The modules whose linear maps' weights are multiplied past them, by name: HunyuanDiT's pooling of its text."""
+    codes = {
+        name: getattr(inspect.unwrap(type(part).forward), "__code__", None) for name, part in model.named_modules()
+    }
+    return [name for name, code in codes.items() if code is not None and RAW in code.co_names]
+
+
+def check_whole(where: str, config: Mapping[str, Any]) -> None:
+    """Refuse a folder whose weights are in fewer bits on disk.
+
+    Args:
+        where: The folder, for the error.
+        config: Its config.json.
+
+    Raises:
+        UserError: They are.
+    """
+    settings = config.get(CONFIG)
+    if settings:
+        raise UserError(
+            f"{where}: its weights are quantised already ({_words(settings)}); wanted a folder of whole weights, of "
+            "which teacher_precision=int8, fp8, int4 or nf4 makes such ones as it reads them"
+        )
+
+
+def _words(settings: Any) -> str:  # noqa: ANN401 - of a file
+    """A quantization config of a folder: its package and bits."""
+    values = settings if isinstance(settings, Mapping) else {}
+    kind = values.get("quant_type") or values.get("weights_dtype") or values.get("bits")
+    if isinstance(kind, Mapping):  # torchao's: {default: {_type: Int8WeightOnlyConfig, ...}}
+        kind = next((config.get("_type") for config in kind.values() if isinstance(config, Mapping)), None)
+    if values.get("load_in_8bit"):
+        kind = "int8"
+    elif values.get("load_in_4bit"):
+        kind = values.get("bnb_4bit_quant_type")
+    return one_line(" ".join(str(word) for word in (values.get("quant_method"), kind) if word)) or "of an unknown kind"
 
 
 def plain_parts(tensor: Tensor) -> dict[str, Tensor]:
@@ -89,7 +150,9 @@ def counted_bytes(model: nn.Module, bits: Precision) -> int:
         model: Perhaps without memory, in float32.
         bits: One of fewer than 16.
     """
-    weights = {id(module.weight): module.weight for module in model.modules() if isinstance(module, nn.Linear)}
+    whole = {id(x) for name in unquantisable(model) for x in model.get_submodule(name).parameters()}
+    maps = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
+    weights = {id(weight): weight for weight in maps if id(weight) not in whole}
     others = [x for x in (*model.parameters(), *model.buffers()) if id(x) not in weights]
     return sum(_linear_bytes(weight, bits) for weight in weights.values()) + 2 * sum(x.numel() for x in others)
 

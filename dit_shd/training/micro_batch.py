@@ -7,15 +7,18 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
+from torch import nn
 
 from dit_shd.core.devices import current_device
 from dit_shd.core.distributed import run_on_main
 from dit_shd.core.errors import UserError
 from dit_shd.core.memory import is_out_of_memory
 from dit_shd.core.yaml_files import read_yaml
+from dit_shd.models.lora import add_lora
 from dit_shd.models.offload import moved
 from dit_shd.profiling.hardware import free_memory, peak_memory
-from dit_shd.profiling.memory import step_memory
+from dit_shd.profiling.memory import TEACHER, Memory, held, step_memory
+from dit_shd.profiling.meta import ModelSpec
 from dit_shd.training.config import AUTO_SIZE
 from dit_shd.training.dry_run import step_shape, take_a_step
 from dit_shd.training.parts import Parts
@@ -63,10 +66,12 @@ def largest(parts: Parts, processes: int) -> int:
         raise UserError("micro_batch_size: auto tries whole models on one GPU, sharding divides them; give a number")
     config, device = replace(parts.config, micro_batch_size=None), current_device()
     free = free_memory(device)
+    student = ModelSpec.of(parts.student).skeleton()
+    add_lora(student, config.lora)  # the student itself is given adapters when it has its first weights
     needed = 0
     for size in _sizes(config.batch_size, processes):
-        memory = step_memory(step_shape(config, size), parts.student, parts.teachers)
-        needed = memory.total if processes == 1 else memory.replicated
+        memory = step_memory(step_shape(config, size), student, parts.teachers)
+        needed = (memory.total if processes == 1 else memory.replicated) - _there(memory, parts, device)
         if needed > SHARE * free or not _takes_a_step(parts, size, device):
             continue
         _log.info(
@@ -78,6 +83,19 @@ def largest(parts: Parts, processes: int) -> int:
         f"micro_batch_size: not even one image fits: {needed / 2**30:.1f} GiB by count, {free / 2**30:.1f} free on "
         f"{device}; gradient_checkpointing=true, precision=bf16 and sharding=fsdp2 take less (dry_run=true)"
     )
+
+
+def _there(memory: Memory, parts: Parts, device: torch.device) -> int:
+    """Bytes of what is counted that lies on a device already, and is not in its free memory.
+
+    On a CPU that is every model, on a GPU a teacher in fewer bits, which is read there.
+    """
+
+    def is_there(model: nn.Module) -> bool:
+        return next(model.parameters()).device.type == device.type
+
+    teachers = memory.parts[TEACHER] if all(map(is_there, parts.teachers.values())) else 0
+    return teachers + (held(parts.student) if is_there(parts.student) else 0)
 
 
 def _sizes(batch: int, processes: int) -> Iterator[int]:

@@ -323,6 +323,20 @@ def test_diffusers_reads_its_own_classes_in_bfloat16_and_nothing_is_held_in_floa
     assert {x.dtype for x in loading.load(tmp_path / "dit", "bf16").parameters()} == {torch.bfloat16}
 
 
+def test_a_folder_that_cannot_be_read_in_bfloat16_leaves_no_trace(tmp_path):
+    """diffusers leaves bfloat16 as the process's default, in which later models were made and read."""
+    diffusers_dit().save_pretrained(tmp_path / "dit")
+    file = tmp_path / "dit" / "config.json"
+    file.write_text(file.read_text().replace('"num_layers": 2', '"num_layers": "many"'))
+    default = torch.get_default_dtype()
+    try:
+        with pytest.raises(UserError, match="dit: cannot be read as DiTTransformer2DModel"):
+            loading.load(tmp_path / "dit", "bf16")
+        assert torch.get_default_dtype() == default
+    finally:
+        torch.set_default_dtype(default)
+
+
 def test_whether_files_hold_bfloat16_alone(tmp_path, teacher):
     diffusers_dit().bfloat16().save_pretrained(tmp_path / "low")
     assert loading.stored_precision(tmp_path / "low") == "bf16"

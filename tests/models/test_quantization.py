@@ -1,15 +1,23 @@
 """Teachers in fewer bits than 16."""
 
 import json
+import shutil
 
 import diffusers
 import pytest
 import torch
 from runs import run
+from tiny_pipelines import write_pipeline
+from torch import nn
 
+from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.models import loading
-from dit_shd.models.quantization import config_of, counted_bytes, plain_parts
+from dit_shd.models.quantization import config_of, counted_bytes, plain_parts, unquantisable
+from dit_shd.tasks.text_to_image import TextToImage
+from dit_shd.training import setup
+from dit_shd.training.config import TrainConfig
+from dit_shd.training.dry_run import dry_run
 
 CPU = torch.device("cpu")
 
@@ -37,10 +45,45 @@ def test_it_teaches_nearly_the_same(values, tmp_path, bits):
 @pytest.mark.parametrize("bits", ["int8", "fp8"], indirect=True)
 def test_bytes_are_counted(teacher, bits):
     full, low = loading.load(teacher), loading.load(teacher, bits)
-    tensors = [part for x in (*low.parameters(), *low.buffers()) for part in plain_parts(x).values()]
-    held = sum(x.numel() * x.element_size() for x in tensors)
-    assert held == pytest.approx(counted_bytes(full, bits), rel=0.15)
-    assert held < 0.5 * 4 * sum(p.numel() for p in full.parameters())
+    assert bytes_of(low) == pytest.approx(counted_bytes(full, bits), rel=0.15)
+    assert bytes_of(low) < 0.5 * 4 * sum(p.numel() for p in full.parameters())
+
+
+@pytest.mark.parametrize("bits", ["int8", "fp8"], indirect=True)
+def test_weights_that_are_multiplied_past_their_modules_stay_whole(tmp_path, bits):
+    """HunyuanDiT's pooling of its text gives them to F.multi_head_attention_forward, which took no torchao tensors."""
+    folder = write_pipeline("hunyuan_dit", tmp_path / "pipeline")
+    fine, low = (loading.load(folder, precision).eval() for precision in ("bf16", bits))
+    task = TextToImage(side=8)
+    batch = task.example(low, 2, CPU)[0]
+    with torch.no_grad():
+        near, exact = (task.predict(model, batch).prediction for model in (low, fine))
+    assert 0 < (near - exact).norm() < 0.1 * exact.norm()
+    pooler = low.time_extra_emb.pooler
+    assert unquantisable(low) == ["time_extra_emb.pooler"]
+    assert all(type(p.data) is torch.Tensor and p.dtype == torch.bfloat16 for p in pooler.parameters())
+    assert type(low.blocks[0].attn1.to_q.weight.data) is not torch.Tensor
+    assert bytes_of(low) == pytest.approx(counted_bytes(loading.load(folder), bits), rel=0.15)
+
+
+def test_attention_of_pytorch_stays_whole():
+    """Its out_proj is a linear map of a class of its own."""
+    assert unquantisable(nn.TransformerEncoderLayer(8, 2, 8)) == ["self_attn"]
+    model = nn.Sequential(nn.MultiheadAttention(8, 2), nn.Linear(8, 8))
+    assert counted_bytes(model, "int8") == 2 * (3 * 8 * 8 + 3 * 8 + 8 * 8 + 8) + 8 * 8 + 4 * 8 + 2 * 8
+
+
+@pytest.mark.parametrize("bits", ["int8"], indirect=True)
+def test_a_config_of_no_model_is_refused_as_elsewhere(teacher, tmp_path, bits):
+    folder = shutil.copytree(teacher, tmp_path / "low")
+    write_config(folder, num_layers="many")
+    with pytest.raises(UserError, match=r"low: cannot be read as MDTv2"):
+        loading.load(folder, bits)
+
+
+def bytes_of(model):
+    tensors = [part for x in (*model.parameters(), *model.buffers()) for part in plain_parts(x).values()]
+    return sum(x.numel() * x.element_size() for x in tensors)
 
 
 def test_bad_input(teacher, tmp_path):
@@ -54,6 +97,61 @@ def test_bad_input(teacher, tmp_path):
         loading.load(tmp_path, "int8")
 
 
+TORCHAO = {"quant_method": "torchao", "quant_type": {"default": {"_type": "Int8WeightOnlyConfig", "_data": {}}}}
+EIGHT = {"quant_method": "bitsandbytes", "load_in_8bit": True, "bnb_4bit_quant_type": "fp4"}
+FOUR = {"quant_method": "bitsandbytes", "load_in_8bit": False, "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (TORCHAO, "torchao Int8WeightOnlyConfig"),
+        (EIGHT, "bitsandbytes int8"),
+        (FOUR, "bitsandbytes nf4"),
+        ({"quant_method": "quanto", "weights_dtype": "float8"}, "quanto float8"),
+        ({"quant_method": "gptq", "bits": 4}, "gptq 4"),
+        ({"quant_type": {"default": 1}}, "of an unknown kind"),
+        ("int8", "of an unknown kind"),
+    ],
+)
+@pytest.mark.parametrize("precision", ["no", "bf16", "int8"])
+def test_a_folder_that_is_quantised_already_is_refused(teacher, tmp_path, settings, words, precision):
+    folder = shutil.copytree(teacher, tmp_path / "low")
+    write_config(folder, quantization_config=settings)
+    with pytest.raises(
+        UserError, match=rf"low: its weights are quantised already \({words}\); wanted .* whole weights"
+    ):
+        loading.load(folder, precision)
+    write_config(folder, quantization_config=None)
+    assert precision == "int8" or loading.load(folder, precision)
+
+
+def write_config(folder, **changes):
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+@pytest.mark.parametrize("changes", [{}, {"teacher_precision": "int8"}, {"dry_run": True}])
+def test_a_run_of_such_a_teacher_writes_nothing(values, teacher, tmp_path, changes):
+    folder = shutil.copytree(teacher, tmp_path / "low")
+    write_config(folder, quantization_config=TORCHAO)
+    start = dry_run if "dry_run" in changes else setup.build
+    with pytest.raises(UserError, match="quantised already"):
+        start(make(TrainConfig, {**values, "teacher": str(folder), **changes}))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("bits", ["int8"], indirect=True)
+def test_one_that_was_saved_here_is_refused(teacher, tmp_path, bits):
+    try:
+        loading.load(teacher, bits).save_pretrained(tmp_path / "low")
+    except ValueError as error:
+        pytest.skip(f"this torchao writes none ({error})")
+    for precision in ("no", "bf16", "int8", "fp8"):
+        with pytest.raises(UserError, match="quantised already"):
+            loading.load(tmp_path / "low", precision)
+
+
 def test_a_diffusers_that_quantises_on_gpus_alone_is_told(monkeypatch):
     def refuse(*_):
         raise RuntimeError("TorchAO requires a GPU")
@@ -65,6 +163,6 @@ def test_a_diffusers_that_quantises_on_gpus_alone_is_told(monkeypatch):
 
 def test_four_bits_of_bitsandbytes():
     pytest.importorskip("bitsandbytes")
-    config = config_of("nf4", torch.device("cuda"))
+    config = config_of("nf4", torch.device("cuda"), ["pooler"])
     assert config.load_in_4bit and config.bnb_4bit_quant_type == "nf4"
-    assert config.bnb_4bit_compute_dtype == torch.bfloat16
+    assert config.bnb_4bit_compute_dtype == torch.bfloat16 and config.llm_int8_skip_modules == ["pooler"]

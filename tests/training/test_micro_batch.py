@@ -11,10 +11,10 @@ import yaml
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.distiller import Distiller
-from dit_shd.profiling.memory import step_memory
+from dit_shd.profiling.memory import TEACHER, held, step_memory
 from dit_shd.training import micro_batch, setup
 from dit_shd.training.config import TrainConfig
-from dit_shd.training.dry_run import step_shape
+from dit_shd.training.dry_run import dry_run, step_shape
 from dit_shd.training.micro_batch import divisors, largest
 from dit_shd.training.parts import Parts
 from dit_shd.training.trainer import train
@@ -27,7 +27,8 @@ def parts(values):
 
 def test_the_largest_that_fits_is_taken(parts, monkeypatch):
     counted = {n: step_memory(step_shape(parts.config, n), parts.student, parts.teachers) for n in divisors(8)}
-    needed = {n: memory.total for n, memory in counted.items()}
+    there = counted[1].parts[TEACHER] + held(parts.student)  # which are in main memory already
+    needed = {n: memory.total - there for n, memory in counted.items()}
     monkeypatch.setattr(micro_batch, "step_memory", lambda step, *models: counted[step.images])
     assert list(needed) == [8, 4, 2, 1] and sorted(needed.values(), reverse=True) == list(needed.values())
     for size, total in needed.items():
@@ -43,12 +44,37 @@ def test_the_largest_that_fits_is_taken(parts, monkeypatch):
         largest(parts, 1)
 
 
+def test_adapters_alone_are_counted_as_trained(values, monkeypatch):
+    """As by the dry run."""
+    values |= {"lora": {"rank": 2}, "initialisation": {"weights": "teacher"}, "losses": [{"name": "output"}]}
+    values |= {"student": {**values["student"], "num_attention_heads": 4}}
+    parts, seen = setup.models_and_task(make(TrainConfig, {**values, "micro_batch_size": "auto"})), []
+    monkeypatch.setattr(micro_batch, "step_memory", lambda *models: seen.append(step_memory(*models)) or seen[-1])
+    assert largest(parts, 1) == 8
+    counted = dry_run(make(TrainConfig, {**values, "estimate": {"measure": False}})).memory
+    assert seen == [counted]
+    assert counted.parts["gradients"] < 0.3 * counted.parts["student's weights"]
+    assert not any("lora" in name for name, _ in parts.student.named_modules())
+
+
 @pytest.fixture
 def gpu(monkeypatch):
     """A machine whose GPU has much memory by count; its steps are taken on the CPU."""
     monkeypatch.setattr(micro_batch, "current_device", lambda: torch.device("cuda"))
     monkeypatch.setattr(micro_batch, "free_memory", lambda device: 2**40)
     monkeypatch.setattr(micro_batch, "peak_memory", lambda device: 0)
+
+
+@pytest.mark.parametrize("kind", ["meta", "cuda"])
+def test_a_teacher_that_is_on_the_gpu_already_is_not_counted_again(parts, monkeypatch, kind):
+    """One in fewer bits is read there; another is in main memory until the run begins. (Meta stands for the GPU.)"""
+    monkeypatch.setattr(micro_batch, "current_device", lambda: torch.device(kind))
+    monkeypatch.setattr(micro_batch, "_takes_a_step", lambda *_: True)
+    parts = replace(parts, teachers={"teacher": parts.teachers["teacher"].to("meta")})
+    counted = step_memory(step_shape(parts.config, 8), parts.student, parts.teachers)
+    rest = counted.total - counted.parts[TEACHER]
+    monkeypatch.setattr(micro_batch, "free_memory", lambda device: rest / 0.9 + 1)
+    assert (largest(parts, 1) == 8) == (kind == "meta")
 
 
 def test_a_step_that_runs_out_of_memory_leads_to_the_next_size(parts, gpu, monkeypatch):

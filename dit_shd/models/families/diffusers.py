@@ -13,9 +13,10 @@ from dit_shd.core.places import Asset, HubName, Place, find
 from dit_shd.core.pretrained import asset, class_name, model_folder, of_hub, read_config
 from dit_shd.core.yaml_files import words_of
 from dit_shd.models.families import FAMILIES
+from dit_shd.models.quantization import OF_QUANTISED
 from dit_shd.models.students import smaller
 
-NO_SIZES = ("_class_name", "_diffusers_version", "_name_or_path")
+NO_SIZES = ("_class_name", "_diffusers_version", "_name_or_path", *OF_QUANTISED)
 """Keys of a config.json that are no arguments of the class."""
 
 
