@@ -137,6 +137,7 @@ class Survey(TorchFunctionMode):
             if not isinstance(module, torch.jit.ScriptModule):
                 for hook in (
                     module.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True),
+                    module.register_forward_pre_hook(self._prepared, with_kwargs=True),
                     module.register_forward_hook(self._leave, always_call=True),
                 ):
                     self._open.callback(hook.remove)
@@ -157,6 +158,11 @@ class Survey(TorchFunctionMode):
             for i, value in enumerate((*args, *kwargs.values())):
                 self.lineages.name(value, f"input {i} of {self.names[module]}", ENTERED)
             self._stack[-1].entered = self.arrivals.enter(module, args, kwargs)
+
+    def _prepared(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Others' hooks have run, which may have changed what the module is given."""
+        if self._stack and self._stack[-1].module is module and not self.arrivals.busy:
+            self._stack[-1].args, self._stack[-1].kwargs = args, kwargs
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         if self.arrivals.busy or not self._stack or self._stack[-1].module is not module:
