@@ -258,10 +258,7 @@ class Recording(LastForward):
     def check_graph(self, recorder: Recorder, graph: bool) -> None:
         """Refuse a layer whose captures would train nothing; graph: whether it ran with one."""
         if self._with_graph and not graph and any(p.requires_grad for p in recorder.module.parameters()):
-            raise UserError(
-                f"capture: {recorder.name} ran without a graph inside a forward that has one, so no loss on it would "
-                "train it; reentrant gradient checkpointing does that: use use_reentrant=False"
-            )
+            raise discovery.without_graph(recorder.name)
 
     def _captures(self, recorder: Recorder, raw: Sequence[RawCall], tokens: Tokens) -> Iterator[tuple[str, Capture]]:
         site = self._site(recorder)
