@@ -142,9 +142,19 @@ def test_heads_that_lie_in_the_batch_are_seen_whatever_the_layout(shape):
     assert one["blocks.0"].shape == (3, 1, 6, 6)
 
 
-def test_layers_may_share_their_output_projection():
+@pytest.mark.parametrize("share", ["module", "weight", "numbers", "all"])
+def test_layers_may_share_their_output_projection(share):
+    """Of a shared weight, the last layer alone had it, and the others a reason that was false."""
     model = Net()
-    model.blocks[1].proj = model.blocks[0].proj
+    first, second = model.blocks
+    if share == "module":
+        second.proj = first.proj
+    elif share == "numbers":
+        second.proj.weight = nn.Parameter(first.proj.weight.data)
+    else:
+        second.proj.weight = first.proj.weight
+    if share == "all":
+        second.qkv.weight, second.qkv.bias, second.proj.bias = first.qkv.weight, first.qkv.bias, first.proj.bias
     captures = recorded(model, inputs())
     for name in ("blocks.0", "blocks.1"):
         torch.testing.assert_close(captures[name].out.flatten(0, 1), model.blocks[0].proj.weight.T)
