@@ -205,7 +205,7 @@ def learn(survey: Survey) -> Sites:
         sites[name] = Site(name, ref(modules[name]), tuple(layouts), reason, tuple(of_calls))
     inside = {each for module in modules.values() for each in module.modules() if each is not module}
     sites.nested = not inside.isdisjoint(modules.values())
-    others = attention_like({name: m for name, m in survey.ran.items() if name not in sites and not is_cross(m)})
+    others = attention_like(_without(survey, sites))
     kinds = {(plain_class(modules[name]), section_of(name)) for name in by_name}
     asleep = [(name, module) for module, name in survey.names.items() if name not in survey.ran]
     sites.silent = {name: f"{name} {why_silent(module)}" for name, module in others.items()}
@@ -216,15 +216,20 @@ def learn(survey: Survey) -> Sites:
     return sites
 
 
-def _siblings(survey: Survey, sites: Sites) -> list[tuple[str, nn.Module]]:
-    """Modules that ran where other blocks have a layer that called attention, and called none, by names of attention.
+def _without(survey: Survey, sites: Sites) -> dict[str, nn.Module]:
+    """Modules that ran without calling attention, by name."""
+    return {name: module for name, module in survey.ran.items() if name not in sites and not is_cross(module)}
 
-    Blocks of hybrid models have other mixers (of state spaces, say) in that place, which are not meant.
+
+def _siblings(survey: Survey, sites: Sites) -> list[tuple[str, nn.Module]]:
+    """Modules that ran where other blocks have a layer that called attention, and called none.
+
+    By names of attention, or a softmax: hybrid models have mixers in that place (of state spaces) that are not meant.
     """
     sections = {section_of(name) for name, site in sites.items() if not site.unasked}
-    there = {name: module for name, module in survey.ran.items() if name not in sites and section_of(name) in sections}
+    there = {name: module for name, module in _without(survey, sites).items() if section_of(name) in sections}
     named = attention_like(there).keys() | {name for name in there if names_attention(name.rpartition(".")[2])}
-    return [(name, module) for name, module in there.items() if name in named and not is_cross(module)]
+    return [(name, module) for name, module in there.items() if name in named | survey.softmaxes]
 
 
 def _layout(

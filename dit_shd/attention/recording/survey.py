@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from dit_shd.attention.recording import discovery
@@ -57,6 +57,7 @@ class _Eager(AbstractContextManager[None]):
 
 
 _EAGER = _Eager()
+_SOFTMAX = {torch.softmax, Tensor.softmax, F.softmax, torch.special.softmax}
 
 
 @dataclass(eq=False)
@@ -106,6 +107,8 @@ class Survey(TorchFunctionMode):
         self.calls: list[SeenCall] = []
         self.ran: dict[str, nn.Module] = {}
         """Every module that ran, by name."""
+        self.softmaxes = set[str]()
+        """Those with weights in which a softmax of maps ran, attention's own aside."""
         self.arrivals = Arrivals(root)
         self.lineages = Lineages()
         self.inputs: tuple[Given, ...] = ()
@@ -215,6 +218,10 @@ class Survey(TorchFunctionMode):
             self.lineages.follow(func, args, kwargs, result)
             running = self._stack[-1] if self._stack else self._root
             self.arrivals.follow(func, args, result, running.module)
+            if func in _SOFTMAX and isinstance(result, Tensor) and result.ndim > 2:
+                self.softmaxes |= {
+                    self.names[each.module] for each in self._stack if any(True for _ in each.module.parameters())
+                }
             if is_product(func):
                 self.arrivals.product(func, args, kwargs, result, running.module, running.products)
                 for each in self._stack or [self._root]:
