@@ -217,8 +217,9 @@ def learn(survey: Survey) -> Sites:
 
 
 def _without(survey: Survey, sites: Sites) -> dict[str, nn.Module]:
-    """Modules that ran without calling attention, by name."""
-    return {name: module for name, module in survey.ran.items() if name not in sites and not is_cross(module)}
+    """Modules that ran without calling attention, in them or in what they hold, by name."""
+    ran = {name: module for name, module in survey.ran.items() if name not in sites and not is_cross(module)}
+    return {name: module for name, module in ran.items() if not any(site.startswith(f"{name}.") for site in sites)}
 
 
 def _siblings(survey: Survey, sites: Sites) -> list[tuple[str, nn.Module]]:

@@ -117,3 +117,44 @@ def test_hooks_that_give_a_layer_more_are_no_other_kind_of_call():
         for _ in range(2):
             model(x, x + 1, "no")
             assert len(captures) == 2
+
+
+class Attend(nn.Module):
+    """Calls attention for the layer that holds it."""
+
+    def forward(self, q, k, v):
+        return merged(F.scaled_dot_product_attention(q, k, v))
+
+
+class OuterAttention(Dual):
+    def __init__(self, by_child: bool = True):
+        super().__init__()
+        self.attend = Attend() if by_child else None
+
+    def forward(self, x, context):
+        (q, _, _), (_, k, v) = split(self.qkv(x)), split(self.qkv(context))
+        return self.proj(self.attend(q, k, v) if self.attend else merged(F.scaled_dot_product_attention(q, k, v)))
+
+
+def of_context(*layers):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(layers)
+
+        def forward(self, x, context):
+            for layer in self.layers:
+                x = x + layer(x, context)
+            return x
+
+    return Model()
+
+
+def test_a_layer_whose_child_called_attention_has_not_run_without():
+    """It was said to have, and a search for another backend was advised."""
+    message, model = r"Model: No self-attention .* has to be named: layers=layers\.0\.attend", OuterAttention
+    with pytest.raises(UserError, match=message), capture(of_context(model(), model())) as captures:
+        captures.model(inputs(), inputs() + 1)
+    with capture(of_context(OuterAttention(False), OuterAttention()), layers=["*"]) as captures:
+        captures.model(inputs(), inputs() + 1)
+        assert list(captures) == ["layers.0", "layers.1.attend"] and "ran without" not in str(captures.report())
