@@ -6,9 +6,8 @@ then need no more than the modules that were found.
 """
 
 from collections.abc import Generator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from threading import Lock
 from typing import Any
 
 import torch
@@ -18,8 +17,9 @@ from torch.overrides import TorchFunctionMode
 
 from dit_shd.attention.recording import discovery
 from dit_shd.attention.recording.arrivals import Arrivals, Entered
+from dit_shd.attention.recording.eager import EAGER, backward_too, is_compiled
 from dit_shd.attention.recording.instrument import plain_class
-from dit_shd.attention.recording.lineage import ENTERED, Lineage, Lineages, Streams
+from dit_shd.attention.recording.lineage import ENTERED, Lineage, Lineages, Streams, tensors_in
 from dit_shd.attention.recording.products import is_product
 from dit_shd.attention.recording.roles import Given
 from dit_shd.attention.recording.sdpa_calls import (
@@ -35,28 +35,6 @@ from dit_shd.attention.recording.sdpa_calls import (
 )
 from dit_shd.attention.recording.tokens import Tokens, is_sequence, shapes_of, token_places, tokens_of
 
-
-class _Eager(AbstractContextManager[None]):
-    """Inside it nothing is compiled, in the whole process; surveys of several threads may overlap."""
-
-    def __init__(self) -> None:
-        self._lock, self._inside = Lock(), 0
-        self._stance = ExitStack()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            self._inside += 1
-            if self._inside == 1:
-                self._stance.callback(torch.compiler.set_stance("force_eager").__exit__, None, None, None)
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if not self._inside:
-                self._stance.close()
-
-
-_EAGER = _Eager()
 _SOFTMAX = {torch.softmax, Tensor.softmax, F.softmax, torch.special.softmax}
 
 
@@ -144,7 +122,7 @@ class Survey(TorchFunctionMode):
                     module.register_forward_hook(self._leave, always_call=True),
                 ):
                     self._open.callback(hook.remove)
-        self._open.enter_context(_EAGER)
+        self._open.enter_context(EAGER)
         self._open.enter_context(self)
 
     def stop(self) -> None:
@@ -181,6 +159,8 @@ class Survey(TorchFunctionMode):
         """What the model gave."""
         with self._harmless():
             self.outputs = self.lineages.all(output)
+            if torch.is_grad_enabled() and any(map(is_compiled, self.names)):
+                backward_too([*tensors_in(output), *(x for call in self.calls for x in Call.given(call.raw)[:3])])
 
     def _given(self, given: dict[str, Any]) -> tuple[Given, ...]:
         sequences = {name: x for name, x in given.items() if is_sequence(x)}
