@@ -75,8 +75,10 @@ def check_depths(teacher: object, student: object) -> None:
                 "depth; run all layers, or capture those that always run: capture(model, layers=[...])"
             )
     by_hand = [(role, *layer) for role, each in recordings.items() for layer in each.by_hand.items()]
-    if len({role for role, *_ in by_hand}) == 1:  # two hybrid models have such layers in the same places
-        role, name, why = by_hand[0]
+    role, name, why = by_hand[0] if by_hand else ("", "", "")
+    if all(each.by_hand for each in recordings.values()) and len(recordings) == 2:  # hybrids: in the same places
+        warn_of_left_out(len(by_hand), f"{name} of the {role} {why}")
+    elif by_hand:
         raise UserError(
             f"SHD: layers cannot be paired by their depth, since one of the {role} cannot be recorded; name the pairs, "
             f"SHD(layers={{student layer: teacher layer}}): {name} {why}"
@@ -116,6 +118,17 @@ def warn_of_no_graph() -> None:
     _log.warning(
         "SHD: the student's captures have no graph, so this term trains nothing; was its last forward an evaluation? "
         "Take the loss before that one; for its value alone, under torch.no_grad()"
+    )
+
+
+@lru_cache(maxsize=1)
+def warn_of_left_out(count: int, first: str) -> None:
+    """Say once that layers of both models cannot be recorded."""
+    _log.warning(
+        "SHD: %d layers of teacher and student cannot be recorded and are left out, and what is left is paired by its "
+        "depth; captures.report() lists them: %s",
+        count,
+        first,
     )
 
 

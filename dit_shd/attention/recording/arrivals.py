@@ -267,7 +267,7 @@ class Arrivals:
     def _place(self, product: Product, hold: _Holds, module: nn.Module, ordinal: int) -> Projection | None:
         """What holds the weights of a product."""
         weight, k = product.weight, hold.result.columns
-        owner = None if weight is None else self._parameters.holding(weight)
+        owner = None if weight is None else self._parameters.holding(weight, module)
         if owner is not None:
             held, flipped = owner
             return at.ParameterProjection(
@@ -275,7 +275,7 @@ class Arrivals:
             )
         others = [x for x in product.args if isinstance(x, Tensor) and x is not product.rows]
         if weight is None and not product.kwargs and len(others) == 1 and self._parameters.get(others[0]) is not None:
-            return self._function(product, hold, others[0])
+            return self._function(product, hold, others[0], module)
         name = self._names.get(module, "")
         passing = at.PassingProjection(name, hold.first, ref(module), ordinal, k, product.at, hold.arrangement)
         self.busy = True
@@ -285,8 +285,8 @@ class Arrivals:
             self.busy = False
         return passing
 
-    def _function(self, product: Product, hold: _Holds, parameter: Tensor) -> Projection:
-        held = self._parameters.get(parameter)
+    def _function(self, product: Product, hold: _Holds, parameter: Tensor, module: nn.Module) -> Projection:
+        held = self._parameters.get(parameter, module)
         assert held is not None
         like, arrangement = product.rows.to("meta"), hold.arrangement
         rows, function = product.rows, product.function

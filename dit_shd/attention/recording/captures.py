@@ -26,6 +26,7 @@ from dit_shd.attention.recording.report import Report, why_empty
 from dit_shd.attention.recording.roles import Lengths
 from dit_shd.attention.recording.sdpa_calls import Call, RawCall, noted, unchanged, versions, written_to
 from dit_shd.attention.recording.selection import Selection
+from dit_shd.attention.recording.structure import Structure
 from dit_shd.attention.recording.survey import Survey
 from dit_shd.attention.recording.tokens import Tokens, shapes_of, token_places, tokens_of
 from dit_shd.core.errors import UserError
@@ -76,7 +77,7 @@ class Recording(LastForward):
         self._set = ExitStack()
         self._products: list[ProductRecorder] = []
         self._slow: set[nn.Module] = set()
-        self._structure = knowledge.Structure(self._core)
+        self._structure = Structure(self._core)
         self._reported = False
 
     def open(self) -> None:
@@ -189,9 +190,11 @@ class Recording(LastForward):
         self.stop()
         if survey is not None and (survey.calls or main):
             self._learn(survey)
+        late = any(each.ran is not None for each in self.recorders.values())
         self.flush()
         self._found = {name: unchanged(name, capture) for name, capture in self._found.items()}
-        self._found, self._shapes = self._sites.ordered(self._found), self._sites.ordered(self._shapes)
+        if self._sites and (late or self._sites.nested):
+            self._found, self._shapes = self._sites.ordered(self._found), self._sites.ordered(self._shapes)
         self._biases.clear()
         if main and not self._shapes:
             raise UserError(f"capture: {type(self.model).__name__}: {self.selection.why_nothing(self._sites, survey)}")
@@ -255,10 +258,7 @@ class Recording(LastForward):
     def check_graph(self, recorder: Recorder, graph: bool) -> None:
         """Refuse a layer whose captures would train nothing; graph: whether it ran with one."""
         if self._with_graph and not graph and any(p.requires_grad for p in recorder.module.parameters()):
-            raise UserError(
-                f"capture: {recorder.name} ran without a graph inside a forward that has one, so no loss on it would "
-                "train it; reentrant gradient checkpointing does that: use use_reentrant=False"
-            )
+            raise discovery.without_graph(recorder.name)
 
     def _captures(self, recorder: Recorder, raw: Sequence[RawCall], tokens: Tokens) -> Iterator[tuple[str, Capture]]:
         site = self._site(recorder)
@@ -270,11 +270,12 @@ class Recording(LastForward):
             calls = joined([Call.of(each, tokens) for each in raw], tokens)
         except ValueError as error:
             raise UserError(f"capture: {recorder.name}: {error}") from error
-        for call in calls:
-            layout, i = site.layout(recorder.count), recorder.count
+        for j, call in enumerate(calls):
+            i, n = recorder.count, call.query.shape[2]
+            layout = self._sites.layout(site, i, (len(tokens.lengths), j), n == call.key.shape[2])
             recorder.count += 1
             self._called.add(recorder.name)
-            n, known, same = call.query.shape[2], layout.text, self._inputs == self._sites.shapes
+            known, same = layout.text, self._inputs == self._sites.shapes
             text = None if known is None else known.among(n, tokens.lengths, self._given, self._lengths, same)
             self._lengths.note(recorder.name, n, text, layout.order)
             if not self.selection.wants(layout):
@@ -301,10 +302,7 @@ class Recording(LastForward):
     @property
     def by_hand(self) -> Mapping[str, str]:
         """Layers among the wanted ones that ran and did nothing that can be recorded, and why that may be."""
-        if self.selection.layers is not None:
-            return {}
-        unread = {name: f"cannot be recorded: {site.reason}" for name, site in self._sites.items() if site.reason}
-        return {**self._sites.by_hand, **unread}
+        return self._sites.unread() if self.selection.layers is None else {}
 
     @property
     def why_empty(self) -> str:

@@ -110,6 +110,16 @@ def check(model: Any) -> None:
             )
 
 
+def without_graph(layer: str) -> UserError:
+    """What is to be raised for a layer whose captures would train nothing."""
+    return UserError(
+        f"capture: {layer} ran without a graph inside a forward that has one, so no loss on it would train it. A "
+        "teacher, or a forward that is for its maps alone: run it under torch.no_grad(). A frozen part of the model: "
+        ".requires_grad_(False) of it, or capture the rest: capture(model.dit), capture(model, layers=[...]). Gradient "
+        "checkpointing: use_reentrant=False"
+    )
+
+
 def refusal(module: nn.Module) -> str | None:
     """Why a module would not reach scaled_dot_product_attention as it is set up now, and which setting to change."""
     if is_ours(module):

@@ -20,6 +20,11 @@ from dit_shd.attention.recording.tokens import Tokens, token_places, tokens_of
 
 RECORDERS, WATCHERS = "_dit_shd_recorders", "_dit_shd_watchers"
 """The attributes of an instrumented module that hold its recorders, and what watches its forwards."""
+_SLOW = {
+    nn.TransformerEncoderLayer: ("activation_relu_or_gelu", 0),
+    nn.TransformerEncoder: ("use_nested_tensor", False),
+}
+"""Settings of PyTorch's modules without which they leave their eval fast path, which hides attention."""
 
 
 class CallRecorder(Protocol):
@@ -142,7 +147,20 @@ def _recorded_class(cls: type[nn.Module], plain: type[nn.Module]) -> type[nn.Mod
         def __reduce_ex__(self, protocol: Any) -> Any:
             return _plain_reduced(super().__reduce_ex__(protocol), plain)
 
+    for kind, (name, slow) in _SLOW.items():
+        if issubclass(plain, kind):
+            setattr(Recorded, name, _while_armed(name, slow))
     return _named(Recorded, plain)
+
+
+def _while_armed(name: str, value: Any) -> property:
+    """An attribute that has another value while its module is recorded; torch.compile sees that, and it is kept."""
+
+    def get(module: nn.Module) -> Any:
+        armed = any(each.armed for each in getattr(module, RECORDERS, ()))
+        return value if armed else module.__dict__.get(name, value)
+
+    return property(get, lambda module, new: module.__dict__.update({name: new}))
 
 
 def seeing(recorders: Sequence[CallRecorder]) -> See | None:

@@ -59,6 +59,15 @@ class Layout:
         """Whether it is not recorded unless it is named."""
         return self.role in ("cross", "pooling") or (self.role == "unknown" and not self.square)
 
+    def same(self, other: "Layout") -> bool:
+        """Whether another call is as this one."""
+
+        def rest(x: Layout) -> tuple[object, ...]:
+            return x.order, x.role, x.square, x.text, x.overwritten, len(x.projections)
+
+        pairs = zip(self.projections, other.projections)
+        return rest(self) == rest(other) and all(b is None if a is None else a.same(b) for a, b in pairs)
+
 
 class Biases:
     """The masks of one forward as biases; layers that share a mask share its bias."""

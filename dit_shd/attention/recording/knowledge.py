@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 from weakref import WeakKeyDictionary, ref
 
 from torch import nn
@@ -17,9 +17,12 @@ from dit_shd.attention.recording.results import Part
 from dit_shd.attention.recording.roles import Order, TextLength, image_streams, order_at, order_of, role_of, text_length
 from dit_shd.attention.recording.sdpa_calls import Call
 from dit_shd.attention.recording.survey import SeenCall, Survey
+from dit_shd.core.errors import UserError
 
 T = TypeVar("T")
 Key = tuple[object, ...]
+Kind = tuple[int, int]
+"""Of a call: how many sequences its module was given in that run, and which call of the run it is."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +35,8 @@ class Site:
     """Of its calls in one forward, in order; runs that take their samples one by one count as one call."""
     reason: str = ""
     """Why it cannot be recorded at all."""
+    kinds: tuple[Kind, ...] = ()
+    """Of its calls."""
 
     @property
     def unasked(self) -> bool:
@@ -48,9 +53,19 @@ class Site:
         """Its projections that have to be watched in every forward."""
         return [projection for projection in self.projections if isinstance(projection, PassingProjection)]
 
-    def layout(self, call: int) -> Layout:
-        """Of a call; forwards may make more of them than the first one did."""
-        return self.layouts[min(call, len(self.layouts) - 1)]
+    def layout(self, call: int, kind: Kind, square: bool) -> Layout | None:
+        """Of a call; forwards may make others than the first one did, of which that is known if such calls are alike.
+
+        Args:
+            call: Its number.
+            kind: Its own.
+            square: Whether it has as many keys as queries.
+        """
+        if call < len(self.layouts) and self.kinds[call] == kind:
+            return self.layouts[call]
+        those = [layout for layout, known in zip(self.layouts, self.kinds) if known == kind]
+        alike = bool(those) and those[0].square == square and all(those[0].same(each) for each in those)
+        return those[0] if alike else None
 
 
 class Sites(dict[str, Site]):
@@ -72,17 +87,46 @@ class Sites(dict[str, Site]):
     """Attention in the same sections that ran without calling it (maps computed by hand?), and why that may be."""
     shapes: tuple[tuple[int, ...], ...] = ()
     """Of all tensors that the model was given."""
+    nested = False
+    """Whether some lie in others, so that they do not end as they begin."""
     places: Mapping[str, int] = {}
     """The number of the run, among those of all modules, that gave a capture of this name."""
 
+    def unread(self) -> dict[str, str]:
+        """What cannot be recorded of attention that ran, and why that may be."""
+        refused = {name: f"cannot be recorded: {site.reason}" for name, site in self.items() if site.reason}
+        return {**self.by_hand, **refused}
+
+    def layout(self, site: Site, call: int, kind: Kind, square: bool) -> Layout:
+        """What is known of a call of a layer, as Site.layout.
+
+        Raises:
+            UserError: Nothing.
+        """
+        layout = site.layout(call, kind, square)
+        return layout or self._unknown(
+            site.name + numbered(call), "what it is (self- or cross-attention, where W^O is)"
+        )
+
     def ordered(self, made: dict[str, T]) -> dict[str, T]:
-        """What a forward has made, as its layers ran: compiled ones hand over what they did only when it ends."""
-        last = len(self.places)
-        return dict(sorted(made.items(), key=lambda item: self.places.get(item[0].partition(":")[0], last)))
+        """What a forward has made, as its layers ran: compiled ones hand over what they did only when it ends.
+
+        Raises:
+            UserError: One of them ran more often than it was seen to.
+        """
+        place = {name: self.places.get(name.partition(":")[0]) for name in made}
+        for name in [name for name in made if place[name] is None and len({x.partition("#")[0] for x in made}) > 1]:
+            self._unknown(name, "when it ran among the others (of compiled or nested layers)")
+        return dict(sorted(made.items(), key=lambda item: place[item[0]] or 0))
+
+    def _unknown(self, name: str, what: str) -> NoReturn:
+        self.again = True
+        raise UserError(
+            f"capture: {name}: this call is none of those that the first recorded forward showed, so {what} is not "
+            "known; let the first one, or the next, which is looked at likewise, be a forward with all of its calls"
+        )
 
 
-Place = tuple[nn.Module, str, nn.Module]
-"""A module, and which child of it another one is."""
 LOOKS = 3
 """Surveys of a model in whose forwards other layers are idle each time."""
 _KNOWN: "WeakKeyDictionary[nn.Module, dict[Key, Sites]]" = WeakKeyDictionary()
@@ -92,54 +136,6 @@ def key_of(door: str, inputs: Mapping[str, object], training: bool, structure: i
     """What has to be the same for what is known to hold: the method, which inputs are given, the mode, the modules."""
     given = frozenset(name for name, value in inputs.items() if value is not None and value is not False)
     return door, given, training, structure
-
-
-class Structure:
-    """A number for the modules of a model, their kinds and the adapters of peft that are at work.
-
-    Args:
-        model: Which may be changed between forwards.
-    """
-
-    def __init__(self, model: nn.Module):
-        self.model, self.number = model, 0
-        self.places: list[Place] = []
-        """The places on the way to its attention and projections, by which a change is noticed."""
-        self._modules = 0
-        self._adapters: list[nn.Module] = []
-
-    def look(self) -> int:
-        """The number as it is now."""
-        if not self._modules or not all(parent._modules.get(key) is child for parent, key, child in self.places):
-            modules, self.places = list(self.model.modules()), []
-            self._modules = hash(tuple((id(m), plain_class(m), _processor(m), "_hf_hook" in vars(m)) for m in modules))
-            self._adapters = [module for module in modules if hasattr(module, "_disable_adapters")]
-        self.number = hash((self._modules, _at_work(self._adapters)))
-        return self.number
-
-    def add(self, sites: Sites) -> None:
-        """Watch the places of some attention and its projections, too."""
-        layers = [site.module() for site in sites.values()]
-        holders = [projection.holder for site in sites.values() for projection in site.projections]
-        wanted, unique = {*layers, *holders}, dict[Place, None]()
-        for path, module in self.model.named_modules():
-            parent = self.model
-            for key in path.split(".") if module in wanted and path else ():
-                child = parent.get_submodule(key)
-                unique[parent, key, child] = None
-                parent = child
-        self.places += unique
-
-
-def _at_work(adapters: Sequence[nn.Module]) -> Key:
-    """Which adapters of peft are at work: that changes from forward to forward."""
-    names = ("_disable_adapters", "_active_adapter", "merged_adapters")
-    return tuple(str(vars(module).get(name)) for module in adapters for name in names)
-
-
-def _processor(module: nn.Module) -> type:
-    kind = type(vars(module).get("processor"))
-    return vars(kind).get("_dit_shd_plain", kind)
 
 
 def known(model: nn.Module, key: Key) -> Sites | None:
@@ -191,8 +187,7 @@ def learn(survey: Survey) -> Sites:
     splits = _splits(survey, list(by_name))
     sites = Sites()
     for name, calls in by_name.items():
-        layouts: list[Layout] = []
-        reason = ""
+        layouts, of_calls, reason = list[Layout](), list[Kind](), ""
         for place, run in calls:
             try:
                 tokens = run[0].tokens
@@ -204,10 +199,13 @@ def learn(survey: Survey) -> Sites:
             chunked = merged[0].query.shape[2] > given[0].query.shape[2]
             parts_of = [run] if chunked else [[each] for each in run]
             places |= {name + numbered(len(layouts) + i): place for i in range(len(merged))}
+            of_calls += [(len(tokens.lengths), i) for i in range(len(merged))]
             layouts.extend(_layout(survey, seen, call, splits, list(by_name)) for call, seen in zip(merged, parts_of))
             sites.settled = sites.settled and not any(survey.arrivals.silent(each.raw[2]) for each in run)
-        sites[name] = Site(name, ref(modules[name]), tuple(layouts), reason)
-    others = attention_like({name: m for name, m in survey.ran.items() if name not in sites and not is_cross(m)})
+        sites[name] = Site(name, ref(modules[name]), tuple(layouts), reason, tuple(of_calls))
+    inside = {each for module in modules.values() for each in module.modules() if each is not module}
+    sites.nested = not inside.isdisjoint(modules.values())
+    others = attention_like(_without(survey, sites))
     kinds = {(plain_class(modules[name]), section_of(name)) for name in by_name}
     asleep = [(name, module) for module, name in survey.names.items() if name not in survey.ran]
     sites.silent = {name: f"{name} {why_silent(module)}" for name, module in others.items()}
@@ -218,15 +216,21 @@ def learn(survey: Survey) -> Sites:
     return sites
 
 
-def _siblings(survey: Survey, sites: Sites) -> list[tuple[str, nn.Module]]:
-    """Modules that ran where other blocks have a layer that called attention, and called none, by names of attention.
+def _without(survey: Survey, sites: Sites) -> dict[str, nn.Module]:
+    """Modules that ran without calling attention, in them or in what they hold, by name."""
+    ran = {name: module for name, module in survey.ran.items() if name not in sites and not is_cross(module)}
+    return {name: module for name, module in ran.items() if not any(site.startswith(f"{name}.") for site in sites)}
 
-    Blocks of hybrid models have other mixers (of state spaces, say) in that place, which are not meant.
+
+def _siblings(survey: Survey, sites: Sites) -> list[tuple[str, nn.Module]]:
+    """Modules that ran where other blocks have a layer that called attention, and called none.
+
+    By names of attention, or a softmax: hybrid models have mixers in that place (of state spaces) that are not meant.
     """
     sections = {section_of(name) for name, site in sites.items() if not site.unasked}
-    there = {name: module for name, module in survey.ran.items() if name not in sites and section_of(name) in sections}
+    there = {name: module for name, module in _without(survey, sites).items() if section_of(name) in sections}
     named = attention_like(there).keys() | {name for name in there if names_attention(name.rpartition(".")[2])}
-    return [(name, module) for name, module in there.items() if name in named and not is_cross(module)]
+    return [(name, module) for name, module in there.items() if name in named | survey.softmaxes]
 
 
 def _layout(

@@ -200,6 +200,11 @@ def _union(lineages: Any) -> Streams:
     return frozenset[str]().union(*(each.streams for each in lineages))
 
 
+def tensors_in(value: Any) -> list[Tensor]:
+    """The tensors in a value."""
+    return [tensor for _, tensor in _tensors(value)]
+
+
 def _tensors(value: Any, depth: int = 3, key: str = "") -> Iterator[tuple[str, Tensor]]:
     """The tensors in a value, and the keys of mappings that lead to them."""
     if isinstance(value, Tensor):

@@ -91,7 +91,7 @@ def hiding(model: nn.Module, layers: Collection[nn.Module]) -> set[nn.Module]:
 
 
 class SlowPath:
-    """At a module of PyTorch whose eval fast path hides attention: while one is recorded, it takes the other path."""
+    """At a module of PyTorch whose eval fast path hides attention: while one is armed, the module takes the other."""
 
     def __init__(self, recording: Host):
         self.recording = recording
@@ -102,7 +102,7 @@ class SlowPath:
         return self.recording.armed
 
     def see(self) -> None:
-        """That there is a function mode at all is enough."""
+        """Nothing of it: that it is there is enough."""
 
     def record(self, calls: list[RawCall], tokens: Tokens, given: Given) -> None:
         """The attention inside of it has been recorded by its own recorder."""

@@ -6,20 +6,20 @@ then need no more than the modules that were found.
 """
 
 from collections.abc import Generator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from threading import Lock
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from dit_shd.attention.recording import discovery
 from dit_shd.attention.recording.arrivals import Arrivals, Entered
+from dit_shd.attention.recording.eager import EAGER, backward_too, is_compiled
 from dit_shd.attention.recording.instrument import plain_class
-from dit_shd.attention.recording.lineage import ENTERED, Lineage, Lineages, Streams
+from dit_shd.attention.recording.lineage import ENTERED, Lineage, Lineages, Streams, tensors_in
 from dit_shd.attention.recording.products import is_product
 from dit_shd.attention.recording.roles import Given
 from dit_shd.attention.recording.sdpa_calls import (
@@ -35,28 +35,7 @@ from dit_shd.attention.recording.sdpa_calls import (
 )
 from dit_shd.attention.recording.tokens import Tokens, is_sequence, shapes_of, token_places, tokens_of
 
-
-class _Eager(AbstractContextManager[None]):
-    """Inside it nothing is compiled, in the whole process; surveys of several threads may overlap."""
-
-    def __init__(self) -> None:
-        self._lock, self._inside = Lock(), 0
-        self._stance = ExitStack()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            self._inside += 1
-            if self._inside == 1:
-                self._stance.callback(torch.compiler.set_stance("force_eager").__exit__, None, None, None)
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if not self._inside:
-                self._stance.close()
-
-
-_EAGER = _Eager()
+_SOFTMAX = {torch.softmax, Tensor.softmax, F.softmax, torch.special.softmax}
 
 
 @dataclass(eq=False)
@@ -106,6 +85,8 @@ class Survey(TorchFunctionMode):
         self.calls: list[SeenCall] = []
         self.ran: dict[str, nn.Module] = {}
         """Every module that ran, by name."""
+        self.softmaxes = set[str]()
+        """Those with weights in which a softmax of maps ran, attention's own aside."""
         self.arrivals = Arrivals(root)
         self.lineages = Lineages()
         self.inputs: tuple[Given, ...] = ()
@@ -137,10 +118,11 @@ class Survey(TorchFunctionMode):
             if not isinstance(module, torch.jit.ScriptModule):
                 for hook in (
                     module.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True),
+                    module.register_forward_pre_hook(self._prepared, with_kwargs=True),
                     module.register_forward_hook(self._leave, always_call=True),
                 ):
                     self._open.callback(hook.remove)
-        self._open.enter_context(_EAGER)
+        self._open.enter_context(EAGER)
         self._open.enter_context(self)
 
     def stop(self) -> None:
@@ -158,6 +140,11 @@ class Survey(TorchFunctionMode):
                 self.lineages.name(value, f"input {i} of {self.names[module]}", ENTERED)
             self._stack[-1].entered = self.arrivals.enter(module, args, kwargs)
 
+    def _prepared(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Others' hooks have run, which may have changed what the module is given."""
+        if self._stack and self._stack[-1].module is module and not self.arrivals.busy:
+            self._stack[-1].args, self._stack[-1].kwargs = args, kwargs
+
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         if self.arrivals.busy or not self._stack or self._stack[-1].module is not module:
             return
@@ -172,6 +159,8 @@ class Survey(TorchFunctionMode):
         """What the model gave."""
         with self._harmless():
             self.outputs = self.lineages.all(output)
+            if torch.is_grad_enabled() and any(map(is_compiled, self.names)):
+                backward_too([*tensors_in(output), *(x for call in self.calls for x in Call.given(call.raw)[:3])])
 
     def _given(self, given: dict[str, Any]) -> tuple[Given, ...]:
         sequences = {name: x for name, x in given.items() if is_sequence(x)}
@@ -209,6 +198,10 @@ class Survey(TorchFunctionMode):
             self.lineages.follow(func, args, kwargs, result)
             running = self._stack[-1] if self._stack else self._root
             self.arrivals.follow(func, args, result, running.module)
+            if func in _SOFTMAX and isinstance(result, Tensor) and result.ndim > 2:
+                self.softmaxes |= {
+                    self.names[each.module] for each in self._stack if any(True for _ in each.module.parameters())
+                }
             if is_product(func):
                 self.arrivals.product(func, args, kwargs, result, running.module, running.products)
                 for each in self._stack or [self._root]:

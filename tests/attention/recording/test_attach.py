@@ -6,8 +6,10 @@ import oracle
 import pytest
 import torch
 import zoo
+from clients.patterns import E, Layer
 from diffusers import DiTTransformer2DModel, SD3Transformer2DModel
 from diffusers.models.attention_processor import AttnProcessor
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from dit_shd import SHD, SHDAttnProcessor, attach_processors, capture
@@ -101,6 +103,42 @@ def test_recomputed_blocks_give_the_same_gradient_and_nothing_is_captured_in_the
         queries = [c.query for c in s.values()]
         (out.square().mean() + SHD()({k: c.detach() for k, c in s.items()}, s)).backward()
         assert all(c.query is q for c, q in zip(s.values(), queries))
+
+
+def recorded_of(model, x, **options):
+    with capture(model, **options) as captures:
+        model(x)
+    return captures
+
+
+class Frozen(nn.Module):
+    """Its first part, or all of it, runs without gradients."""
+
+    def __init__(self, every=False):
+        super().__init__()
+        self.text, self.dit, self.every = Layer(), Layer(), every
+
+    def forward(self, x):
+        with torch.no_grad():
+            x = self.text(x)
+        with torch.set_grad_enabled(not self.every):
+            return self.dit(x)
+
+
+def test_a_part_without_gradients_inside_of_a_forward_that_has_them_is_refused_with_what_to_do():
+    """It spoke of reentrant checkpointing alone."""
+    x = torch.randn(2, 5, E)
+    with pytest.raises(UserError, match=r"text ran without a graph .*\.requires_grad_\(False\) .*layers=\["):
+        recorded_of(Frozen(), x)
+    assert list(recorded_of(Frozen().dit, x)) == ["Layer"]
+    assert list(recorded_of(Frozen(), x, layers=["dit"])) == ["dit"]
+    frozen = Frozen()
+    frozen.text.requires_grad_(False)
+    assert list(recorded_of(frozen, x)) == ["text", "dit"]
+    with pytest.raises(UserError, match=r"A teacher, .*: run it under torch\.no_grad\(\)"):
+        recorded_of(Frozen(every=True), x)
+    with torch.no_grad():
+        assert len(recorded_of(Frozen(every=True), x)) == 2
 
 
 def test_reentrant_recomputation_is_refused():

@@ -13,6 +13,7 @@ from torch import nn
 from dit_shd import SHD, capture, squeeze
 from dit_shd.attention.recording.survey import Survey
 from dit_shd.core.errors import UserError
+from dit_shd.distillation.comparison import warn_of_left_out
 
 
 @pytest.fixture(autouse=True)
@@ -142,9 +143,19 @@ def test_heads_that_lie_in_the_batch_are_seen_whatever_the_layout(shape):
     assert one["blocks.0"].shape == (3, 1, 6, 6)
 
 
-def test_layers_may_share_their_output_projection():
+@pytest.mark.parametrize("share", ["module", "weight", "numbers", "all"])
+def test_layers_may_share_their_output_projection(share):
+    """Of a shared weight, the last layer alone had it, and the others a reason that was false."""
     model = Net()
-    model.blocks[1].proj = model.blocks[0].proj
+    first, second = model.blocks
+    if share == "module":
+        second.proj = first.proj
+    elif share == "numbers":
+        second.proj.weight = nn.Parameter(first.proj.weight.data)
+    else:
+        second.proj.weight = first.proj.weight
+    if share == "all":
+        second.qkv.weight, second.qkv.bias, second.proj.bias = first.qkv.weight, first.qkv.bias, first.proj.bias
     captures = recorded(model, inputs())
     for name in ("blocks.0", "blocks.1"):
         torch.testing.assert_close(captures[name].out.flatten(0, 1), model.blocks[0].proj.weight.T)
@@ -203,10 +214,22 @@ class AttentionByHand(Attention):
         return self.proj(made.flatten(2))
 
 
-def test_a_layer_computed_by_hand_does_not_shift_the_others():
+class Mixer(AttentionByHand):
+    """By its name nobody knows what it is."""
+
+
+class StateSpace(nn.Linear):
+    """In its place, of something else."""
+
+    def forward(self, x):
+        return super().forward(x).cumsum(1).sigmoid()
+
+
+@pytest.mark.parametrize("kind", [AttentionByHand, Mixer])
+def test_a_layer_computed_by_hand_does_not_shift_the_others(kind, caplog):
     """It was in no report, and the student's first layer learned from the teacher's second."""
     teacher, student, hybrid = Net(depth=4).eval(), Net(depth=4, heads=2), Net(depth=4).eval()
-    student.blocks[1], hybrid.blocks[2] = AttentionByHand(heads=2), AttentionByHand()
+    student.blocks[1], hybrid.blocks[2] = kind(heads=2), kind()
     for _ in range(2):
         with capture(teacher) as t, capture(student) as s, capture(hybrid) as mixed:
             with torch.no_grad():
@@ -216,7 +239,23 @@ def test_a_layer_computed_by_hand_does_not_shift_the_others():
     with pytest.raises(UserError, match=r"paired by their depth, since one of the student .*: blocks\.1 ran without"):
         SHD()(t, s)
     assert SHD(layers={"blocks.2": "blocks.2"})(t, s) > 0
-    assert SHD()(mixed, s) > 0  # of two hybrid models, those layers that can be recorded
+    warn_of_left_out.cache_clear()
+    for _ in range(2):
+        assert SHD()(mixed, s) > 0  # of two hybrid models, those layers that can be recorded
+    (said,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert "SHD: 2 layers of teacher and student cannot be recorded" in said and "blocks.2 of the teacher ran" in said
+
+
+def test_a_mixer_of_another_kind_is_not_missed(caplog):
+    teacher, student = Net(depth=4).eval(), Net(depth=4, heads=2)
+    for model in (teacher, student):
+        model.blocks[1] = StateSpace(E, E)
+    with capture(teacher) as t, capture(student) as s:
+        with torch.no_grad():
+            teacher(inputs())
+        student(inputs())
+        assert SHD()(t, s) > 0 and len(s) == 3 and "ran without" not in str(s.report())
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("layers", [slice(0, 2), True, [True], 1.5, [None]])

@@ -1,0 +1,79 @@
+"""A first forward that is eager, and its backward."""
+
+import gc
+
+import pytest
+import torch
+from clients.patterns import E, Layer
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from dit_shd import SHD, capture
+
+
+class Recomputed(nn.Module):
+    """Blocks that are compiled, and computed again in the backward."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(nn.LayerNorm(E), Layer(), nn.GELU()) for _ in range(2))
+
+    def compiled(self):
+        for block in self.blocks:
+            block.compile(backend="aot_eager")
+        return self
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=False)
+        return x
+
+
+def is_compiled_now() -> bool:
+    """Whether anything is compiled in this process."""
+    ran = []
+    torch._dynamo.reset()
+    torch.compile(torch.sin, backend=lambda graph, _: ran.append(graph) or graph.forward)(torch.ones(2))
+    return bool(ran)
+
+
+@pytest.fixture
+def _once():
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(skip_fwd_side_effects_in_bwd_under_checkpoint=True):
+        yield
+
+
+@pytest.mark.usefixtures("_once")
+@pytest.mark.parametrize("of", ["output", "maps", "both"])
+def test_compiled_blocks_that_are_computed_again_train_from_the_first_step_on(of):
+    """The first forward was eager and what its backward computed again was compiled, which saves other tensors."""
+    torch.manual_seed(0)
+    teacher, student, plain, x = Recomputed(), Recomputed().compiled(), Recomputed(), torch.randn(2, 5, E)
+    plain.load_state_dict(student.state_dict())
+    for _ in range(3):
+        for model in (student, plain):
+            with capture(teacher) as t, capture(model) as s:
+                with torch.no_grad():
+                    teacher(x)
+                output = model(x).square().mean()
+            loss = {"output": output, "maps": SHD()(t, s), "both": output + SHD()(t, s)}[of]
+            model.zero_grad()
+            loss.backward()
+        for a, b in zip(student.parameters(), plain.parameters(), strict=True):
+            got, want = (torch.zeros_like(p) if p.grad is None else p.grad for p in (a, b))
+            torch.testing.assert_close(got, want)
+    assert is_compiled_now()
+
+
+@pytest.mark.usefixtures("_once")
+def test_a_backward_that_fails_leaves_compilation_on():
+    model, x = Recomputed().compiled(), torch.randn(2, 5, E, requires_grad=True)
+    with capture(model):
+        output = model(x)
+    x.register_hook(lambda _: 1 / 0)  # the last to run, after what is computed again
+    with pytest.raises(ZeroDivisionError):
+        output.sum().backward()
+    del output
+    gc.collect()
+    assert is_compiled_now()

@@ -1,0 +1,160 @@
+"""What one forward has shown, where later ones make other calls."""
+
+import pytest
+import torch
+from clients.patterns import E, Layer, merged, split
+from torch import nn
+from torch.nn import functional as F
+
+from dit_shd import capture
+from dit_shd.core.errors import UserError
+
+
+def inputs(n: int = 5):
+    return torch.randn(2, n, E, generator=torch.Generator().manual_seed(n))
+
+
+class Loops(nn.Module):
+    """A core between two blocks, which runs as often as it is said."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.core, self.last = Layer(), nn.ModuleList([Layer(), Layer()]), Layer()
+
+    def forward(self, x, loops=1):
+        x = self.first(x)
+        for _ in range(loops):
+            for block in self.core:
+                x = block(x)
+        return self.last(x)
+
+
+LOOPS = ["first", "core.0", "core.1", "core.0#2", "core.1#2", "core.0#3", "core.1#3", "last"]
+
+
+@pytest.mark.parametrize("first", [1, 2, 3])
+def test_loops_that_are_drawn_stay_in_the_order_in_which_they_ran(first):
+    """Those that the first forward had not made came last, and layers were paired wrongly without a word."""
+    model, x = Loops(), inputs()
+    with capture(model) as captures:
+        for loops in (first, 3, 1):
+            model(x, loops)
+            assert list(captures) == [*LOOPS[: 1 + 2 * loops], "last"]
+
+
+def test_compiled_loops_that_are_drawn_are_refused_until_the_most_were_seen():
+    """The order among the layers of what a compiled program hands over is that of a forward that was seen."""
+    model, x = Loops(), inputs()
+    compiled = torch.compile(model, backend="eager")
+    with capture(compiled) as captures:
+        compiled(x, 2)
+        compiled(x, 1)
+        assert list(captures) == ["first", "core.0", "core.1", "last"]
+        with pytest.raises(UserError, match=r"core\.0#3: this call is none .* showed, so when it ran .* is not known"):
+            compiled(x, 3)
+        for loops in (3, 1, 2, 3):
+            compiled(x, loops)
+            assert list(captures) == [*LOOPS[: 1 + 2 * loops], "last"]
+
+
+class Dual(nn.Module):
+    """Self-attention; of a context, cross-attention."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.proj = nn.Linear(E, 3 * E), nn.Linear(E, E)
+
+    def forward(self, x, context=None):
+        q, k, v = split(self.qkv(x))
+        if context is not None:
+            _, k, v = split(self.qkv(context))
+        return self.proj(merged(F.scaled_dot_product_attention(q, k, v)))
+
+
+class Sometimes(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([Dual(), Dual()])
+
+    def forward(self, x, context, cross: str = ""):
+        for layer in self.layers:
+            x = x + layer(x, context) if cross == "first" else x
+            x = x + layer(x)
+            x = x + layer(x, context) if cross == "last" else x
+        return x
+
+
+@pytest.mark.parametrize("cross", ["first", "last"])
+def test_cross_attention_that_some_forwards_lack_is_never_taken_for_self_attention(cross):
+    model, x, context = Sometimes(), inputs(), inputs() + 1
+    names = {"first": ["layers.0#2", "layers.1#2"], "last": ["layers.0", "layers.1"]}
+    with capture(model) as captures:
+        for each in (cross, "no", cross, "no"):
+            model(x, context, each)
+            assert list(captures) == names.get(each, ["layers.0", "layers.1"])
+
+
+@pytest.mark.parametrize("cross", ["first", "last"])
+def test_a_call_of_a_kind_that_was_not_seen_is_refused_and_seen_the_next_time(cross):
+    """It was taken for what the first forward's call of its number was."""
+    model, x, context = Sometimes(), inputs(), inputs() + 1
+    with capture(model) as captures:
+        model(x, context, "no")
+        with pytest.raises(
+            UserError, match=r"layers\.0(#2)?: this call is none of those .* so what it is .* not known"
+        ):
+            model(x, context, cross)
+        for each in (cross, "no", cross):
+            model(x, context, each)
+            assert len(captures) == 2
+
+
+def test_hooks_that_give_a_layer_more_are_no_other_kind_of_call():
+    model, x = Sometimes(), inputs()
+    for layer in model.layers:
+        layer.register_forward_pre_hook(lambda _, args, kwargs: (args, {"context": x + 1}), with_kwargs=True)
+    with capture(model, layers=["*"]) as captures:
+        for _ in range(2):
+            model(x, x + 1, "no")
+            assert len(captures) == 2
+
+
+class Attend(nn.Module):
+    """Calls attention for the layer that holds it."""
+
+    def forward(self, q, k, v):
+        return merged(F.scaled_dot_product_attention(q, k, v))
+
+
+class OuterAttention(Dual):
+    def __init__(self, by_child: bool = True):
+        super().__init__()
+        self.attend = Attend() if by_child else None
+
+    def forward(self, x, context):
+        (q, _, _), (_, k, v) = split(self.qkv(x)), split(self.qkv(context))
+        return self.proj(self.attend(q, k, v) if self.attend else merged(F.scaled_dot_product_attention(q, k, v)))
+
+
+def of_context(*layers):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(layers)
+
+        def forward(self, x, context):
+            for layer in self.layers:
+                x = x + layer(x, context)
+            return x
+
+    return Model()
+
+
+def test_a_layer_whose_child_called_attention_has_not_run_without():
+    """It was said to have, and a search for another backend was advised."""
+    message, model = r"Model: No self-attention .* has to be named: layers=layers\.0\.attend", OuterAttention
+    with pytest.raises(UserError, match=message), capture(of_context(model(), model())) as captures:
+        captures.model(inputs(), inputs() + 1)
+    with capture(of_context(OuterAttention(False), OuterAttention()), layers=["*"]) as captures:
+        captures.model(inputs(), inputs() + 1)
+        assert list(captures) == ["layers.0", "layers.1.attend"] and "ran without" not in str(captures.report())
