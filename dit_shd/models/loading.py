@@ -162,12 +162,12 @@ def _read_quantised(source: str | Path, precision: Precision, device: torch.devi
         UserError: It is something else, or quantised already.
     """
     folder, variant = _folder(find(source, "model"))
-    config: dict[str, Any] = {} if folder is None else read_config(folder)
-    check_whole(str(source), config)
-    name = config.get("_class_name")
+    values: dict[str, Any] = {} if folder is None else read_config(folder)
+    check_whole(str(source), values)
+    name = values.get("_class_name")
     cls: Any = None if name is None else families().get(str(name)) or _diffusers_class(str(name))
     if folder is None or cls is None:
-        library = _library(config)
+        library = _library(values)
         actual = (
             "none; dit-shd convert makes one of a checkpoint file" if library is None else f"one of {library.library}"
         )
@@ -175,7 +175,7 @@ def _read_quantised(source: str | Path, precision: Precision, device: torch.devi
             f"{source}: teacher_precision={precision} reads folders of diffusers (config.json with _class_name), found "
             f"{actual}; teacher_precision=bf16 reads everything"
         )
-    quantised = config_for(precision, device, cls, config)
+    quantised = config_for(precision, device, cls, values)
     options: dict[str, Any] = {"torch_dtype": torch.bfloat16, CONFIG: quantised}
     if device.type != "cpu":
         options["device_map"] = {"": device}

@@ -64,18 +64,18 @@ def config_of(bits: Precision, device: torch.device, whole: Sequence[str] = ()) 
     return made
 
 
-def config_for(bits: Precision, device: torch.device, cls: Any, config: Mapping[str, Any]) -> Any:  # noqa: ANN401
+def config_for(bits: Precision, device: torch.device, cls: Any, values: Mapping[str, Any]) -> Any:  # noqa: ANN401
     """The quantization config of diffusers for a model: what of it cannot be quantised stays in bfloat16.
 
     Args:
         bits: As in config_of.
         device: As in config_of.
         cls: The class of the model, of diffusers or of dit_shd.
-        config: Its config.json; of one that no model can be made of, reading the weights will say so.
+        values: Of its config.json; of one that no model can be made of, reading the weights will say so.
     """
     try:
         with torch.device("meta"):
-            whole = unquantisable(cls.from_config({**config}))
+            whole = unquantisable(cls.from_config({**values}))
     except Exception:  # of diffusers, for a config that may be wrong in any way
         whole = []
     return config_of(bits, device, whole)
@@ -97,17 +97,17 @@ def unquantisable(model: nn.Module) -> list[str]:
     return [name for name, code in codes.items() if code is not None and RAW in code.co_names]
 
 
-def check_whole(where: str, config: Mapping[str, Any]) -> None:
+def check_whole(where: str, values: Mapping[str, Any]) -> None:
     """Refuse a folder whose weights are in fewer bits on disk.
 
     Args:
         where: The folder, for the error.
-        config: Its config.json.
+        values: Of its config.json.
 
     Raises:
         UserError: They are.
     """
-    settings = config.get(CONFIG)
+    settings = values.get(CONFIG)
     if settings:
         raise UserError(
             f"{where}: its weights are quantised already ({_words(settings)}); wanted a folder of whole weights, of "
@@ -120,7 +120,7 @@ def _words(settings: Any) -> str:  # noqa: ANN401 - of a file
     values = settings if isinstance(settings, Mapping) else {}
     kind = values.get("quant_type") or values.get("weights_dtype") or values.get("bits")
     if isinstance(kind, Mapping):  # torchao's: {default: {_type: Int8WeightOnlyConfig, ...}}
-        kind = next((config.get("_type") for config in kind.values() if isinstance(config, Mapping)), None)
+        kind = next((value.get("_type") for value in kind.values() if isinstance(value, Mapping)), None)
     if values.get("load_in_8bit"):
         kind = "int8"
     elif values.get("load_in_4bit"):
