@@ -125,7 +125,7 @@ def _union(calls: Sequence[Call]) -> tuple[Tensor, Tensor, list[int]] | None:
 def places_of_rows(calls: Sequence[Call]) -> list[Tensor]:
     """Where the query rows of each call stand among those of all, which are joined."""
     lengths, order = [x.query.shape[2] for x in calls], _order_of_rows(calls)
-    ranks = torch.arange(sum(lengths)) if order is None else order.argsort()
+    ranks = torch.arange(sum(lengths), device="cpu") if order is None else order.argsort()
     return list(ranks.split(lengths))
 
 
@@ -151,7 +151,7 @@ def _order_of_rows(calls: Sequence[Call]) -> Tensor | None:
                 f"its {part} rows come in {len(calls)} calls of scaled_dot_product_attention out of one memory, and "
                 "where they stand in it is not known; take them in order, as slices that do not overlap"
             )
-        return None if order.equal(torch.arange(len(order))) else order
+        return None if order.equal(torch.arange(len(order), device="cpu")) else order
     return None
 
 
@@ -169,8 +169,8 @@ def _ranges(pieces: Sequence[Tensor], dim: int) -> list[range] | None:
 def _sorted(ranges: Sequence[range]) -> Tensor | None:
     """The numbers of all that stands at some ranges, as they come, in the order of the places; None if any is taken."""
     if all(b.start > a[-1] for a, b in pairwise(ranges)):
-        return torch.arange(sum(map(len, ranges)))
-    places, order = torch.cat([torch.arange(x.start, x.stop, x.step) for x in ranges]).sort()
+        return torch.arange(sum(map(len, ranges)), device="cpu")
+    places, order = torch.cat([torch.arange(x.start, x.stop, x.step, device="cpu") for x in ranges]).sort()
     return None if bool((places.diff() == 0).any()) else order
 
 
