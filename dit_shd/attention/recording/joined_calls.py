@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dit_shd.attention.recording.heads import check_heads
 from dit_shd.attention.recording.sdpa_calls import Call
 from dit_shd.attention.recording.storage import storage
 from dit_shd.attention.recording.tokens import Tokens
@@ -35,8 +36,10 @@ def joined(calls: Sequence[Call], tokens: Tokens) -> list[Call]:
         In most cases one; samples of unlike lengths, one at a time, stay apart, and each is a share of the layer.
 
     Raises:
-        ValueError: Each call has some of the heads, or rows of which it is not known where they stand.
+        ValueError: Each call has some of the heads, heads are not where they belong, or rows of which it is not known
+            where they stand.
     """
+    check_heads([x.query for x in calls], [x.value for x in calls], tokens)
     if len(calls) < 2:
         return list(calls)
     _refuse_heads(calls, tokens)

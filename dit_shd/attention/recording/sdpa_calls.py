@@ -17,6 +17,7 @@ from torch.nn.attention.bias import CausalBias, CausalVariant
 from torch.overrides import TorchFunctionMode
 
 from dit_shd.attention.capture import Capture
+from dit_shd.attention.recording.heads import heads_in_batch
 from dit_shd.attention.recording.tokens import Tokens
 from dit_shd.core.errors import UserError
 
@@ -157,7 +158,7 @@ class Call:
         mask, diagonal = _read(mask, query, key)
         causal = causal or diagonal
         if query.ndim == key.ndim == value.ndim == 3:  # [b,n,d]: a single head
-            heads = _heads_in_batch(query, tokens)
+            heads = heads_in_batch(query, tokens)
             if heads > 1:
                 raise ValueError(
                     f"heads lie in the batch: wanted a query [b,h,n,d], found {list(query.shape)}, where its module "
@@ -228,15 +229,6 @@ def heads_beside_windows(key: Tensor, tokens: Tokens) -> int:
 def windows_as_samples(x: Tensor, heads: int) -> Tensor:
     """[b windows,h,n,d] of a tensor in windows, whose dimension `heads` is the heads'."""
     return x.movedim(heads, 2).flatten(0, 1)
-
-
-def _heads_in_batch(query: Tensor, tokens: Tokens) -> int:
-    """How many heads a query [b h,n,d] has in its batch, by what its module was given; 1 if it is [b,n,d]."""
-    rows, d = len(query) * query.shape[1], query.shape[2]
-    heads, odd = divmod(len(query), tokens.samples or len(query))
-    if heads > 1 and not odd and query.shape[1] in tokens.lengths.values():
-        return heads
-    return next((rows // n for n, e in tokens.sizes if rows > n and rows % n == 0 and rows // n * d == e), 1)
 
 
 def versions(*tensors: Tensor | None) -> tuple[int, ...]:
