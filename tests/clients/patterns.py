@@ -56,6 +56,30 @@ class InBlock(nn.Module):
         return self.mlp(x + self.held.proj(elsewhere(*split(self.held.qkv(x)))))
 
 
+class Both(Layer):
+    """Self-attention in the block's own forward, cross-attention and more self-attention in its children's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cross, self.more = nn.MultiheadAttention(E, H, batch_first=True), Layer()
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        x = super().forward(x)
+        return self.more(x + self.cross(x, c, c, need_weights=False)[0])
+
+
+class ModelAndBlocks(nn.Module):
+    """Blocks of which the middle one is given other tokens, too; a last layer in the model's own forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks, self.last = nn.ModuleList((Layer(), Both(), Layer())), Layer()
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        x = self.blocks[2](self.blocks[1](self.blocks[0](x), c))
+        return x + self.last.proj(elsewhere(*split(self.last.qkv(x))))
+
+
 class InModel(nn.Module):
     """All layers in the model's own forward."""
 
@@ -351,6 +375,8 @@ CLIENTS = [
     Client("closure on the instance", layers(lambda *qkv: elsewhere(*qkv)), X, 2),
     Client("super().forward", stack(Inherited), X, 2),
     Client("in the block's forward", stack(InBlock), X, 2),
+    Client("in the block's forward and its children's", Both, two(6, 5), 2, 1),
+    Client("in the model's forward and its blocks'", ModelAndBlocks, two(6, 5), 5, 1),
     Client("in the model's forward", InModel, X, 2),
     Client("a method of a model that does it itself", InModel, X, 2, call="encode"),
     Client("the attention itself", Layer, X, 1),

@@ -82,6 +82,7 @@ def test_what_capture_makes_of_it(client):
                 client.run(model)
         finally:
             torch.backends.mha.set_fastpath_enabled(True)
+        shown = {}
         for _ in range(2):  # what the first forward shows, and what later ones make of it
             with capture(model) as captures:
                 output = first(client.run(model))
@@ -90,7 +91,10 @@ def test_what_capture_makes_of_it(client):
             assert state(model) == before
             assert len(layers) == client.recorded, captures.report()
             assert sum(not line.shapes for line in captures.report().lines) == client.left_out, captures.report()
+            shown = shown or layers
+            assert list(layers) == list(shown)
             for name, layer in layers.items():
+                assert torch.equal(layer.map(), shown[name].map()), name
                 assert is_a_map(layer, watched.maps), name
                 if client.projections:
                     assert layer.out is not None, (name, layer.why_no_out)

@@ -21,7 +21,7 @@ from dit_shd.attention.recording.joint import Biases, sections
 from dit_shd.attention.recording.knowledge import Site, Sites
 from dit_shd.attention.recording.last_forward import LastForward
 from dit_shd.attention.recording.projection import PassingProjection
-from dit_shd.attention.recording.recorder import ProductRecorder, Recorder, SlowPath, hiding
+from dit_shd.attention.recording.recorder import Nesting, ProductRecorder, Recorder, SlowPath, hiding
 from dit_shd.attention.recording.report import Report, why_empty
 from dit_shd.attention.recording.roles import Lengths
 from dit_shd.attention.recording.sdpa_calls import Call, RawCall, noted, unchanged, versions, written_to
@@ -75,6 +75,7 @@ class Recording(LastForward):
         """A forward has begun by another method than calling the model, and nothing was recorded yet."""
         self._biases = Biases()
         self._set = ExitStack()
+        self._nesting = Nesting(self._core, self._set)
         self._products: list[ProductRecorder] = []
         self._slow: set[nn.Module] = set()
         self._structure = Structure(self._core)
@@ -113,6 +114,7 @@ class Recording(LastForward):
                 self._set.enter_context(recorded(module, SlowPath(self)))
         if changed or not self._structure.places:
             self._structure.add(sites)
+        self._nesting.look(self.recorders.values(), sites, sites.idle)
 
     def _watch(self, projection: PassingProjection) -> None:
         module = projection.module()
@@ -162,7 +164,7 @@ class Recording(LastForward):
         self._fresh = True
         self._biases.clear()
         for recorder in self.recorders.values():
-            recorder.ran, recorder.count = None, 0
+            recorder.begin()
         self._with_graph = torch.is_grad_enabled()
         names = token_places(getattr(plain_class(self._core), door or "forward"))
         self._given, self._inputs = tokens_of(names, args, kwargs).lengths, shapes_of((args, kwargs))

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dit_shd.attention.recording.heads import check_heads
 from dit_shd.attention.recording.sdpa_calls import Call
 from dit_shd.attention.recording.storage import storage
 from dit_shd.attention.recording.tokens import Tokens
@@ -35,8 +36,10 @@ def joined(calls: Sequence[Call], tokens: Tokens) -> list[Call]:
         In most cases one; samples of unlike lengths, one at a time, stay apart, and each is a share of the layer.
 
     Raises:
-        ValueError: Each call has some of the heads.
+        ValueError: Each call has some of the heads, heads are not where they belong, or rows of which it is not known
+            where they stand.
     """
+    check_heads([x.query for x in calls], [x.value for x in calls], tokens)
     if len(calls) < 2:
         return list(calls)
     _refuse_heads(calls, tokens)
@@ -55,7 +58,8 @@ def joined(calls: Sequence[Call], tokens: Tokens) -> list[Call]:
         return list(calls)
     if known is None and all(x.query.shape[2] == x.key.shape[2] for x in calls):  # packed, each with memory of its own
         starts = [0, *accumulate(x.key.shape[2] for x in calls)][:-1]
-        known = torch.cat([x.key for x in calls], 2), torch.cat([x.value for x in calls], 2), starts
+        key, value = (torch.cat([getattr(x, part) for x in calls], 2) for part in ("key", "value"))
+        return [_of_rows(calls, key, value, starts, packed=True)]
     return list(calls) if known is None else [_of_rows(calls, *known)]
 
 
@@ -121,8 +125,64 @@ def _union(calls: Sequence[Call]) -> tuple[Tensor, Tensor, list[int]] | None:
     return key, value, [start - begin for start in starts]
 
 
+def places_of_rows(calls: Sequence[Call]) -> list[Tensor]:
+    """Where the query rows of each call stand among those of all, which are joined."""
+    lengths, order = [x.query.shape[2] for x in calls], _order_of_rows(calls)
+    ranks = torch.arange(sum(lengths), device="cpu") if order is None else order.argsort()
+    return list(ranks.split(lengths))
+
+
+def _order_of_rows(calls: Sequence[Call]) -> Tensor | None:
+    """The query rows of all calls as they stand in memory, by their numbers as they come; None if that is the same.
+
+    Queries with memory of their own stand where their keys do, if each is a key, too; else as they come.
+
+    Raises:
+        ValueError: They share memory, and their order in it is not known.
+    """
+    if len(calls) < 2:
+        return None
+    square = all(x.query.shape[2] == x.key.shape[2] for x in calls)
+    for part in ("query", "key", "value") if square else ("query",):
+        pieces: list[Tensor] = [getattr(x, part) for x in calls]
+        if len({storage(x) for x in pieces}) > 1:
+            continue
+        starts = _ranges(pieces, 2)
+        order = None if starts is None else _sorted(starts)
+        if order is None:
+            raise ValueError(
+                f"its {part} rows come in {len(calls)} calls of scaled_dot_product_attention out of one memory, and "
+                "where they stand in it is not known; take them in order, as slices that do not overlap"
+            )
+        return None if order.equal(torch.arange(len(order), device="cpu")) else order
+    return None
+
+
+def _ranges(pieces: Sequence[Tensor], dim: int) -> list[range] | None:
+    """Where what each piece of one memory has in a dimension begins in it; None if they are laid out unlike."""
+    others = [k for k in range(4) if k != dim]
+    if len({tuple(x.stride(k) * (x.shape[k] > 1) for k in others) for x in pieces}) > 1:
+        return None
+    steps = [x.stride(dim) if x.shape[dim] > 1 else 1 for x in pieces]
+    if not all(steps):
+        return None
+    return [range(i, i + x.shape[dim] * step, step) for x, step in zip(pieces, steps) for i in [x.storage_offset()]]
+
+
+def _sorted(ranges: Sequence[range]) -> Tensor | None:
+    """The numbers of all that stands at some ranges, as they come, in the order of the places; None if any is taken."""
+    if all(b.start > a[-1] for a, b in pairwise(ranges)):
+        return torch.arange(sum(map(len, ranges)), device="cpu")
+    places, order = torch.cat([torch.arange(x.start, x.stop, x.step, device="cpu") for x in ranges]).sort()
+    return None if bool((places.diff() == 0).any()) else order
+
+
 def _of_samples(calls: Sequence[Call]) -> Call:
-    """One call of parts of a batch."""
+    """One call of parts of a batch, as they stand in memory; those with memory of their own as they come."""
+    queries = [x.query for x in calls]
+    starts = _ranges(queries, 0) if len({storage(x) for x in queries}) == 1 else None
+    if starts is not None and all(len(x) == 1 for x in queries):
+        calls = [calls[i] for i in sorted(range(len(calls)), key=lambda i: starts[i].start)]
     query, key, value = (torch.cat([getattr(x, name) for x in calls]) for name in ("query", "key", "value"))
     masks = [_four(x.mask) for x in calls if x.mask is not None]
     masks = [x.expand(len(call.query), *x.shape[1:]) for x, call in zip(masks, calls)]
@@ -130,11 +190,18 @@ def _of_samples(calls: Sequence[Call]) -> Call:
     return replace(calls[0], query=query, key=key, value=value, mixed=_mixed(calls, 0), mask=mask)
 
 
-def _of_rows(calls: Sequence[Call], key: Tensor, value: Tensor, starts: Sequence[int]) -> Call:
-    """One call of query rows, those of each over its run of the keys."""
+def _of_rows(calls: Sequence[Call], key: Tensor, value: Tensor, starts: Sequence[int], packed: bool = False) -> Call:
+    """One call of query rows, those of each over its run of the keys; packed: the keys come as the rows do."""
     spans = tuple((x.query.shape[2], i, i + x.key.shape[2]) for x, i in zip(calls, starts))
-    mask, query = _mask(calls, spans, key.shape[2]), torch.cat([x.query for x in calls], 2)
-    return replace(calls[0], query=query, key=key, value=value, mixed=_mixed(calls, 2), mask=mask, causal=False)
+    mask, query, mixed = _mask(calls, spans, key.shape[2]), torch.cat([x.query for x in calls], 2), _mixed(calls, 2)
+    order = _order_of_rows(calls)
+    if order is not None:
+        rows = order.to(query.device)
+        query, mixed = query[:, :, rows], None if mixed is None else mixed[:, :, rows]
+        mask = None if mask is None else mask[..., rows, :]
+        if packed:
+            key, value, mask = key[:, :, rows], value[:, :, rows], None if mask is None else mask[..., rows]
+    return replace(calls[0], query=query, key=key, value=value, mixed=mixed, mask=mask, causal=False)
 
 
 def _mixed(calls: Sequence[Call], dim: int) -> Tensor | None:

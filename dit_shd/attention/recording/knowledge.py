@@ -9,7 +9,7 @@ from torch import nn
 
 from dit_shd.attention.recording.discovery import attention_like, is_cross, names_attention, section_of, why_silent
 from dit_shd.attention.recording.instrument import plain_class
-from dit_shd.attention.recording.joined_calls import joined
+from dit_shd.attention.recording.joined_calls import joined, places_of_rows
 from dit_shd.attention.recording.joint import Layout, projections_of, with_gaps
 from dit_shd.attention.recording.lineage import Segments
 from dit_shd.attention.recording.projection import PassingProjection, Projection
@@ -242,11 +242,11 @@ def _layout(
 ) -> Layout:
     """What is known of a call; of one whose queries came in chunks, each chunk's rows may arrive somewhere else."""
     n, m = call.query.shape[2], call.key.shape[2]
-    seen, mixed, parts, first = chunks[0], chunks[0].raw[2], list[Part](), 0
-    for chunk in chunks:
+    seen, mixed, parts = chunks[0], chunks[0].raw[2], list[Part]()
+    for chunk, rows in zip(chunks, places_of_rows([Call.of(each.raw, each.tokens) for each in chunks])):
         arrived = survey.arrivals.parts(chunk.raw[2], chunk.name, layers)
-        parts += [replace(part, tokens=part.tokens + first) for part in arrived]
-        first += chunk.raw[2].shape[-2]
+        parts += [replace(part, tokens=rows.to(part.tokens.device)[part.tokens]) for part in arrived]
+    parts.sort(key=lambda part: int(part.tokens[0]))
     order, text = splits.get(_segments(seen), ("unknown" if len(projections_of(parts)) > 1 else "plain", 0))
     return Layout(
         with_gaps(parts, n, order, text),

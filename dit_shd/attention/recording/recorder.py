@@ -1,13 +1,16 @@
 """What takes the work of one module while a model is recorded, for the Recording (captures.py) of the model."""
 
 import itertools
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dit_shd.attention.capture import Capture
+from dit_shd.attention.recording.discovery import plain
+from dit_shd.attention.recording.instrument import recorded
 from dit_shd.attention.recording.products import Product, is_product
 from dit_shd.attention.recording.projection import PassingProjection
 from dit_shd.attention.recording.sdpa_calls import Given, RawCall, See
@@ -46,6 +49,8 @@ class Recorder:
         self.ran: Ran | None = None
         self.count = 0
         """How many calls of this forward have become captures."""
+        self.inside: list[Inner] = []
+        """At the modules in this one that call attention, too."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """A copy or a pickle of a module that is recorded has no recorder."""
@@ -75,13 +80,84 @@ class Recorder:
             self.recording.check_graph(self, torch.is_grad_enabled())
             self.recording.flush(self)
 
+    def begin(self) -> None:
+        """A forward begins."""
+        self.ran, self.count = None, 0
+        for each in self.inside:
+            each.made = None
+
     def runs(self) -> list[tuple[tuple[RawCall, ...], Tokens]]:
-        """The runs that have not become captures yet, the first one first."""
+        """The runs that have not become captures yet, the first one first; without those of modules inside alone."""
+        inner = [result for each in self.inside for result in each.taken()]  # held, so that their ids are theirs
+        ids = {id(result) for result in inner}
         runs: list[tuple[tuple[RawCall, ...], Tokens]] = []
         while self.ran is not None:
             calls, tokens, self.ran = self.ran
-            runs.append((calls, tokens))
+            kept = tuple(call for call in calls if id(call[2]) not in ids)
+            if kept or not calls:
+                runs.append((kept, tokens))
         return runs[::-1]
+
+
+Made = tuple[tuple[Tensor, ...], Any]
+"""The results of the calls of one run, and those of the run before it (or None)."""
+
+
+class Inner:
+    """At attention inside of a layer that calls it itself, too: what the layer's Recorder sees of it is not its own."""
+
+    def __init__(self, module: nn.Module, recording: Host):
+        self.module, self.recording = module, recording
+        self.made: Made | None = None
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """As that of a Recorder."""
+        return _nothing, ()
+
+    @property
+    def armed(self) -> bool:
+        """Whether a forward is under way."""
+        return self.recording.armed
+
+    def see(self) -> None:
+        """Nothing but calls of attention is of interest."""
+
+    def record(self, calls: list[RawCall], tokens: Tokens, given: Given) -> None:
+        """The inner module has run."""
+        self.made = (tuple([call[2] for call in calls]), self.made)
+
+    def taken(self) -> Iterator[Tensor]:
+        """What attention gave it since this was asked last."""
+        while self.made is not None:
+            results, self.made = self.made
+            yield from results
+
+
+class Nesting:
+    """Sets an Inner at each attention module inside of a recorded one.
+
+    Args:
+        model: That is recorded.
+        contexts: Which take the Inners off again.
+    """
+
+    def __init__(self, model: nn.Module, contexts: ExitStack):
+        self.model, self.contexts = model, contexts
+        self._recorders: list[Recorder] = []
+        self._names: Collection[str] | None = None
+
+    def look(self, recorders: Collection[Recorder], names: Collection[str], idle: Collection[str]) -> None:
+        """Do so; names: of what calls attention, idle: of what may in other forwards."""
+        if list(recorders) == self._recorders and names is self._names:
+            return
+        self._recorders, self._names = list(recorders), names
+        wanted = {*names, *idle}
+        attention = {module for path, module in self.model.named_modules() if plain(path) in wanted}
+        for recorder in self._recorders:
+            known = {recorder.module, *(each.module for each in recorder.inside)}
+            for module in attention.intersection(recorder.module.modules()) - known:
+                recorder.inside.append(Inner(module, recorder.recording))
+                self.contexts.enter_context(recorded(module, recorder.inside[-1]))
 
 
 def hiding(model: nn.Module, layers: Collection[nn.Module]) -> set[nn.Module]:

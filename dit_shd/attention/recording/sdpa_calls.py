@@ -13,9 +13,11 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.bias import CausalBias, CausalVariant
 from torch.overrides import TorchFunctionMode
 
 from dit_shd.attention.capture import Capture
+from dit_shd.attention.recording.heads import heads_in_batch
 from dit_shd.attention.recording.tokens import Tokens
 from dit_shd.core.errors import UserError
 
@@ -153,8 +155,10 @@ class Call:
         query, key, value, mask, dropout, causal, scale = _arguments(*args, **kwargs)
         if query.is_nested or key.is_nested:
             raise ValueError("nested (jagged) tensors cannot be recorded; pad the sequences and give a mask")
+        mask, diagonal = _read(mask, query, key)
+        causal = causal or diagonal
         if query.ndim == key.ndim == value.ndim == 3:  # [b,n,d]: a single head
-            heads = _heads_in_batch(query, tokens)
+            heads = heads_in_batch(query, tokens)
             if heads > 1:
                 raise ValueError(
                     f"heads lie in the batch: wanted a query [b,h,n,d], found {list(query.shape)}, where its module "
@@ -173,6 +177,37 @@ class Call:
             raise ValueError(f"wanted query, key and value [b,h,n,d], found {shapes}")
         scale = query.shape[-1] ** -0.5 if scale is None else scale
         return cls(query, key, value, None if dropout else result, mask, causal, scale)
+
+
+def _read(mask: Tensor | None, query: Tensor, key: Tensor) -> tuple[Tensor | None, bool]:
+    """A mask as numbers, or whether it is that of causal attention.
+
+    Raises:
+        ValueError: It is a class whose numbers are not what attention reads.
+    """
+    if isinstance(mask, CausalBias):  # its numbers are never written
+        rows, keys = mask.seq_len_q, mask.seq_len_kv
+        if mask.variant == CausalVariant.UPPER_LEFT or rows == keys:
+            return None, True
+        if (rows, keys) == (query.shape[-2], key.shape[-2]):
+            return torch.ones(rows, keys, dtype=torch.bool, device=query.device).tril(keys - rows), False
+        sizes = f"{query.shape[-2]} queries and {key.shape[-2]} keys"
+        raise ValueError(f"its causal_lower_right({rows}, {keys}) is not that of {sizes}; make it of their numbers")
+    if mask is not None and not _is_plain(type(mask)):
+        raise ValueError(
+            f"its mask is a {type(mask).__name__}, a tensor with functions of its own, whose numbers need not be what "
+            "attention adds; give scaled_dot_product_attention a plain tensor"
+        )
+    return mask, False
+
+
+def _is_plain(kind: type[Tensor]) -> bool:
+    """Whether functions do with tensors of a class what they do with others: its numbers may be anywhere."""
+    function: Any = kind.__torch_function__
+    return function is torch._C._disabled_torch_function_impl or getattr(function, "__func__", None) is _PLAIN.__func__
+
+
+_PLAIN: Any = Tensor.__torch_function__
 
 
 def heads_beside_windows(key: Tensor, tokens: Tokens) -> int:
@@ -194,15 +229,6 @@ def heads_beside_windows(key: Tensor, tokens: Tokens) -> int:
 def windows_as_samples(x: Tensor, heads: int) -> Tensor:
     """[b windows,h,n,d] of a tensor in windows, whose dimension `heads` is the heads'."""
     return x.movedim(heads, 2).flatten(0, 1)
-
-
-def _heads_in_batch(query: Tensor, tokens: Tokens) -> int:
-    """How many heads a query [b h,n,d] has in its batch, by what its module was given; 1 if it is [b,n,d]."""
-    rows, d = len(query) * query.shape[1], query.shape[2]
-    heads, odd = divmod(len(query), tokens.samples or len(query))
-    if heads > 1 and not odd and query.shape[1] in tokens.lengths.values():
-        return heads
-    return next((rows // n for n, e in tokens.sizes if rows > n and rows % n == 0 and rows // n * d == e), 1)
 
 
 def versions(*tensors: Tensor | None) -> tuple[int, ...]:

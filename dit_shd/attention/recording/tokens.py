@@ -19,6 +19,10 @@ class Tokens:
     """b, if it is known."""
     sizes: tuple[tuple[int, int], ...] = ()
     """(tokens of all samples, their width) of the first argument, if it is features: as [...,e], or as [b,e,...]."""
+    frames: tuple[int, int] | None = None
+    """(t, n) of the first argument, if that is [b,t,n,e] and alone."""
+    alone: bool = False
+    """Whether no other argument is features of the width of the first: those may be queries, keys and values."""
 
 
 @functools.cache
@@ -37,7 +41,10 @@ def tokens_of(places: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, 
         return Tokens(lengths)
     wide = first.is_floating_point() and first.ndim > 1 and not first.is_nested
     widths = ([first.shape[-1]] + [first.shape[1]] * (first.ndim > 3)) if wide else []
-    return Tokens(lengths, first.shape[0], tuple((first.numel() // e, e) for e in widths if e))
+    more = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x is not first and x.ndim > 2]
+    alone = wide and not any(x.is_floating_point() and not x.is_nested and x.shape[-1] == first.shape[-1] for x in more)
+    frames = (first.shape[1], first.shape[2]) if alone and first.ndim == 4 else None
+    return Tokens(lengths, first.shape[0], tuple((first.numel() // e, e) for e in widths if e), frames, alone)
 
 
 def shapes_of(value: Any, depth: int = 4) -> tuple[tuple[int, ...], ...]:

@@ -162,6 +162,99 @@ def test_calls_over_some_of_the_keys_each_are_one_layer(make, options):
     torch.testing.assert_close(*gradients)
 
 
+class OutOfOrder(Attention):
+    """Query rows that are taken as they do not stand: over all keys, over their own (dilated), or by samples."""
+
+    def __init__(self, taken="", copied=False, **options):
+        super().__init__(**options)
+        self.taken, self.copied = taken, copied
+
+    def forward(self, x, mask=None):
+        heads, rows = self.heads_of(x), torch.arange(6)
+        own = "dilated" in self.taken
+        parts = (
+            [slice(4, 6), slice(2, 4), slice(0, 2)] if "reversed" in self.taken else [slice(i, 6, 2) for i in (1, 0)]
+        )
+        if not self.taken or self.taken == "plain dilated":
+            seen = rows[:, None] % 2 == rows % 2 if own else None
+            made = F.scaled_dot_product_attention(*heads, attn_mask=seen)
+        elif self.taken == "samples":
+            made = torch.empty_like(heads[0])
+            for i in (1, 0):
+                made[i : i + 1] = F.scaled_dot_product_attention(*(z[i : i + 1] for z in heads))
+        else:
+            made = torch.empty_like(heads[0])
+            for part in parts:
+                q, *others = (z[:, :, part] if own or i == 0 else z for i, z in enumerate(heads))
+                q = q.clone() if self.copied else q
+                made[:, :, part] = F.scaled_dot_product_attention(q, *others)
+        return self.proj(made.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("backend", [None, "aot_eager"])
+@pytest.mark.parametrize(
+    ("taken", "copied"),
+    [("reversed", False), ("strided", False), ("dilated", False), ("dilated", True), ("samples", False)],
+)
+def test_rows_that_come_out_of_order_stand_where_they_do_in_memory(taken, copied, backend):
+    """They had stood as they came: the teacher's rows met other rows of the student, and other weights.
+
+    Queries with memory of their own stand where their keys do, if those are theirs alone.
+    """
+    losses, gradients = [], []
+    for how in ("plain dilated" if taken == "dilated" else "", taken):
+        torch.manual_seed(0)
+        teacher = Net(make=OutOfOrder, taken="plain dilated" if taken == "dilated" else "")
+        student = Net(make=OutOfOrder, taken=how, copied=copied, heads=2)
+        run = student if backend is None or not how else torch.compile(student, backend=backend)
+        for _ in range(2):
+            with capture(teacher) as t, capture(run) as s:
+                with torch.no_grad():
+                    teacher(inputs())
+                run(inputs())
+        assert list(s) == ["blocks.0", "blocks.1"] and s["blocks.0"].shape == (2, 2, 6, 6)
+        assert s["blocks.0"].out is not None
+        losses.append(SHD()(t, s, row_weight=torch.arange(12.0).view(2, 6)))
+        gradients.append(torch.autograd.grad(losses[-1], student.blocks[0].qkv.weight)[0])
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*gradients)
+
+
+def test_rows_out_of_order_have_the_projections_at_which_they_arrive():
+    class TwoOuts(Attention):
+        """The last tokens first, each side with a projection of its own."""
+
+        def __init__(self, **options):
+            super().__init__(**options)
+            self.other = nn.Linear(E, E)
+
+        def forward(self, x, mask=None):
+            q, k, v = self.heads_of(x)
+            last, first = (
+                F.scaled_dot_product_attention(q[:, :, part], k, v).transpose(1, 2).flatten(2)
+                for part in (slice(3, 6), slice(0, 3))
+            )
+            return torch.cat([self.proj(first), self.other(last)], 1)
+
+    model = Net(depth=1, make=TwoOuts)
+    with torch.no_grad(), capture(model, image=slice(3, None)) as captures:
+        for _ in range(2):
+            model(inputs())
+    for name, projection in (("blocks.0:text", model.blocks[0].proj), ("blocks.0", model.blocks[0].other)):
+        torch.testing.assert_close(captures[name].out.flatten(0, 1), projection.weight.T)
+
+
+def test_rows_that_come_twice_are_refused():
+    class Overlapping(Attention):
+        def forward(self, x, mask=None):
+            q, k, v = self.heads_of(x)
+            parts = [F.scaled_dot_product_attention(q[:, :, part], k, v) for part in (slice(0, 4), slice(3, 5))]
+            return self.proj(torch.cat(parts, 2).transpose(1, 2).flatten(2))
+
+    with pytest.raises(UserError, match=r"its query rows come in 2 calls .* where they stand in it is not known"):
+        recorded(Net(make=Overlapping), inputs())
+
+
 def test_masks_of_calls_over_some_of_the_keys_are_kept_with_their_gradients():
     class Biased(Packed):
         def __init__(self, **options):

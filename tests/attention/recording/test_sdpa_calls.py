@@ -1,4 +1,4 @@
-"""nn.MultiheadAttention, whose call of attention is hidden in another function."""
+"""nn.MultiheadAttention, whose call of attention is hidden in another function; masks that are no plain numbers."""
 
 import copy
 
@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.attention.bias import causal_lower_right, causal_upper_left
 from torch.overrides import TorchFunctionMode
 
 from dit_shd import capture
+from dit_shd.core.errors import UserError
 
 
 class Special(torch.Tensor):
@@ -93,3 +95,62 @@ def test_nothing_of_pytorch_is_changed_while_it_is_recorded():
         model(x, x, x)
         model(x, x, x)
     assert len(captures) == 1 and looks.seen and all(looks.seen)
+
+
+class Masked(nn.Module):
+    """Of two heads; the mask is made as the model runs."""
+
+    def __init__(self, mask, keys=slice(None)):
+        super().__init__()
+        self.qkv, self.proj, self.mask, self.keys = nn.Linear(8, 24), nn.Linear(8, 8), mask, keys
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).unflatten(2, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q[:, :, self.keys], k, v, attn_mask=self.mask())
+        return self.proj(mixed.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize(
+    ("mask", "queries", "diagonal"),
+    [
+        (lambda: causal_upper_left(5, 5), slice(None), 0),
+        (lambda: causal_lower_right(5, 5), slice(None), 0),
+        (lambda: causal_upper_left(3, 5), slice(2, None), 0),
+        (lambda: causal_lower_right(3, 5), slice(2, None), 2),
+        (lambda: nn.Parameter(torch.zeros(5, 5).masked_fill(torch.ones(5, 5).triu(1) > 0, -torch.inf)), slice(None), 0),
+    ],
+)
+@pytest.mark.parametrize("backend", [None, "eager"])
+def test_masks_of_pytorchs_classes_are_what_it_makes_of_them(mask, queries, diagonal, backend):
+    """Their numbers are never written: what lies in that memory had been taken for a bias."""
+    torch.manual_seed(0)
+    model, x = Masked(mask, queries), torch.randn(2, 5, 8)
+    run = model if backend is None else torch.compile(model, backend=backend)
+    q, k, _ = model.qkv(x).double().unflatten(2, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+    seen = torch.ones(q[:, :, queries].shape[2], 5).tril(diagonal).bool()
+    want = (q[:, :, queries] @ k.transpose(2, 3) / 2).masked_fill(~seen, -torch.inf).softmax(-1)
+    with capture(run, layers="*") as captures:
+        for _ in range(2):
+            run(x)
+            (layer,) = captures.values()
+            torch.testing.assert_close(layer.map(), want.float())
+
+
+class Reads(torch.Tensor):
+    """What functions make of it is its own affair."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (lambda: torch.zeros(5, 5).as_subclass(Reads), "its mask is a Reads, a tensor with functions of its own"),
+        (lambda: causal_lower_right(1, 5), r"its causal_lower_right\(1, 5\) is not that of 5 queries and 5 keys"),
+    ],
+)
+def test_masks_whose_numbers_are_not_known_are_refused(mask, message):
+    with pytest.raises(UserError, match=message), capture(model := Masked(mask)):
+        model(torch.randn(2, 5, 8))
