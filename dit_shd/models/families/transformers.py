@@ -111,7 +111,8 @@ class CausalLM(LibraryModel, ConfigMixin):
 
     def enable_gradient_checkpointing(self, *_: Any, **__: Any) -> None:
         """Recompute blocks in the backward."""
-        self.network.gradient_checkpointing_enable({"use_reentrant": False})
+        kind = "activation" if hasattr(self.network, "activation_checkpointing_enable") else "gradient"  # before 5.24
+        getattr(self.network, f"{kind}_checkpointing_enable")({"use_reentrant": False})
 
     def save_pretrained(self, save_directory: str | PathLike[str], *_: Any, **__: Any) -> None:
         """Write a folder of transformers, with the tokenizer if there is one."""
@@ -194,8 +195,7 @@ def _network(config: Mapping[str, object]) -> nn.Module:
         raise UserError("transformers: config: wanted model_type (as llama, gpt2) or source=FOLDER, found none")
     try:
         with _quiet():
-            options = {key: value for key, value in config.items() if key != "model_type"}
-            settings = AutoConfig.for_model(kind, **options)
+            settings = AutoConfig.for_model(kind, **{k: v for k, v in config.items() if k != "model_type"})
             network = AutoModelForCausalLM.from_config(settings, attn_implementation=ATTENTION, dtype=torch.float32)
     except Exception as error:  # transformers checks configs in many ways
         raise UserError(f"transformers: {_reason(kind, config, error)}") from error

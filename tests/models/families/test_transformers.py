@@ -66,6 +66,7 @@ def test_every_token_of_a_new_model_learns(tmp_path):
     assert build(config={"model_type": "glm", **{k: v for k, v in config.items() if k != "model_type"}}, vocab_size=99)
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")
 def test_blocks_are_computed_again_in_the_backward():
     model = causal_lm(GPT2).train()
     model(TOKENS).logits.sum().backward()
@@ -166,6 +167,15 @@ def test_weights_of_a_source_are_not_put_into_another_model(tmp_path, config, ch
     kept = {"attention_dropout" if config is not GPT2 else "attn_pdrop": 0.25}
     model = build(source=str(tmp_path), config=kept)
     assert torch.equal(model.eval()(TOKENS).logits, load(tmp_path)(TOKENS).logits)
+
+
+def test_blocks_are_computed_again_by_a_library_that_has_the_new_name_alone(monkeypatch):
+    """As transformers 6 is to be."""
+    model, given = causal_lm(GPT2), []
+    monkeypatch.setattr(model.network, "activation_checkpointing_enable", given.append, raising=False)
+    monkeypatch.delattr(transformers.PreTrainedModel, "gradient_checkpointing_enable")
+    model.enable_gradient_checkpointing()
+    assert given == [{"use_reentrant": False}]
 
 
 def test_rotary_frequencies_stay_exact_in_bfloat16(tmp_path):
