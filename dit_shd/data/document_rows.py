@@ -71,7 +71,7 @@ class Columns:
         if column not in row:
             remedy = "; data.column=NAME says which one has the text" if column == self.text else ""
             raise UserError(f"{where}: wanted a column '{column}', found {', '.join(map(str, row))}{remedy}")
-        if row[column] is None:
+        if row[column] is None and column == self.text:
             return ""
         if not isinstance(row[column], str):
             raise UserError(f"{where}: {column}: wanted text, found {type(row[column]).__name__}")

@@ -131,6 +131,7 @@ def encode_source(
         prompts.check_sides(job.shape[1:])
     settings = run_on_main(job.settings)
     out = Path(os.path.realpath(config.out))  # one lock, by whichever link the folder is named
+    out = out if os.access(out.parent, os.W_OK) else config.out.absolute()  # a link to a disk of which it is the top
     with locked(out.parent / f".{out.name}.lock", "dit-shd encode"):
         run_on_main(lambda: _begin(job, settings))
         _encode_missing(state, job)

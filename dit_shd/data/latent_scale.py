@@ -12,6 +12,8 @@ SAMPLES = 64
 """That are looked at, at equal distances."""
 ROUNDING = 1e-2
 """By which a pixel may leave [-1, 1]."""
+STANDARDISED = 4.0
+"""Beyond it they are no pixels that were divided by their deviation, either."""
 USUAL = 0.3, 3.0
 """Deviations of latents that are scaled; those of Stable Diffusion's autoencoder are 5.5 before it."""
 
@@ -24,19 +26,19 @@ def check_scale(dataset: Dataset, pixels: bool) -> str | None:
         pixels: Whether the config says that they are pixels.
 
     Returns:
-        A warning of latents of an unusual scale, which may be meant.
+        A warning of an unusual scale, which may be meant.
 
     Raises:
-        UserError: Pixels outside of [-1, 1].
+        UserError: Pixels far outside of [-1, 1].
     """
     if dataset.origin is None or dataset.origin.vae is not None or "latents" not in dataset.fields:
         return None
     low, high, deviation = _range(dataset)
-    if pixels and (low < -1 - ROUNDING or high > 1 + ROUNDING):
-        raise UserError(
-            f"vae: pixels: wanted values from -1 to 1, found {low:.3g} to {high:.3g}; scale them (0..255 / 127.5 - 1), "
-            "or leave vae=pixels out if they are latents"
-        )
+    found_pixels = f"vae: pixels: wanted values from -1 to 1, found {low:.3g} to {high:.3g}"
+    if pixels and max(-low, high) > STANDARDISED:
+        raise UserError(f"{found_pixels}; scale them (0..255 / 127.5 - 1), or leave vae=pixels out if they are latents")
+    if pixels and (0 <= low < high or max(-low, high) > 1 + ROUNDING):
+        return f"{found_pixels}: what is drawn is taken for values from -1 to 1"
     if pixels or USUAL[0] <= deviation <= USUAL[1]:
         return None
     return (

@@ -72,12 +72,9 @@ def check_lora(model: nn.Module, lora: Lora) -> None:
         lora: Rank and places.
 
     Raises:
-        UserError: The package peft is not installed, no linear map has such a name, there is none, or no rank is named.
+        UserError: The package peft is not installed, or no linear map has such a name, or there is none.
     """
     if not lora.rank:
-        named = [f"lora.{key}" for key in ("alpha", "targets") if getattr(lora, key)]
-        if named:
-            raise UserError(f"{named[0]}: is of adapters, and lora.rank=0 trains all weights; wanted a rank")
         return
     require(("peft",), "lowbit", "lora")
     names = linear_maps(model)
@@ -94,9 +91,13 @@ def check_lora(model: nn.Module, lora: Lora) -> None:
 
 
 def remark(model: nn.Module, lora: Lora) -> str | None:
-    """A line where most of the blocks' weights are in no linear map, as those of stacked experts; else None."""
+    """A line where adapters have keys and no rank, or most of the blocks' weights are in no linear map; else None.
+
+    That is so of stacked experts.
+    """
     if not lora.rank:
-        return None
+        named = [f"lora.{key}" for key in ("alpha", "targets") if getattr(lora, key)]
+        return f"{named[0]}: is of adapters, and there are none: lora.rank=0 trains all weights" if named else None
     blocks = named_blocks(model).values()
     whole = sum(p.numel() for block in blocks for p in block.parameters())
     reached = sum(model.get_submodule(name).weight.numel() for name in linear_maps(model))  # type: ignore[union-attr]

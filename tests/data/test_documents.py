@@ -207,7 +207,7 @@ def test_columns_of_tables(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "saved"])
 def test_rows_without_text_are_left_out_and_counted(tmp_path, kind, caplog):
-    rows = [{"text": text, "q": q} for text, q in (("a", "1"), (None, "2"), ("b", None), (" \n", "4"))]
+    rows = [{"text": text, "q": q} for text, q in (("a", "1"), (None, "2"), ("b", ""), (" \n", "4"))]
     place = tmp_path / f"x.{kind}"
     if kind == "jsonl":
         place.write_text("\n".join(map(json.dumps, rows)))
@@ -220,6 +220,8 @@ def test_rows_without_text_are_left_out_and_counted(tmp_path, kind, caplog):
     assert documents == [Document("a", "1: ", (), ((1, 3),)), Document("b", ": ", (), ((0, 2),))]
     first = f"{place}:2" if kind == "jsonl" else f"{place}[1]"
     assert caplog.messages == [f"data: '{place}': left out: 2 of 4 rows without text ({first}, ...)"]
+    with pytest.raises(UserError, match="q: wanted text, found NoneType"):  # an answer to no question
+        Columns(prompt="{q}: ").document({"text": "b", "q": None}, "x")
 
 
 def test_one_file_of_a_repository(tmp_path, monkeypatch):

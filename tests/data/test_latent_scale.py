@@ -27,9 +27,13 @@ def test_pixels_are_from_minus_one_to_one(tmp_path):
     pixels = np.linspace(-1.001, 1.001, 4 * 3 * 64, dtype=np.float32).reshape(4, 3, 8, 8)
     assert check_scale(dataset(tmp_path, pixels), pixels=True) is None
     assert check_scale(dataset(tmp_path, pixels * 0), pixels=True) is None
-    for wrong, words in ((pixels * 127.5 + 127.5, "-0.128 to 255"), (pixels * 1.2, "-1.2 to 1.2")):
-        with pytest.raises(UserError, match=f"^vae: pixels: wanted values from -1 to 1, found {words}; scale them"):
-            check_scale(dataset(tmp_path, wrong), pixels=True)
+    with pytest.raises(UserError, match=r"^vae: pixels: wanted values .*, found -0\.128 to 255; scale"):
+        check_scale(dataset(tmp_path, pixels * 127.5 + 127.5), pixels=True)
+    for unusual, words in ((pixels * 1.2, "-1.2 to 1.2"), (np.abs(pixels), "0.00131 to 1")):
+        line = check_scale(dataset(tmp_path, unusual), pixels=True)
+        assert line == (
+            f"vae: pixels: wanted values from -1 to 1, found {words}: what is drawn is taken for values from -1 to 1"
+        )
 
 
 def test_a_bounded_part_of_a_large_file_is_looked_at_and_images_are_not(tmp_path, monkeypatch):

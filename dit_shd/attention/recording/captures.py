@@ -18,7 +18,7 @@ from dit_shd.attention.recording import discovery, knowledge
 from dit_shd.attention.recording.instrument import plain_class, recorded, watched_later
 from dit_shd.attention.recording.joined_calls import joined
 from dit_shd.attention.recording.joint import Biases, sections
-from dit_shd.attention.recording.knowledge import Site, Sites
+from dit_shd.attention.recording.knowledge import Sites
 from dit_shd.attention.recording.last_forward import LastForward
 from dit_shd.attention.recording.projection import PassingProjection
 from dit_shd.attention.recording.recorder import Nesting, ProductRecorder, Recorder, SlowPath, hiding
@@ -26,6 +26,7 @@ from dit_shd.attention.recording.report import Report, why_empty
 from dit_shd.attention.recording.roles import Lengths
 from dit_shd.attention.recording.sdpa_calls import Call, RawCall, noted, unchanged, versions, written_to
 from dit_shd.attention.recording.selection import Selection
+from dit_shd.attention.recording.site import Site, kind_of
 from dit_shd.attention.recording.structure import Structure
 from dit_shd.attention.recording.survey import Survey
 from dit_shd.attention.recording.tokens import Tokens, shapes_of, token_places, tokens_of
@@ -196,7 +197,9 @@ class Recording(LastForward):
         self.flush()
         self._found = {name: unchanged(name, capture) for name, capture in self._found.items()}
         if self._sites and (late or self._sites.nested):
-            self._found, self._shapes = self._sites.ordered(self._found), self._sites.ordered(self._shapes)
+            others = knowledge.all_known(self._core, self._structure.number)
+            self._found = self._sites.ordered(self._found, others)
+            self._shapes = self._sites.ordered(self._shapes, others)
         self._biases.clear()
         if main and not self._shapes:
             raise UserError(f"capture: {type(self.model).__name__}: {self.selection.why_nothing(self._sites, survey)}")
@@ -274,7 +277,7 @@ class Recording(LastForward):
             raise UserError(f"capture: {recorder.name}: {error}") from error
         for j, call in enumerate(calls):
             i, n = recorder.count, call.query.shape[2]
-            layout = self._sites.layout(site, i, (len(tokens.lengths), j), n == call.key.shape[2])
+            layout = self._sites.layout(site, i, kind_of(call, j, tokens), n == call.key.shape[2])
             recorder.count += 1
             self._called.add(recorder.name)
             known, same = layout.text, self._inputs == self._sites.shapes

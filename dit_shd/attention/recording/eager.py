@@ -33,10 +33,11 @@ class _Eager(AbstractContextManager[None]):
 EAGER = _Eager()
 
 
-class _Backward:
-    """Makes a backward eager, from a tensor's hook to its end.
+class EagerBackward:
+    """Makes the backward of what an eager forward has made eager, too: it has to save what that forward has saved.
 
-    A backward that fails does not tell; then its tensors do, which are the only ones that keep this, as they go.
+    It begins at the hook of a tensor, and ends with the backward. A backward that fails does not tell; then the tensors
+    do, which are all that keeps this, as they go.
     """
 
     __torch_unserializable__ = True
@@ -58,13 +59,11 @@ class _Backward:
 
     __del__ = _end
 
-
-def backward_too(made: Iterable[Tensor]) -> None:
-    """Let the backward of what an eager forward has made be eager: it has to save what that forward has saved."""
-    backward = _Backward()
-    for each in made:
-        if each.grad_fn is not None:
-            each.register_hook(backward)
+    def begin_with(self, made: Iterable[Tensor]) -> None:
+        """Begin where a backward comes to one of these."""
+        for each in made:
+            if each.grad_fn is not None:
+                each.register_hook(self)
 
 
 def is_compiled(module: nn.Module) -> bool:

@@ -1,7 +1,7 @@
 """What the first forward of a model has shown, kept for later ones: which modules are attention, and their layouts."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NoReturn, TypeVar
 from weakref import WeakKeyDictionary, ref
 
@@ -12,60 +12,15 @@ from dit_shd.attention.recording.instrument import plain_class
 from dit_shd.attention.recording.joined_calls import joined, places_of_rows
 from dit_shd.attention.recording.joint import Layout, projections_of, with_gaps
 from dit_shd.attention.recording.lineage import Segments
-from dit_shd.attention.recording.projection import PassingProjection, Projection
 from dit_shd.attention.recording.results import Part
 from dit_shd.attention.recording.roles import Order, TextLength, image_streams, order_at, order_of, role_of, text_length
 from dit_shd.attention.recording.sdpa_calls import Call
+from dit_shd.attention.recording.site import Kind, Site, kind_of
 from dit_shd.attention.recording.survey import SeenCall, Survey
 from dit_shd.core.errors import UserError
 
 T = TypeVar("T")
 Key = tuple[object, ...]
-Kind = tuple[int, int]
-"""Of a call: how many sequences its module was given in that run, and which call of the run it is."""
-
-
-@dataclass(frozen=True, eq=False)
-class Site:
-    """A module that calls attention."""
-
-    name: str
-    module: "ref[nn.Module]"
-    layouts: tuple[Layout, ...]
-    """Of its calls in one forward, in order; runs that take their samples one by one count as one call."""
-    reason: str = ""
-    """Why it cannot be recorded at all."""
-    kinds: tuple[Kind, ...] = ()
-    """Of its calls."""
-
-    @property
-    def unasked(self) -> bool:
-        """Whether none of its calls is recorded unless it is named."""
-        return all(layout.unasked for layout in self.layouts)
-
-    @property
-    def projections(self) -> list[Projection]:
-        """Where its W^O are."""
-        return [each for layout in self.layouts for each in layout.projections if each is not None]
-
-    @property
-    def passing(self) -> list[PassingProjection]:
-        """Its projections that have to be watched in every forward."""
-        return [projection for projection in self.projections if isinstance(projection, PassingProjection)]
-
-    def layout(self, call: int, kind: Kind, square: bool) -> Layout | None:
-        """Of a call; forwards may make others than the first one did, of which that is known if such calls are alike.
-
-        Args:
-            call: Its number.
-            kind: Its own.
-            square: Whether it has as many keys as queries.
-        """
-        if call < len(self.layouts) and self.kinds[call] == kind:
-            return self.layouts[call]
-        those = [layout for layout, known in zip(self.layouts, self.kinds) if known == kind]
-        alike = bool(those) and those[0].square == square and all(those[0].same(each) for each in those)
-        return those[0] if alike else None
 
 
 class Sites(dict[str, Site]):
@@ -108,22 +63,29 @@ class Sites(dict[str, Site]):
             site.name + numbered(call), "what it is (self- or cross-attention, where W^O is)"
         )
 
-    def ordered(self, made: dict[str, T]) -> dict[str, T]:
+    def ordered(self, made: dict[str, T], others: Sequence["Sites"]) -> dict[str, T]:
         """What a forward has made, as its layers ran: compiled ones hand over what they did only when it ends.
 
+        Args:
+            made: By the names of captures.
+            others: Of other kinds of forwards, which may have shown more of the layers.
+
         Raises:
-            UserError: One of them ran more often than it was seen to.
+            UserError: None of these has shown all of them.
         """
-        place = {name: self.places.get(name.partition(":")[0]) for name in made}
-        for name in [name for name in made if place[name] is None and len({x.partition("#")[0] for x in made}) > 1]:
-            self._unknown(name, "when it ran among the others (of compiled or nested layers)")
-        return dict(sorted(made.items(), key=lambda item: place[item[0]] or 0))
+        calls = {name: name.partition(":")[0] for name in made}
+        places = next((each.places for each in (self, *others) if each.places.keys() >= {*calls.values()}), self.places)
+        unseen = [name for name, call in calls.items() if call not in places]
+        if unseen and len({call.partition("#")[0] for call in calls.values()}) > 1:
+            self._unknown(unseen[0], "when it ran among the others (of compiled or nested layers)")
+        return dict(sorted(made.items(), key=lambda item: places.get(calls[item[0]], len(places))))
 
     def _unknown(self, name: str, what: str) -> NoReturn:
         self.again = True
         raise UserError(
-            f"capture: {name}: this call is none of those that the first recorded forward showed, so {what} is not "
-            "known; let the first one, or the next, which is looked at likewise, be a forward with all of its calls"
+            f"capture: {name}: this call is none of those that were seen in recorded forwards of this kind, so {what} "
+            "is not known; the next forward is looked at anew, and nothing is refused after one with all calls (in "
+            "eval, where layers are dropped at random)"
         )
 
 
@@ -199,7 +161,7 @@ def learn(survey: Survey) -> Sites:
             chunked = merged[0].query.shape[2] > given[0].query.shape[2]
             parts_of = [run] if chunked else [[each] for each in run]
             places |= {name + numbered(len(layouts) + i): place for i in range(len(merged))}
-            of_calls += [(len(tokens.lengths), i) for i in range(len(merged))]
+            of_calls += [kind_of(each, i, tokens) for i, each in enumerate(merged)]
             layouts.extend(_layout(survey, seen, call, splits, list(by_name)) for call, seen in zip(merged, parts_of))
             sites.settled = sites.settled and not any(survey.arrivals.silent(each.raw[2]) for each in run)
         sites[name] = Site(name, ref(modules[name]), tuple(layouts), reason, tuple(of_calls))

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from dit_shd.attention.recording import discovery
 from dit_shd.attention.recording.arrivals import Arrivals, Entered
-from dit_shd.attention.recording.eager import EAGER, backward_too, is_compiled
+from dit_shd.attention.recording.eager import EAGER, EagerBackward, is_compiled
 from dit_shd.attention.recording.instrument import plain_class
 from dit_shd.attention.recording.lineage import ENTERED, Lineage, Lineages, Streams, tensors_in
 from dit_shd.attention.recording.products import is_product
@@ -96,6 +96,7 @@ class Survey(TorchFunctionMode):
         self.image: Streams = frozenset()
         """The inputs that are the image's, once that is known."""
         self.outputs: list[Lineage] = []
+        self._backward = EagerBackward()
         """Of what the model gave."""
         self.failure = ""
         """What went wrong while looking; the model goes on."""
@@ -154,13 +155,16 @@ class Survey(TorchFunctionMode):
                 self.lineages.inherit(output, next(iter((*running.args, *running.kwargs.values())), None))
             if running.entered is not None:
                 self.arrivals.leave(running.entered, output)
+            if is_compiled(module) and torch.is_grad_enabled():
+                self._backward.begin_with(tensors_in(output))
 
     def result(self, output: Any) -> None:
         """What the model gave."""
         with self._harmless():
             self.outputs = self.lineages.all(output)
             if torch.is_grad_enabled() and any(map(is_compiled, self.names)):
-                backward_too([*tensors_in(output), *(x for call in self.calls for x in Call.given(call.raw)[:3])])
+                read = (x for call in self.calls for x in Call.given(call.raw)[:3])
+                self._backward.begin_with([*tensors_in(output), *read])
 
     def _given(self, given: dict[str, Any]) -> tuple[Given, ...]:
         sequences = {name: x for name, x in given.items() if is_sequence(x)}

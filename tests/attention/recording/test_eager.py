@@ -45,19 +45,24 @@ def _once():
 
 
 @pytest.mark.usefixtures("_once")
-@pytest.mark.parametrize("of", ["output", "maps", "both"])
+@pytest.mark.parametrize("of", ["output", "maps", "both", "features"])
 def test_compiled_blocks_that_are_computed_again_train_from_the_first_step_on(of):
     """The first forward was eager and what its backward computed again was compiled, which saves other tensors."""
     torch.manual_seed(0)
     teacher, student, plain, x = Recomputed(), Recomputed().compiled(), Recomputed(), torch.randn(2, 5, E)
     plain.load_state_dict(student.state_dict())
+    features = list[torch.Tensor]()
+    for model in (student, plain) if of == "features" else ():
+        model.blocks[0].register_forward_hook(lambda *given: features.append(given[-1]))
     for _ in range(3):
         for model in (student, plain):
             with capture(teacher) as t, capture(model) as s:
                 with torch.no_grad():
                     teacher(x)
+                features.clear()
                 output = model(x).square().mean()
-            loss = {"output": output, "maps": SHD()(t, s), "both": output + SHD()(t, s)}[of]
+            losses = {"output": output, "maps": SHD()(t, s), "both": output + SHD()(t, s)}
+            loss = features[0].square().mean() if of == "features" else losses[of]
             model.zero_grad()
             loss.backward()
         for a, b in zip(student.parameters(), plain.parameters(), strict=True):

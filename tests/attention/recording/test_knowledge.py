@@ -50,7 +50,7 @@ def test_compiled_loops_that_are_drawn_are_refused_until_the_most_were_seen():
         compiled(x, 2)
         compiled(x, 1)
         assert list(captures) == ["first", "core.0", "core.1", "last"]
-        with pytest.raises(UserError, match=r"core\.0#3: this call is none .* showed, so when it ran .* is not known"):
+        with pytest.raises(UserError, match=r"core\.0#3: this call is none .* kind, so when it ran .* is not known"):
             compiled(x, 3)
         for loops in (3, 1, 2, 3):
             compiled(x, loops)
@@ -117,6 +117,50 @@ def test_hooks_that_give_a_layer_more_are_no_other_kind_of_call():
         for _ in range(2):
             model(x, x + 1, "no")
             assert len(captures) == 2
+
+
+class OneByOne(Layer):
+    """Takes its samples one at a time, each of its own length."""
+
+    def forward(self, x, lengths):
+        q, k, v = split(self.qkv(x))
+        rows = [
+            F.scaled_dot_product_attention(*(y[i : i + 1, :, :n] for y in (q, k, v))) for i, n in enumerate(lengths)
+        ]
+        return self.proj(merged(torch.cat([F.pad(y, (0, 0, 0, x.shape[1] - y.shape[2])) for y in rows])))
+
+
+@pytest.mark.parametrize(("first", "then"), [((5, 3), (5, 3, 4)), ((5, 5), (5, 3)), ((5, 3, 4), (5, 3))])
+def test_samples_that_come_one_at_a_time_may_be_more_or_of_other_lengths(first, then):
+    model = OneByOne()
+    with capture(model) as captures:
+        for lengths in (first, then, first):
+            model(torch.randn(len(lengths), 5, E), lengths)
+            assert [each.shape[2] for each in captures.values()] == ([5] if set(lengths) == {5} else [*lengths])
+
+
+class Dropped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(Layer() for _ in range(4))
+
+    def forward(self, x, keep):
+        for i in keep:
+            x = x + self.layers[i](x)
+        return x
+
+
+def test_layers_dropped_from_a_compiled_model_are_ordered_as_a_whole_forward_showed():
+    torch._dynamo.reset()
+    model = Dropped()
+    compiled, x = torch.compile(model, backend="eager"), inputs()
+    with capture(compiled) as captures:
+        model.eval()
+        compiled(x, [0, 1, 2, 3])
+        model.train()
+        for keep in ([0, 1], [0, 2], [1], [3], [0, 1, 3], [2, 3], [0, 1, 2, 3]):
+            compiled(x, keep)
+            assert list(captures) == [f"layers.{i}" for i in keep]
 
 
 class Attend(nn.Module):
