@@ -8,7 +8,7 @@ setup: .venv/ready
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check --editable '.[demo,dev,clients]'
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[demo,dev,clients]'
 	touch $@
 
 demo: setup
