@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from packaging.version import Version
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention.bias import causal_lower_right, causal_upper_left
@@ -23,6 +24,8 @@ PADDING = torch.arange(5) >= torch.tensor([[5], [3]])
 @pytest.mark.parametrize("padding", [None, PADDING])
 @pytest.mark.parametrize(("training", "grad"), [(True, True), (False, True), (False, False)])
 def test_a_compiled_model_of_it_is_recorded_as_the_plain_one_is(training, grad, padding):
+    if Version(torch.__version__).release < (2, 10) and not (training or grad) and padding is None:
+        pytest.skip("torch 2.9 takes the fast path, and the layer is refused")
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, dropout=0.0)
     model = nn.TransformerEncoder(layer, 2, mask_check=False).train(training)
