@@ -3,7 +3,6 @@
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -68,8 +67,11 @@ def _lists_as_children(model: nn.Module, members: Mapping[str, nn.Module]) -> Ge
         yield
         return
     children = [(name, model.get_submodule(name)) for name in lists]
-    with patch.object(model, "named_children", lambda: iter(children)):
+    model.named_children = lambda: iter(children)  # of this model alone, over its class's method
+    try:
         yield
+    finally:
+        del model.named_children
 
 
 def _shared(model: nn.Module, members: Mapping[str, nn.Module]) -> str | None:

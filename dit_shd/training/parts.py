@@ -52,9 +52,10 @@ def weights_of_files(config: TrainConfig) -> Mapping[str, Tensor] | None:
         config: With the places of the teachers, and their precision; None where that holds what the files do.
     """
     source = next(iter(config.teachers.values()))
-    if config.teacher_precision == "no" or config.teacher_precision == loading.stored_precision(source):
+    if config.teacher_precision == "no":
         return None
-    return loading.load(source, loading.stored_precision(source)).state_dict()
+    stored = loading.stored_precision(source)
+    return None if stored == config.teacher_precision else loading.load(source, stored).state_dict()
 
 
 def load_teachers(config: TrainConfig, task: Task[Any]) -> dict[str, nn.Module]:

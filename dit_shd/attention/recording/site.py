@@ -11,7 +11,7 @@ from dit_shd.attention.recording.sdpa_calls import Call
 from dit_shd.attention.recording.tokens import Tokens
 
 Kind = tuple[int, int]
-"""Of a call: how many sequences its module was given in that run, and which call of the run it is; 0 of each sample."""
+"""Of a call: how many sequences its module was given in that run, and its number; 0 of samples one at a time."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -44,7 +44,7 @@ class BrokenCaption(ValueError):
 
 
 def unread(files: Sequence[str]) -> list[str]:
-    """A note on files of captions that cannot be read, each with the reason."""
+    """A note on files of captions that cannot be read, each given with its reason, of which the first is shown."""
     more = ", ..." if len(files) > 1 else ""
     return [f"{len(files)} {UNREAD} ({files[0]}{more})"] if files else []
 
