@@ -309,6 +309,7 @@ def test_importing_does_nothing():
         "assert set(dit_shd.__all__) <= set(dir(dit_shd)); assert 'torch' not in sys.modules\n"
         "from dit_shd import SHD, Capture, attention_kl, capture, squeeze\n"
         "heavy = {'accelerate', 'diffusers', 'peft', 'scipy', 'timm', 'transformers'} & set(sys.modules)\n"
+        "assert 'torch._dynamo' not in sys.modules  # takes as long as all the rest\n"
         "assert not heavy, heavy\n"
         "assert all(getattr(dit_shd, n) for n in dit_shd.__all__)\n"
         "assert not {'mlxtend', 'torch_fidelity'} & set(sys.modules)\n"

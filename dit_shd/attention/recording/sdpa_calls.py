@@ -5,6 +5,7 @@ mode around a module sees what it worked with, whatever the module looks like. n
 F.multi_head_attention_forward, in whose place a copy of it runs that function modes see into.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import FunctionType
@@ -13,7 +14,6 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.bias import CausalBias, CausalVariant
 from torch.overrides import TorchFunctionMode
 
 from dit_shd.attention.capture import Capture
@@ -185,9 +185,10 @@ def _read(mask: Tensor | None, query: Tensor, key: Tensor) -> tuple[Tensor | Non
     Raises:
         ValueError: It is a class whose numbers are not what attention reads.
     """
-    if isinstance(mask, CausalBias):  # its numbers are never written
+    bias = sys.modules.get("torch.nn.attention.bias")  # who has its masks has imported it, at the cost of all of torch
+    if bias is not None and isinstance(mask, bias.CausalBias):  # its numbers are never written
         rows, keys = mask.seq_len_q, mask.seq_len_kv
-        if mask.variant == CausalVariant.UPPER_LEFT or rows == keys:
+        if mask.variant == bias.CausalVariant.UPPER_LEFT or rows == keys:
             return None, True
         if (rows, keys) == (query.shape[-2], key.shape[-2]):
             return torch.ones(rows, keys, dtype=torch.bool, device=query.device).tril(keys - rows), False
