@@ -8,7 +8,8 @@ setup: .venv/ready
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[demo,dev,clients]'
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile --editable '.[demo,dev,clients]'
+	$(BIN)/python -m compileall -qq -j 0 .venv || true  # on all cores, where pip takes one
 	touch $@
 
 demo: setup

@@ -104,6 +104,44 @@ def files(tmp_path) -> dict[str, Path]:
     return {"samples": samples, "reference": reference, "folder": tmp_path}
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_waiting_for_the_disk():
+    """What tests write need not outlive a failure of power; processes that they start and kill do wait."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: None)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_count_of_operations():
+    """To count its operations takes half of the time of a run of a few steps: runs that are alike share one count."""
+    from dit_shd.profiling.meta import ModelSpec
+    from dit_shd.training import services
+
+    throughput, count, counts = services.throughput, services.operations_by_step, {}
+
+    def shared(config, student, teachers, images, accelerator):
+        plugins = [config.task, config.data, *config.losses]
+        models = {name: ModelSpec.of(model) for name, model in {**teachers, "": student}.items()}
+        end = config.steps if any(isinstance(each.options.get("weight"), dict) for each in config.losses) else None
+        key = repr((plugins, models, images, end, config.gradient_checkpointing))
+        if any("." in each.name for each in plugins):  # of a test's own
+            key = None
+
+        def counted(*arguments):
+            if key is None or key not in counts:
+                counts[key] = count(*arguments)
+            return counts[key]
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(services, "operations_by_step", counted)
+            return throughput(config, student, teachers, images, accelerator)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(services, "throughput", shared)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def fresh_accelerator():
     """accelerate keeps its state in the process; each test starts without."""

@@ -1,4 +1,4 @@
-"""The demo from end to end, very small: real child processes, real files, a real page."""
+"""The demo from end to end, very small: children that train, real files, a real page."""
 
 import fcntl
 import html
@@ -11,10 +11,12 @@ import pytest
 from pages import words_of
 from PIL import Image
 
+from dit_shd.cli import demo_stages
 from dit_shd.cli.child_processes import ChildProcess, run_jobs
 from dit_shd.cli.demo_folder import DemoConfig, claim, student_config
 from dit_shd.cli.digits_demo import NAMES, STUDENTS, TEACHER, demo, headline, sample_models
 from dit_shd.cli.digits_demo import finished as finished_demo
+from dit_shd.cli.program import main
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.core.yaml_files import read_yaml
@@ -34,13 +36,26 @@ def settings(out: Path, **values) -> DemoConfig:
     return make(DemoConfig, {"out": out, "steps": 3, "images": 20, "sampling_steps": 3, **values})
 
 
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    """Fewer images for alpha, and no new process for each sampling."""
+
+    def run(jobs, title):
+        if title == "training":
+            return run_jobs(jobs, title)
+        assert [main(job.arguments) for job in jobs] == [0] * len(jobs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo_page, "ALPHA_IMAGES", 16)
+        patch.setattr(demo_stages, "run_jobs", run)
+        yield
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> tuple[Path, Scores]:
     """The folder and the scores of one small demo."""
     out = tmp_path_factory.mktemp("demo") / "out"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo_page, "ALPHA_IMAGES", 16)
-        return out, demo(settings(out))
+    return out, demo(settings(out))
 
 
 def test_four_models_have_finite_figures_and_costs(finished):
@@ -68,9 +83,8 @@ def test_the_page_holds_everything_and_asks_nobody(finished):
         assert f">{html.escape(row.name)}</td>" in words
 
 
-def test_every_layer_has_its_alphas(finished, monkeypatch):
+def test_every_layer_has_its_alphas(finished):
     out, scores = finished
-    monkeypatch.setattr(demo_page, "ALPHA_IMAGES", 16)
     layers = demo_page.layer_statistics(finished_demo(settings(out), scores))
     assert len(layers) == len({layer.layer for layer in layers}) == LAYERS
     for layer in layers:

@@ -36,6 +36,8 @@ def close(one, two, rel=1e-4):
 
 
 slices = pytest.mark.skipif(not SLICES, reason="this torch slices on GPUs only")
+quick = pytest.mark.two_processes("training")
+others = [pytest.mark.slow, pytest.mark.two_processes("other_training")]
 
 
 @slices
@@ -89,8 +91,9 @@ def test_sharded_projectors_learn_and_a_bad_step_of_one_process_holds_up_nobody(
     same_distillers(one, two)
 
 
-@pytest.mark.two_processes("training")
-@pytest.mark.parametrize("name", ["hints", pytest.param("sharded_hints", marks=slices)])
+@pytest.mark.parametrize(
+    "name", [pytest.param("hints", marks=quick), pytest.param("sharded_hints", marks=[slices, *others])]
+)
 def test_two_processes_learn_from_hidden_states_as_one(by_two, name):
     """The projector has no part in the masked pass, the one in which gradients are synchronised."""
     one, two = (by_two / name / folder for folder in ("one", "two"))
@@ -98,8 +101,9 @@ def test_two_processes_learn_from_hidden_states_as_one(by_two, name):
     same_distillers(one, two)
 
 
-@pytest.mark.two_processes("training")
-@pytest.mark.parametrize("name", ["projectors", pytest.param("sharded_projectors", marks=slices)])
+@pytest.mark.parametrize(
+    "name", [pytest.param("projectors", marks=others), pytest.param("sharded_projectors", marks=[slices, quick])]
+)
 def test_two_processes_learn_projectors_as_one(by_two, name):
     """Whose sizes are the models'; the parameters of an orthonormal one are gathered for its decomposition."""
     one, two = (by_two / name / folder for folder in ("one", "two"))
@@ -116,8 +120,9 @@ def test_a_part_of_a_block_that_is_used_after_it_is_gathered(by_two):
     same_distillers(one, two)
 
 
-@pytest.mark.two_processes("training")
-@pytest.mark.parametrize("name", ["teachers", pytest.param("sharded_teachers", marks=slices)])
+@pytest.mark.parametrize(
+    "name", [pytest.param("teachers", marks=quick), pytest.param("sharded_teachers", marks=[slices, *others])]
+)
 def test_two_processes_learn_from_two_teachers_as_one(by_two, name):
     """Of unlike heads and depths; in the masked pass only the second one is read."""
     one, two = (by_two / name / folder for folder in ("one", "two"))

@@ -1,4 +1,7 @@
-"""Training runs of the tiny config: whole and in slices, resumed, with losses and teachers of several kinds."""
+"""Training runs of the tiny config: whole and in slices, resumed, with losses and teachers of several kinds.
+
+other_training.py has the others of them.
+"""
 
 import sys
 from contextlib import contextmanager
@@ -10,6 +13,7 @@ from small_runs import deep_teacher, tiny
 
 from dit_shd.core import plugins
 
+NAMES = "hints", "teachers", "sharded", "bad", "sharded_projectors", "sharded_diffusers"
 SLICES = hasattr(torch.cpu.Stream(), "record_event")
 """Whether this torch shards on a CPU."""
 LOSSES = """import os
@@ -51,16 +55,16 @@ DIT = {
 MATCHED = [{"name": "output"}, {"name": "shd", "plan": "matched", "calibration": 1}]
 
 
-def configs(folder):
+def configs(folder, names=NAMES):
     """Name of a run -> its values and those of its two processes alone."""
     values = tiny(folder)
     steady = {**values, "optimizer": ADAMW, "steps": 3}
     hints = {**steady, "losses": [{"name": "two_losses.Hints"}, {"name": "shd"}]}
-    names = {"wide": values["teacher"], "deep": str(folder / "deep")}
+    teachers = {"wide": values["teacher"], "deep": str(folder / "deep")}
     losses = [{"name": "shd"}, {"name": "shd", "teacher": "deep"}, {"name": "output", "teacher": "deep"}]
     found = {
         "hints": (hints, {}),
-        "teachers": ({**steady, "teacher": names, "losses": losses}, {}),
+        "teachers": ({**steady, "teacher": teachers, "losses": losses}, {}),
         "projectors": ({**steady, "losses": PROJECTORS}, {}),
     }
     if SLICES:
@@ -73,10 +77,10 @@ def configs(folder):
             "bad": (bad, sliced),
             "sharded_hints": (hints, sliced),
             "sharded_projectors": ({**steady, "losses": PROJECTORS}, sliced),
-            "sharded_teachers": ({**steady, "teacher": names, "losses": losses}, sliced),
+            "sharded_teachers": ({**steady, "teacher": teachers, "losses": losses}, sliced),
             "sharded_diffusers": ({**steady, **diffusers}, sliced),
         }
-    return found
+    return {name: found[name] for name in names if name in found}
 
 
 @contextmanager
@@ -92,23 +96,23 @@ def trusted(folder):
         sys.modules.pop("two_losses", None)
 
 
-def prepare(folder):
+def prepare(folder, names=NAMES):
     """Every run by one process; and one of them again, to be resumed by two."""
     tiny(folder)
     deep_teacher(folder / "deep")
     diffusers_dit(num_attention_heads=4).save_pretrained(folder / "dit")
     (folder / "two_losses.py").write_text(LOSSES)
     with trusted(folder):
-        for name, (values, _) in configs(folder).items():
+        for name, (values, _) in configs(folder, names).items():
             run(values, run=str(folder / name / "one"))
-        if SLICES:
+        if SLICES and "sharded" in names:
             run(configs(folder)["sharded"][0], run=str(folder / "resumed"))
 
 
-def work(folder):
+def work(folder, names=NAMES):
     with trusted(folder):
-        for name, (values, changes) in configs(folder).items():
+        for name, (values, changes) in configs(folder, names).items():
             train_by_two(values, folder / name / "two", **changes)
-        if SLICES:
+        if SLICES and "sharded" in names:
             values, changes = configs(folder)["sharded"]
             train_by_two(values, folder / "resumed", **changes, steps=5)
