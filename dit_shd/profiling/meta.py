@@ -56,8 +56,8 @@ class ModelSpec:
     def of(cls, model: nn.Module) -> "ModelSpec":
         """The specification of a model, compiled or not."""
         model = getattr(model, "_orig_mod", model)  # torch.compile(model)
-        config: dict[str, Any] = cast("Any", model.config)
-        config = {key: value for key, value in config.items() if key not in OF_QUANTISED and key[:1] != "_"}
+        entries = cast("Any", model.config).items()  # those with an underscore are notes: a path, a version
+        config = {key: value for key, value in entries if key not in OF_QUANTISED and key[:1] != "_"}
         return cls(cast("type[ModelMixin]", type(model)), json.dumps(config, sort_keys=True), note_of(model))
 
     def skeleton(self) -> ModelMixin:
