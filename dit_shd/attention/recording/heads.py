@@ -34,6 +34,15 @@ def _times(b: int, n: int, tokens: Tokens) -> int:
     return max(parts, default=1)
 
 
+def heads_among_rows(query: Tensor, mask: Tensor | None, tokens: Tokens) -> bool:
+    """Whether the rows of a query [b,h,n,d] are heads that share keys: their module was given one token of each sample.
+
+    transformers puts them there where a text is continued and its mask is not empty.
+    """
+    one_token = [n for n, _ in tokens.sizes[:1]] == [len(query)] == [tokens.samples]
+    return one_token and mask is not None and query.shape[2] > 1
+
+
 def check_heads(queries: Sequence[Tensor], values: Sequence[Tensor], tokens: Tokens) -> None:
     """Refuse queries of the calls of one run that are [b,h,n,d] by their shapes alone.
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from dit_shd.attention.capture import Capture
-from dit_shd.attention.recording.heads import heads_in_batch
+from dit_shd.attention.recording.heads import heads_among_rows, heads_in_batch
 from dit_shd.attention.recording.tokens import Tokens
 from dit_shd.core.errors import UserError
 
@@ -175,6 +175,9 @@ class Call:
         if not query.ndim == key.ndim == value.ndim == 4:
             shapes = ", ".join(str(list(x.shape)) for x in (query, key, value))
             raise ValueError(f"wanted query, key and value [b,h,n,d], found {shapes}")
+        if heads_among_rows(query, mask, tokens):
+            query, result = (x.flatten(1, 2)[:, :, None] for x in (query, result))
+            mask = mask.flatten(1, 2)[:, :, None] if mask is not None and mask.ndim == 4 and mask.shape[1] > 1 else mask
         scale = query.shape[-1] ** -0.5 if scale is None else scale
         return cls(query, key, value, None if dropout else result, mask, causal, scale)
 
@@ -185,10 +188,11 @@ def _read(mask: Tensor | None, query: Tensor, key: Tensor) -> tuple[Tensor | Non
     Raises:
         ValueError: It is a class whose numbers are not what attention reads.
     """
-    bias = sys.modules.get("torch.nn.attention.bias")  # who has its masks has imported it, at the cost of all of torch
-    if bias is not None and isinstance(mask, bias.CausalBias):  # its numbers are never written
-        rows, keys = mask.seq_len_q, mask.seq_len_kv
-        if mask.variant == bias.CausalVariant.UPPER_LEFT or rows == keys:
+    bias: Any = sys.modules.get("torch.nn.attention.bias")  # who has its masks has it; to import it costs a second
+    if bias is not None and isinstance(mask, bias.CausalBias):
+        causal: Any = mask  # its numbers are never written
+        rows, keys = causal.seq_len_q, causal.seq_len_kv
+        if causal.variant == bias.CausalVariant.UPPER_LEFT or rows == keys:
             return None, True
         if (rows, keys) == (query.shape[-2], key.shape[-2]):
             return torch.ones(rows, keys, dtype=torch.bool, device=query.device).tril(keys - rows), False

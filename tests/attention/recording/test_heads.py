@@ -172,3 +172,24 @@ def test_what_looks_like_them_and_is_not_is_recorded(make, shape, want):
         for _ in range(2):
             captures.model(torch.randn(shape))
             assert [each.shape for each in captures.values()] == [want] * 2
+
+
+def test_heads_that_share_keys_are_heads_where_a_text_is_continued():
+    """transformers makes rows of them for one token that has a mask; against the maps of its eager attention."""
+    transformers = pytest.importorskip("transformers")
+    sizes = dict(vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(**sizes, num_key_value_heads=2, pad_token_id=0)
+    ).eval()
+    tokens, mask = torch.randint(1, 50, (2, 6)), torch.ones(2, 6, dtype=torch.long)
+    mask[0, :2] = 0
+    with torch.no_grad(), capture(model) as captures:
+        longer = model.generate(tokens, attention_mask=mask, max_new_tokens=4, do_sample=False)
+    model.set_attn_implementation("eager")
+    mask = torch.cat([mask, torch.ones(2, 3, dtype=torch.long)], 1)
+    with torch.no_grad():
+        maps = model(longer[:, :9], attention_mask=mask, output_attentions=True).attentions
+    assert len(captures) == len(maps) == 2
+    for layer, want in zip(captures.values(), maps):
+        torch.testing.assert_close(layer.map(), want[:, :, -1:])
