@@ -18,7 +18,8 @@ from dit_shd.data.datasets.digits import DigitsDataset
 from dit_shd.evaluation.evaluate import EvaluateConfig, evaluate
 from dit_shd.models.families.mdt import MDTv2
 from dit_shd.models.loading import load
-from dit_shd.profiling.latency import Cost, cost
+from dit_shd.profiling.cost import Cost
+from dit_shd.profiling.latency import cost
 from dit_shd.reports.demo_page import Demo, Scores, write_demo_page
 from dit_shd.reports.evaluation_page import write_evaluation_page
 from dit_shd.reports.pictures_page import Pictures

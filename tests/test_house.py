@@ -301,13 +301,14 @@ def test_public_names_are_typed_and_completed():
 def test_importing_does_nothing():
     """`import dit_shd` loads neither torch nor anything else heavy; the public names appear when asked for.
 
-    The plug-in's names load torch, and no library of models.
+    The plug-in's names and the pages of runs load torch, and no library of models.
     """
     code = (
         "import sys, dit_shd; heavy = {'torch', 'diffusers', 'numpy', 'yaml'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
         "assert set(dit_shd.__all__) <= set(dir(dit_shd)); assert 'torch' not in sys.modules\n"
         "from dit_shd import SHD, Capture, attention_kl, capture, squeeze\n"
+        "import dit_shd.cli.commands.plot\n"
         "heavy = {'accelerate', 'diffusers', 'peft', 'scipy', 'timm', 'transformers'} & set(sys.modules)\n"
         "assert 'torch._dynamo' not in sys.modules  # takes as long as all the rest\n"
         "assert not heavy, heavy\n"

@@ -38,7 +38,8 @@ from dit_shd.evaluation.features.digits import DigitsFeatures
 from dit_shd.evaluation.scoring import score
 from dit_shd.models.loading import load
 from dit_shd.models.prediction import NOISE
-from dit_shd.profiling.latency import Cost, cost
+from dit_shd.profiling.cost import Cost
+from dit_shd.profiling.latency import cost
 from dit_shd.reports.demo_page import Demo, Scores, write_demo_page
 from dit_shd.reports.figures.rows import rows_picture
 from dit_shd.reports.tables import Row, figures_table, number, plain_table

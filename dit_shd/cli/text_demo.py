@@ -38,7 +38,8 @@ from dit_shd.distillation.initialisation import depth
 from dit_shd.evaluation.captioned_digits import Reading, gray, read_pictures
 from dit_shd.models.loading import load
 from dit_shd.models.students import smaller
-from dit_shd.profiling.latency import Cost, cost
+from dit_shd.profiling.cost import Cost
+from dit_shd.profiling.latency import cost
 from dit_shd.reports.figures.rows import rows_picture
 from dit_shd.reports.pictures_page import Pictures
 from dit_shd.reports.tables import Row, figures_table, plain_table

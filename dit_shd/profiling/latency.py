@@ -1,32 +1,20 @@
-"""Cost of one forward pass of a model."""
+"""Measures what one forward pass of a model costs."""
 
 import statistics
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from dit_shd.models.shape import shape_of
+from dit_shd.profiling.cost import Cost
 from dit_shd.profiling.flops import forward_operations
 from dit_shd.tasks import Task
 
 LATENCY_BATCH = 16
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Cost of one forward pass of a model."""
-
-    heads: int
-    parameters: int
-    flops: int
-    """For one image; a multiply-add counts as two."""
-    latency_ms: float
-    """Per image, at batch 16 on one CPU thread; the median of several passes."""
 
 
 def cost(model: nn.Module, task: Task[Any], repeats: int = 9) -> Cost:

@@ -15,7 +15,8 @@ from dit_shd.evaluation import results
 from dit_shd.evaluation.comparability import of_one_model, sampled_differently
 from dit_shd.evaluation.real_scale import shared_scale
 from dit_shd.models import loading
-from dit_shd.profiling.latency import Cost, cost
+from dit_shd.profiling.cost import Cost
+from dit_shd.profiling.latency import cost
 from dit_shd.reports.figures.chart import chart_row
 from dit_shd.reports.figures.images import class_places, class_sheet, thumbnails
 from dit_shd.reports.figures.quality import quality_charts

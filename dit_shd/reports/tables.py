@@ -9,7 +9,7 @@ from pathlib import Path
 from unicodedata import combining, east_asian_width
 
 from dit_shd.evaluation.results import is_small
-from dit_shd.profiling.latency import Cost
+from dit_shd.profiling.cost import Cost
 from dit_shd.reports.html import Link, linked, wide
 
 LOWER_IS_BETTER = ("FD", "FID", "sFID", "sFD", "KID", "CMMD", "LPIPS", "MSE", "loss", "perplexity")

@@ -20,7 +20,7 @@ from dit_shd.cli.program import main
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.core.yaml_files import read_yaml
-from dit_shd.profiling.latency import Cost
+from dit_shd.profiling.cost import Cost
 from dit_shd.reports import demo_page
 from dit_shd.reports.demo_page import Scores
 from dit_shd.reports.figures.rows import SIDE

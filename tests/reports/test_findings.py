@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from dit_shd.profiling.latency import Cost
+from dit_shd.profiling.cost import Cost
 from dit_shd.reports.figures.quality import quality_charts
 from dit_shd.reports.findings import best_student, change, compared, cost_shares, tiles
 from dit_shd.reports.tables import Row, figures_table, higher_is_better, lower_is_better, number
