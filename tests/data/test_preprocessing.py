@@ -33,6 +33,17 @@ def test_the_crop_is_adms(width, height):
     assert np.abs(found - wanted).max() < 2.6  # pillow rounds after each of two directions
 
 
+@pytest.mark.parametrize(("rows", "columns"), [(64, 96), (96, 64), (60, 140)])
+def test_a_rectangle_is_cut_from_the_image_that_just_covers_it(rows, columns):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (100, 150, 3), dtype=np.uint8))
+    scale = max(rows / 100, columns / 150)
+    width, height = round(150 * scale), round(100 * scale)
+    whole = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+    assert rows == height or columns == width
+    top, left = (height - rows) // 2, (width - columns) // 2
+    np.testing.assert_array_equal(centre_crop(image, (rows, columns)), whole[top : top + rows, left : left + columns])
+
+
 def test_an_image_of_the_size_is_left_alone():
     (image,) = pictures(1)
     np.testing.assert_array_equal(pixels(image, 8)[0], image)

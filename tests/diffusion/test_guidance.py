@@ -19,9 +19,10 @@ class Labels(torch.nn.Module):
         return (torch.cat([x, x], 1) * 0 + class_labels.view(-1, 1, 1, 1).float(),)
 
 
-def test_the_ramp_is_along_the_schedule_that_is_sampled():
+@pytest.mark.parametrize("guidance", [3.0, 0.5])
+def test_the_ramp_is_along_the_schedule_that_is_sampled(guidance):
     """Half of 100 steps is half of the way; 5 is no class."""
-    config = SampleConfig(guidance=3.0, diffusion_steps=100, guided_channels=None)
+    config = SampleConfig(guidance=guidance, diffusion_steps=100, guided_channels=None)
     out = Guided(Labels(), torch.tensor([1]), config)(torch.zeros(1, 1, 1, 1), 50)
-    weight = 1 + 2 * (1 - math.cos(math.pi * 0.5**4)) / 2
+    weight = 1 + (guidance - 1) * (1 - math.cos(math.pi * 0.5**4)) / 2
     assert out[0, 0].item() == pytest.approx(5 + weight * (1 - 5))

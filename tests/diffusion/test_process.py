@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from diffusers.configuration_utils import FrozenDict
 
-from dit_shd.diffusion.process import RectifiedFlow
+from dit_shd.diffusion.process import RectifiedFlow, process_of
 from dit_shd.models.prediction import CONVENTIONS
 
 
@@ -20,3 +21,9 @@ def test_the_noise_of_a_perfect_velocity_is_the_noise(prediction):
 def test_a_step_has_its_ratio_of_signal_to_noise(snr):
     sigma = RectifiedFlow(CONVENTIONS["velocity_sd3"]).step_at(snr) / 1000
     assert ((1 - sigma) / sigma) ** 2 == pytest.approx(snr, rel=0.05)
+
+
+def test_the_schedule_of_a_model_that_predicts_noise_is_as_long_as_its_task_says():
+    model = torch.nn.Module()
+    model.config = FrozenDict({"prediction": "noise"})
+    assert len(process_of(model, 100).schedule) == 100

@@ -77,8 +77,15 @@ def test_shift_and_schedule_are_the_scheduler_s():
     sigma = torch.linspace(1, 0.001, 10)
     torch.testing.assert_close(alpha * sigma / (1 + (alpha - 1) * sigma), dynamic.sigmas[:-1], rtol=1e-5, atol=1e-6)
     assert math.isclose(alpha, math.exp(mu))
+    assert pipeline_shift({"flow_shift": 3.0}, tokens) == 3
     none = process_of("flow", dict(static.config), TimestepDensity(shift=1.0), "none", None, 2)
     torch.testing.assert_close(none.times(u, (1, 4, 8, 8)), u.float())
+
+
+@pytest.mark.parametrize("snr", [0.01, 1.0, 100.0])
+def test_a_time_of_a_flow_has_its_ratio_of_signal_to_noise(snr):
+    t = process_of("flow", {}, TimestepDensity(), "none", None, 2).time_at(snr)
+    assert ((1 - t) / t) ** 2 == pytest.approx(snr)
 
 
 def test_a_rectangle_is_shifted_by_its_area():

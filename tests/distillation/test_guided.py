@@ -205,6 +205,17 @@ def test_the_ramp_of_captions_is_1_at_the_noise_and_the_scale_at_the_data(captio
     torch.testing.assert_close(task.guided(c, u, batch, ramp).prediction.double(), want, rtol=1e-4, atol=1e-5)
 
 
+def test_the_target_is_rescaled_as_the_pipeline_rescales_it(captioned, monkeypatch):
+    """Lumina 2 keeps the norm of the conditional prediction in each row."""
+    task, _, _ = captioned
+    monkeypatch.setattr(task, "named_adapter", "lumina2")
+    (batch,) = drawn(task, 1, range(4), batch_size=4).values()
+    c, u = (Output(torch.randn_like(batch.x_t)) for _ in range(2))
+    found = task.guided(c, u, batch, Guidance(4.5)).prediction
+    want = task.process.prediction(c.prediction, batch.x_t, batch.t)[0]
+    torch.testing.assert_close(found.norm(dim=-1), want.norm(dim=-1))
+
+
 def test_captions_are_left_out_as_the_pipeline_leaves_them_out(captioned):
     """The target is u + w (c - u) of calls with the pipeline's own embeddings of the prompt and of ''."""
     task, teacher, prompts = captioned

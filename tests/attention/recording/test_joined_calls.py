@@ -214,6 +214,7 @@ def test_rows_that_come_out_of_order_stand_where_they_do_in_memory(taken, copied
                 run(inputs())
         assert list(s) == ["blocks.0", "blocks.1"] and s["blocks.0"].shape == (2, 2, 6, 6)
         assert s["blocks.0"].out is not None
+        torch.testing.assert_close(s["blocks.0"].map() @ s["blocks.0"].value, s["blocks.0"].mixed)
         losses.append(SHD()(t, s, row_weight=torch.arange(12.0).view(2, 6)))
         gradients.append(torch.autograd.grad(losses[-1], student.blocks[0].qkv.weight)[0])
     torch.testing.assert_close(*losses)
