@@ -6,8 +6,9 @@ from small_steps import SMALL, Says, batch_of
 
 from dit_shd import SHD
 from dit_shd.core.errors import UserError
+from dit_shd.core.plugins import Plugin
 from dit_shd.distillation.distiller import Distiller
-from dit_shd.distillation.losses import LayerLoss, Reads, Term
+from dit_shd.distillation.losses import LOSSES, LayerLoss, Reads, Term
 from dit_shd.distillation.losses.output import Output
 from dit_shd.models.families.mdt import MDTv2
 from dit_shd.tasks.diffusion import Diffusion
@@ -151,6 +152,17 @@ def test_the_teacher_stops_after_the_last_hidden_state_that_is_needed(pair):
         assert ran == want
     assert torch.equal(*found)
     assert torch.equal(Diffusion().predict(teacher, batch).prediction, before)
+
+
+def test_what_a_loss_learns_begins_as_the_seed_says(pair):
+    teacher, student = pair
+
+    def weights(seed):
+        distiller = Distiller(Diffusion(), student, [LOSSES.build(Plugin("feature", {}))])
+        distiller.build([hidden_batch()], teacher, seed)
+        return torch.cat([p.detach().flatten() for p in distiller.losses.parameters()])
+
+    assert torch.equal(weights(1), weights(1)) and not torch.equal(weights(0), weights(1))
 
 
 def test_losses_of_attention_of_hidden_states_and_of_outputs_together(pair):

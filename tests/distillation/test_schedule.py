@@ -40,6 +40,7 @@ def test_what_is_no_weight_is_refused(weight):
 def test_shares_of_a_run_are_steps():
     assert shares_as_steps({"0%": 0.3, "20%": 0.3, "30 %": 0}, 3000, "x") == {0: 0.3, 600: 0.3, 900: 0}
     assert shares_as_steps({0: 1, "12.5%": 2, "100%": 0}, 1000, "x") == {0: 1, 125: 2, 1000: 0}
+    assert shares_as_steps({"29%": 1}, 100, "x") == {29: 1}, "0.29 * 100 is below 29"
     for other in (0.3, {0: 1.0}, "20%", None, {"coarse": 1}):
         assert shares_as_steps(other, 3000, "x") is other
 

@@ -1,15 +1,18 @@
-"""Accuracy against counting by hand, and its interval against scipy's."""
+"""Accuracy against counting by hand, its interval against scipy's, and the task that evaluates it."""
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from scipy.stats import binomtest
+from two_process_jobs import read, said
 
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
+from dit_shd.data.augmentation import ImageInput
 from dit_shd.data.datasets import DATASETS
 from dit_shd.evaluation.accuracy import Accuracy, all_misnamed, count_correct, measure_accuracy, misnamed, wilson
+from dit_shd.tasks.classification import AccuracyEvaluation, Classification
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 1), (1, 1), (0, 40), (40, 40), (3, 40), (7777, 10000)])
@@ -138,3 +141,30 @@ def test_labels_are_those_of_the_images_that_are_whole(tmp_path):
         return torch.tensor(image).permute(2, 0, 1) / 255
 
     assert measure_accuracy(predict, data, transform, range(4), torch.device("cpu"), 4) == Accuracy(3, {1: 3})
+
+
+class Corner(torch.nn.Linear):
+    """Class 0 where the first pixel is dark."""
+
+    def forward(self, pixels):
+        return super().forward(pixels[:, 0, :1, 0] - 0.5)
+
+
+@pytest.mark.parametrize(("of_model", "crop", "top1"), [(1.0, None, 1.0), (1.0, 0.5, 0.5), (0.5, 1.0, 1.0)])
+def test_a_task_takes_the_crop_that_it_is_told(of_model, crop, top1, tmp_path):
+    """Of white images, of which one class has a dark border."""
+    for name, border in (("dark", 0), ("white", 255)):
+        (tmp_path / name).mkdir()
+        ImageOps.expand(Image.new("L", (20, 20), 255), 4, border).save(tmp_path / name / "0.png")
+    data, model = Plugin("images", {"path": str(tmp_path)}), Corner(1, 2)
+    model.input = ImageInput((1, 28, 28), (0.0,), (1.0,), of_model)
+    model.load_state_dict({"weight": torch.tensor([[-1.0], [1.0]]), "bias": torch.zeros(2)})
+    task = Classification(evaluation=AccuracyEvaluation(data, crop))
+    task.dataset = DATASETS.build(data)
+    assert task.evaluate(model, tmp_path, 0)["top1"] == top1
+
+
+@pytest.mark.two_processes("accuracy")
+def test_two_processes_take_each_its_share_of_the_images(by_two):
+    alone = read(by_two, "alone.json")
+    assert alone["images"] == 500 and said(by_two) == [[alone], [None]]

@@ -83,9 +83,11 @@ def test_rows_of_one_image_stay_together():
     torch.testing.assert_close(drawn.spatial.mean, drawn.pooled.double().mean(0))
 
 
-def test_prompts_are_drawn_with_all_their_images_until_there_are_as_many():
+@pytest.mark.parametrize("prompts", [[0, *[1] * 20, 2, *[3] * 38], [*range(4)] * 15])
+def test_prompts_are_drawn_with_all_their_images_until_there_are_as_many(prompts):
+    """Whether the images of a prompt follow each other or lie apart."""
     x = torch.arange(60.0)[:, None].expand(-1, 3)
-    prompts = torch.tensor([0, *[1] * 20, 2, *[3] * 38])
+    prompts = torch.tensor(prompts)
     samples = dataclasses.replace(FeatureSet.of(x), prompts=prompts)
     for seed in range(20):
         drawn = resampled(samples, torch.Generator().manual_seed(seed)).pooled[:, 0].long()

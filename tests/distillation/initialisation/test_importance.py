@@ -25,3 +25,9 @@ def test_the_channels_kept_are_those_of_naive_forward_selection():
         kept.append(min(set(range(9)) - set(kept), key=lambda i: missing([*kept, i])))
     seen = [(torch.from_numpy(x.T @ x / 80), torch.from_numpy(w)) for x, w in zip(inputs, maps)]
     assert most_important(5, seen) == tuple(sorted(kept))
+
+
+def test_a_channel_counts_by_what_it_takes_of_the_output():
+    """By hand: of the output's 4 * 1 + 1 * 5, the channel of variance 4 alone leaves 5, the other alone leaves 4."""
+    reader = torch.tensor([4.0, 1]).diag(), torch.tensor([1.0, 5]).sqrt().diag()
+    assert most_important(1, [reader]) == (1,)

@@ -41,6 +41,13 @@ def test_an_outlier_of_either_model_takes_no_part():
     assert value.max() < 20
 
 
+def test_a_deviation_is_of_n_less_one():
+    """By hand: of (0, 0, 0, 0, 1) the last is 0.8 from the mean, and 1.9 deviations are 0.85; by n, 0.76."""
+    s, t = ({"b.0": torch.eye(5, dtype=torch.float64)[None, :, i : i + 1]} for i in (0, 4))
+    loss = checks.build("masked_feature", s, t, projector="none", deviations=1.9)
+    assert checks.term(loss, s, t).value.tolist() == pytest.approx([2 / 5])
+
+
 def test_what_makes_no_sense_is_refused():
     with pytest.raises(UserError, match="deviations: wanted a number above 0, found 0"):
         checks.build("masked_feature", deviations=0.0)

@@ -13,30 +13,33 @@ from dit_shd.distillation.losses import Frozen, LayerLoss
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 
 
-def with_data(field, values):
-    return dataclasses.replace(checks.batch(), data={field: values})
+def with_data(field, values, weights=None):
+    made = dataclasses.replace(checks.batch(), data={field: values})
+    object.__setattr__(made, "weights", weights)
+    return made
 
 
 def built(s, given, **options):
     return checks.build("repa", s, s, given, inside=5, **options)
 
 
-def oracle(loss, x, target):
+def oracle(loss, x, target, weights=1.0):
     p = dict(loss.named_parameters())
     for i in (0, 2, 4):
         x = x @ p[f"project.{i}.weight"].T + p[f"project.{i}.bias"]
         x = x if i == 4 else x * torch.sigmoid(x)
     cosine = (x * target).sum(2) / (x.square().sum(2) * target.square().sum(2)).sqrt()
-    return 1 - cosine.mean(1)
+    return ((1 - cosine) * weights).mean(1)
 
 
-def test_value_and_gradients_are_the_definition():
+@pytest.mark.parametrize("weights", [None, torch.tensor([[0, 2.0, 0.5] * 3, [1, 0, 0] * 3]).double()])
+def test_value_and_gradients_are_the_definition(weights):
     s = checks.tokens(4, depth=3, n=9, grad=True)
     target = torch.randn(2, 9, 6, dtype=torch.float64)
-    given = with_data("dino", target)
+    given = with_data("dino", target, weights)
     loss = built(s, given, field="dino", depth=2)
     assert loss.fields == {"dino"} and not loss.reads_teacher and not isinstance(loss, LayerLoss)
-    checks.same(loss, s, s, lambda: oracle(loss, s["b.1"], target), given)
+    checks.same(loss, s, s, lambda: oracle(loss, s["b.1"], target, 1 if weights is None else weights), given)
 
 
 class Patches(torch.nn.Module):

@@ -40,6 +40,12 @@ def test_of_one_set_with_itself_it_is_zero_and_never_below():
     assert CMMD().compute(x, x)["CMMD(features)"] >= 0
 
 
+def test_one_object_may_be_asked_about_several_references():
+    metric, x = CMMD(), FeatureSet.of(rows(20, 8, seed=63))
+    for y in (FeatureSet.of(rows(20, 8, seed=seed, shift=0.3)) for seed in (64, 65)):
+        assert metric.compute(x, y) == CMMD().compute(x, y)
+
+
 def test_what_few_images_add_is_said():
     """Two draws of one distribution: the figure is its bias, on average."""
     found, said = [], []
