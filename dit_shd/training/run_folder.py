@@ -4,7 +4,7 @@ config.yaml      resolved                     metrics.jsonl   the numbers of eac
 checkpoints/     step_<n>/, newest last       timing.jsonl    seconds (not deterministic)
 student/         EMA weights, diffusers format with a model card and their step (training.json)
 evaluations/     samples drawn during training   calibration.json   the calibration of losses (head plans)
-vae/, autoencoder.json   the autoencoder of the latents, which sampling decodes with (not of runs on pixels)
+vae/, autoencoder.json   the autoencoder of the latents, which sampling decodes with; of pixels only that they are
 from.json   the run or model whose weights it began with (from=RUN)
 initialisation.json   which layers, heads and channels of the teacher the student began with
 inputs.json      a hash of the teachers and the number of samples, compared when the run goes on
