@@ -191,12 +191,13 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 import accelerate, diffusers, tqdm
-from dit_shd.diffusion import generation
 from dit_shd.cli.program import main
 from dit_shd.data.image_shards import shard_files
+from dit_shd.diffusion import generation  # imported before it forks
+from dit_shd.diffusion.sample_files import parts_of
 random.seed(0)
 out, arguments = Path(sys.argv[1]), sys.argv[2:]
-parts, kills = generation.parts_of(out), 0
+parts, kills = parts_of(out), 0
 while True:
     wanted = len(shard_files(parts)) + random.randint(0, 3)
     child = os.fork()
