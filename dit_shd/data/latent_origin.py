@@ -18,14 +18,14 @@ import torch
 
 from dit_shd.core.errors import UserError, error_line
 from dit_shd.core.files import atomic_folder, write_text
-from dit_shd.core.places import HUB, is_here
+from dit_shd.core.places import HUB, PIXELS, is_here
 from dit_shd.core.pretrained import COPY, RECORD
 from dit_shd.data.autoencoder import Autoencoder, Scaling, read_autoencoder
 from dit_shd.data.decoder import Decoder
 from dit_shd.data.latent_shards import INDEX, LatentSet
 
-AUTO, PIXELS = "auto", "pixels"
-"""Values of `vae=` that are no names."""
+AUTO = "auto"
+"""A value of `vae=` that is no name, as PIXELS is."""
 COLOURS = (1, 3)
 """Numbers of channels of latents that may be pixels."""
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from dit_shd.core.errors import UserError
-from dit_shd.core.places import Asset, HubName, find, is_here
+from dit_shd.core.places import PIXELS, Asset, HubName, find, is_here
 from dit_shd.core.pretrained import COPY, RECORD, folder_of_weights, model_folder
 from dit_shd.core.yaml_files import read_yaml
 from dit_shd.data.autoencoder import read_autoencoder
-from dit_shd.data.latent_origin import AUTO, COLOURS, PIXELS, Origin, origin_of, read_record
+from dit_shd.data.latent_origin import AUTO, COLOURS, Origin, origin_of, read_record
 from dit_shd.data.latent_shards import read_index
 
 
