@@ -25,6 +25,7 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.files import atomic_file, atomic_folder
 from dit_shd.core.lock import locked
 from dit_shd.core.resumable import SETTINGS, Progress, check_same, claim, read_settings, share_of_missing
+from dit_shd.data.datasets import DATASETS
 from dit_shd.data.image_sets import CRC
 from dit_shd.data.image_shards import (
     Shards,
@@ -135,7 +136,8 @@ def words(config: SampleConfig, out: Path) -> str:
 
 def _following(config: SampleConfig, out: Path) -> str:
     """The command that scores samples: of models of small digits whole, of others with the word that is a user's."""
-    line = f"next: dit-shd evaluate {shlex.quote(str(out))}"
+    place = f"./{out}" if str(out).partition(":")[0] in DATASETS.names() else str(out)
+    line = f"next: dit-shd evaluate {shlex.quote(place)}"
     if data_of(config) in SMALL_DIGITS:
         return f"{line} reference=digits features=digits"
     return f"{line} reference=REFERENCE\n      (REFERENCE: real images, or their statistics: dit-shd statistics --help)"

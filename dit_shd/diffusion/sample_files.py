@@ -15,7 +15,11 @@ MERGED = "merged"
 
 
 def output_path(config: SampleConfig) -> Path:
-    """Where the images go: a name that ends in .npz is that of a file, any other that of a folder of png."""
+    """Where the images go: a name that ends in / is that of a folder of png, any other that of an npz.
+
+    Raises:
+        UserError: A name of neither, or that of a folder that is there without its /.
+    """
     if config.out is not None:
         out = Path(config.out)
         if out.name in ("", ".."):
@@ -23,6 +27,9 @@ def output_path(config: SampleConfig) -> Path:
         if out.suffix.lower() in PICTURES:
             raise UserError(f"out: wanted FILE.npz, or FOLDER/ for a png of each image, found '{config.out}'")
         if not str(config.out).endswith("/"):
+            if out.is_dir() and out.suffix != ".npz":
+                ways = f"{out}/NAME.npz, {out}.npz beside it, or {out}/ for a png of each image"
+                raise UserError(f"out: {out} is a folder; wanted {ways}")
             return out if out.suffix == ".npz" else out.with_name(out.name + ".npz")
         if config.vae is None:
             raise UserError(f"out: {config.out} is a folder for png, and vae=null keeps latents; wanted FILE.npz")
