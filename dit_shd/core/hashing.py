@@ -4,7 +4,6 @@ import hashlib
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 
@@ -21,27 +20,6 @@ def sha256_of_tensors(model: nn.Module, prefixes: tuple[str, ...] = ("",)) -> st
         if name.startswith(prefixes):
             _add(total, name, tensor)
     return total.hexdigest()
-
-
-def sha256_of_weights(folder: Path) -> str | None:
-    """What sha256_of_tensors is of the model in a folder, without loading it.
-
-    None where that cannot be told: weights of another kind or precision than safetensors of float32, several variants.
-    """
-    try:
-        files = [safe_open(file, "pt") for file in folder.glob("*.safetensors")]
-        places = {name: file for file in files for name in file.keys()}  # noqa: SIM118
-        if not files or sum(len(file.keys()) for file in files) > len(places):
-            return None
-        total = hashlib.sha256()
-        for name in sorted(places):
-            tensor = places[name].get_tensor(name)
-            if tensor.dtype != torch.float32:
-                return None
-            _add(total, name, tensor)
-        return total.hexdigest()
-    except (OSError, SafetensorError):
-        return None
 
 
 def _add(total: "hashlib._Hash", name: str, tensor: Tensor) -> None:

@@ -37,6 +37,8 @@ SHIPPED: tuple[Kind, ...] = ("model", "autoencoder")
 """Kinds that may be among the assets of dit_shd."""
 MODEL = f"{WANTED['model']}, or hub:OWNER/NAME"
 """For the help of options that take a model."""
+PIXELS = "pixels"
+"""In place of an autoencoder: there is none, the pixels are the latents."""
 HUB = re.compile(r"hub:(?P<repository>(?P<owner>[\w-][\w.-]*/)?[\w-][\w.-]*)(@(?P<revision>[\w-][\w./-]*))?")
 SHOWN = 5
 LISTED = 10_000
@@ -194,7 +196,8 @@ def check_values(values: Mapping[str, Any], kinds: Mapping[str, tuple[Kind, str]
         UserError: A name refers to nothing.
     """
     for key, (kind, what) in kinds.items():
-        if isinstance(values.get(key), str) and values[key]:
+        no_place = kind == "autoencoder" and values.get(key) == PIXELS
+        if isinstance(values.get(key), str) and values[key] and not no_place:
             find(values[key], kind, what)
 
 

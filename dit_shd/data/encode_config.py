@@ -27,7 +27,9 @@ class EncodeConfig:
         "crop each image to the height and width, of about size x size pixels in all, that are nearest to its shape "
         "(with a pipeline); a batch of training is of one of them",
     )
-    vae: Place | None = option(SD_VAE, "autoencoder: folder or hub:OWNER/NAME; null: the pixels are the latents")
+    vae: Place | None = option(
+        SD_VAE, "autoencoder: folder or hub:OWNER/NAME; pixels, or null: the pixels are the latents"
+    )
     pipeline: Place | None = option(
         None,
         "text-to-image pipeline (folder, hub:OWNER/NAME or asset:NAME): its autoencoder, and embeddings of captions",

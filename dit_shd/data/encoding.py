@@ -22,9 +22,10 @@ from dit_shd.core.distributed import joined, launched, run_on_main
 from dit_shd.core.errors import UserError
 from dit_shd.core.lock import locked
 from dit_shd.core.names import counted
+from dit_shd.core.places import PIXELS
 from dit_shd.core.pretrained import COPY
 from dit_shd.core.resumable import LEFTOVERS, SETTINGS, Progress, claim, read_settings, share_of_missing
-from dit_shd.data.encode_config import EncodeConfig
+from dit_shd.data.encode_config import SD_VAE, EncodeConfig
 from dit_shd.data.encoder import Encoder
 from dit_shd.data.encoding_job import EncodingJob
 from dit_shd.data.encoding_notes import summed, unreadable_classes, write_list
@@ -89,7 +90,8 @@ def opened(config: EncodeConfig, prompts: PromptEncoder | None) -> tuple[EncodeC
     """
     config = checked(config, "encode")
     config.check()
-    config = replace(config, flips=config.pipeline is None if config.flips is None else config.flips)
+    flips = config.pipeline is None if config.flips is None else config.flips
+    config = replace(config, flips=flips, vae=None if config.vae == PIXELS else config.vae)
     state = joined()
     launched(state.num_processes)
     columns = (config.image_column, config.label_column)
@@ -99,11 +101,26 @@ def opened(config: EncodeConfig, prompts: PromptEncoder | None) -> tuple[EncodeC
     if prompts is not None:
         source = Captioned(source, source.texts(config.caption_column))
     device = state.device or torch.device("cpu")
-    encode = Encoder.load(config.vae if config.pipeline is None else config.pipeline, config.precision, device)
+    encode = _encoder(config, device)
     taken = f"taken: {len(source)}, classes: {counted([name for name in source.classes if name])}"
     for note in [taken, *source.notes] if state.is_main_process else ():
         _log.warning("images: %s", note)
     return config, source, encode
+
+
+def _encoder(config: EncodeConfig, device: torch.device) -> Encoder:
+    """The autoencoder on its device.
+
+    Raises:
+        UserError: There is none; of the one that nobody has named, what to name.
+    """
+    source = config.vae if config.pipeline is None else config.pipeline
+    try:
+        return Encoder.load(source, config.precision, device)
+    except UserError as error:
+        if source != SD_VAE:
+            raise
+        raise UserError(f"{error}; vae=FOLDER takes another, vae=pixels the pixels as they are") from error
 
 
 def encode_source(

@@ -1,6 +1,6 @@
 """The autoencoder of a run's latents: training keeps a copy, and sampling decodes with it.
 
-RUN/autoencoder.json   its name, sha256 and scaling, for runs on latents; also beside exported students
+RUN/autoencoder.json   its name, sha256 and scaling, or that latents are pixels; also beside exported students
 RUN/vae/               the autoencoder in diffusers format
 
 The copy lets a run folder suffice for sampling when the original is moved, changed on the hub or out of reach; it is
@@ -18,14 +18,14 @@ import torch
 
 from dit_shd.core.errors import UserError, error_line
 from dit_shd.core.files import atomic_folder, write_text
-from dit_shd.core.places import HUB, is_here
+from dit_shd.core.places import HUB, PIXELS, is_here
 from dit_shd.core.pretrained import COPY, RECORD
 from dit_shd.data.autoencoder import Autoencoder, Scaling, read_autoencoder
 from dit_shd.data.decoder import Decoder
 from dit_shd.data.latent_shards import INDEX, LatentSet
 
-AUTO, PIXELS = "auto", "pixels"
-"""Values of `vae=` that are no names."""
+AUTO = "auto"
+"""A value of `vae=` that is no name, as PIXELS is."""
 COLOURS = (1, 3)
 """Numbers of channels of latents that may be pixels."""
 
@@ -35,7 +35,7 @@ class Origin:
     """The autoencoder that latents were encoded by, as far as it is known."""
 
     vae: str | None = None
-    """Its name or folder as given to `dit-shd encode`; None if it is unknown."""
+    """Its name or folder as given to `dit-shd encode`, or PIXELS without a hash; None if it is unknown."""
     vae_sha256: str | None = None
     encoder_sha256: str | None = None
     """Of the encoder's tensors; None in files of older versions."""
@@ -72,6 +72,11 @@ class Origin:
         scaling = None if self.vae_scaling is None else self.vae_scaling.record()
         texts = {"vae": self.vae, "vae_sha256": self.vae_sha256, "encoder_sha256": self.encoder_sha256}
         return {**texts, "vae_scaling": scaling}
+
+    @property
+    def pixels(self) -> bool:
+        """Whether the latents are pixels, without an autoencoder."""
+        return self.vae == PIXELS and self.vae_sha256 is None
 
     @property
     def words(self) -> str:
@@ -147,12 +152,16 @@ class Kept:
     """The autoencoder that a run keeps."""
 
     origin: Origin | None
-    """None if latents are pixels."""
+    """None if latents are pixels, or there are none."""
     autoencoder: Autoencoder | None = None
     """None if it is unknown."""
+    pixels: bool = False
+    """Whether latents are pixels."""
 
     def write(self, run: Path) -> None:
-        """Write it into the run folder, unless it is there already."""
+        """Write it into the run folder, unless it is there already; of pixels, that they are."""
+        if self.pixels:
+            write_record(Origin(PIXELS), run)
         if self.origin is None:
             return
         if self.autoencoder is not None and self.autoencoder.vae.config.get("_name_or_path") != str(run / COPY):
@@ -172,13 +181,19 @@ def before_training(setting: str | None, origin: Origin | None, channels: int, r
     Raises:
         UserError: The autoencoder cannot be loaded, has changed, is of other latents, or the run began with another.
     """
-    if setting == PIXELS or (origin is None and setting in (AUTO, None) and channels in COLOURS):
+    recorded = read_record(run)
+    if _are_pixels(setting, origin, channels, recorded):
         _check_colours(channels)
         if origin is not None and origin.vae:
             raise UserError(f"vae: the data's latents are those of {origin.words}, not pixels; leave vae out")
-        return Kept(None)
+        if setting != PIXELS and recorded is not None and recorded.vae and not recorded.pixels:
+            raise UserError(f"{run}: the data are pixels, and the run's latents are those of {recorded.words}")
+        return Kept(None, pixels=True)
     origin = origin or Origin()
-    recorded = read_record(run)
+    if recorded is not None and recorded.pixels:
+        if origin.vae:
+            raise UserError(f"{run}: the data's latents are those of {origin.words}, and the run's are pixels")
+        recorded = None
     if setting not in (AUTO, None):
         autoencoder, name = origin.take(setting), setting
     elif setting is None or not (origin.vae or (recorded and recorded.vae)):
@@ -191,6 +206,15 @@ def before_training(setting: str | None, origin: Origin | None, channels: int, r
             raise UserError(f"{run / COPY}: the data's latents are those of {origin.words}, and the run's {difference}")
     Decoder.of(autoencoder, name, channels, torch.device("cpu"))
     return Kept(Origin.of_autoencoder(name, autoencoder), autoencoder)
+
+
+def _are_pixels(setting: str | None, origin: Origin | None, channels: int, recorded: Origin | None) -> bool:
+    """Whether a run's latents are pixels: as it is told, as the data tell, or as it began where these tell nothing."""
+    if setting not in (AUTO, None):
+        return setting == PIXELS
+    if origin is None:
+        return channels in COLOURS
+    return setting == AUTO and not origin.vae and recorded is not None and recorded.pixels
 
 
 def decoder(setting: str | None, origin: Origin | None, channels: int, device: torch.device) -> Decoder:

@@ -93,7 +93,8 @@ def data_argument(dataset: str, folder: Path) -> str:
         dataset: The name of the dataset that reads it.
         folder: Its path.
     """
-    data = yaml.safe_dump({"name": dataset, "path": str(folder)}, default_flow_style=True, width=2**20)
+    values = {"name": dataset, "path": str(folder)}
+    data = yaml.safe_dump(values, default_flow_style=True, width=2**20, allow_unicode=True)
     return shlex.quote(data.strip())
 
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from dit_shd.core.errors import UserError
-from dit_shd.core.places import Asset, HubName, find, is_here
+from dit_shd.core.places import PIXELS, Asset, HubName, find, is_here
 from dit_shd.core.pretrained import COPY, RECORD, folder_of_weights, model_folder
 from dit_shd.core.yaml_files import read_yaml
 from dit_shd.data.autoencoder import read_autoencoder
-from dit_shd.data.latent_origin import COLOURS, Origin, origin_of, read_record
+from dit_shd.data.latent_origin import AUTO, COLOURS, Origin, origin_of, read_record
 from dit_shd.data.latent_shards import read_index
 
 
@@ -25,12 +25,12 @@ def of_source(source: str, channels: int) -> Origin | None:
     path = folder_of_weights(path) or path
     recorded = read_record(path)
     if recorded is not None:
-        return replace(recorded, places=(path / COPY, path.parent / COPY))
+        return None if recorded.pixels else replace(recorded, places=(path / COPY, path.parent / COPY))
     folder = model_folder(path) if path.is_dir() else None
     if folder is not None and folder.name == "transformer" and (folder.parent / COPY).is_dir():  # a pipeline
         return Origin(str(folder.parent / COPY))
     run = next((place for place in (path, path.parent) if (place / "config.yaml").is_file()), None)
-    return default if run is None or folder is None else _of_old_run(run, default)
+    return default if run is None or folder is None else _of_old_run(run, channels, default)
 
 
 def other_latents(place: str, origin: Origin | None, channels: int) -> str | None:
@@ -63,16 +63,23 @@ def _on_hub(name: HubName, default: Origin | None) -> Origin | None:
     """The origin of a student on the hub, or of a pipeline, which has its autoencoder beside its transformer."""
     file = name.file(RECORD)
     if file is not None:
-        return read_record(file.parent)
+        recorded = read_record(file.parent)
+        return None if recorded is None or recorded.pixels else recorded
     pipeline = name.file("config.json") is None and name.file(f"{COPY}/config.json") is not None
     return Origin(str(name)) if pipeline else default
 
 
-def _of_old_run(run: Path, default: Origin | None) -> Origin | None:
-    """The origin of a run without a record: that of its data, if they are latents."""
-    data = read_yaml(run / "config.yaml").get("data")
+def _of_old_run(run: Path, channels: int, default: Origin | None) -> Origin | None:
+    """The origin of a run without a record: that of its data, if they are latents.
+
+    A run whose config has `vae` recorded every autoencoder before its first step, but none for pixels.
+    """
+    values = read_yaml(run / "config.yaml")
+    data = values.get("data")
     if not isinstance(data, dict) or data.get("name") != "latents":
         return default
+    if channels in COLOURS and "vae" in values and values["vae"] in (AUTO, PIXELS, None):
+        return None
     try:
         return origin_of(read_index(Path(str(data.get("path")))))
     except UserError:  # moved since

@@ -1,6 +1,7 @@
 """A set of images by its name or path: a dataset, an npz file, shards, a folder, tables or tars."""
 
 import json
+import shlex
 from pathlib import Path
 
 from dit_shd.core.errors import UserError
@@ -27,8 +28,8 @@ def open_images(text: str, what: str, crop: tuple[int, ...] | None = None) -> Im
         crop: Size (y, x, c) of the centre crop of stored images, as `dit-shd encode` makes it; None for none.
 
     Raises:
-        UserError: There is no such dataset, file or folder, or it holds no images; or it has another size than the crop
-            and is no such set.
+        UserError: There is no such dataset, file or folder, or it holds no images, or it is a run, whose pictures are
+            grids; or it has another size than the crop and is no such set.
     """
     images = _opened(text, what, crop)
     if crop is not None and images.shape[1:3] != crop[:2]:
@@ -48,6 +49,7 @@ def _opened(text: str, what: str, crop: tuple[int, ...] | None) -> ImageSet:
     path = find(text, "dataset of images", what)
     if not isinstance(path, Path):
         return SourceImages(_source(text, what, Selection()), None, text, crop)
+    _refuse_run(path, text, what)
     if path.is_dir() and path.name.endswith(".parts"):
         return ShardImages(path, text)
     if is_packed(path):
@@ -55,6 +57,21 @@ def _opened(text: str, what: str, crop: tuple[int, ...] | None) -> ImageSet:
         images.notes = [*images.notes, *_splits_left_out(path)]
         return images
     return FolderImages(path, text, crop) if path.is_dir() else NpzImages(path, text)
+
+
+def _refuse_run(path: Path, text: str, what: str) -> None:
+    """Refuse a run folder, in which what looks like images are grids of samples and figures.
+
+    Raises:
+        UserError: Naming its newest samples.
+    """
+    if not ((path / "config.yaml").is_file() and (path / "student").is_dir()):
+        return
+    samples = sorted(path.glob("samples_*.npz"), key=lambda file: file.stat().st_mtime)
+    remedy = (
+        f"give its samples, {samples[-1]}" if samples else f"make samples first: dit-shd sample {shlex.quote(text)}"
+    )
+    raise UserError(f"{what}: {text} is a run; {remedy}")
 
 
 def _source(text: str, what: str, selection: Selection) -> ImageSource:

@@ -23,9 +23,9 @@ from dit_shd.core.config import checked, resolve
 from dit_shd.core.distributed import joined, launched, run_on_main
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import atomic_file, atomic_folder
-from dit_shd.core.json_files import read_object
 from dit_shd.core.lock import locked
 from dit_shd.core.resumable import SETTINGS, Progress, check_same, claim, read_settings, share_of_missing
+from dit_shd.data.datasets import DATASETS
 from dit_shd.data.image_sets import CRC
 from dit_shd.data.image_shards import (
     Shards,
@@ -41,6 +41,7 @@ from dit_shd.data.pixels import grid
 from dit_shd.diffusion import sampler
 from dit_shd.diffusion.denoiser import known_classes
 from dit_shd.diffusion.sample_config import VELOCITY_SOLVERS, SampleConfig
+from dit_shd.diffusion.sample_files import MERGED, lock_file, output_path, parts_of, places_of, refuse_existing
 from dit_shd.diffusion.sampled_run import data_of, of_run
 from dit_shd.diffusion.sampler import batches, draw, label_plan, load_decoder, prepared
 from dit_shd.diffusion.teacher_sampling import about_teacher
@@ -51,10 +52,6 @@ if TYPE_CHECKING:
 
 SHOWN = 100
 """Images on the grid beside the npz."""
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
-"""Ends of names that are no output's: images go into an npz or a folder."""
-MERGED = "merged"
-"""Among the shards: an empty file that says that merged.npz, .png and .json are complete."""
 FEWEST = 20
 """Images that can be scored; of fewer no command for that is proposed."""
 SMALL_DIGITS = ("digits", "mnist", "asset:digits_teacher")
@@ -81,8 +78,7 @@ def sample_to_file(config: SampleConfig, model: nn.Module | None = None) -> Path
     out = output_path(config)
     state = joined()
     launched(state.num_processes)
-    folder = parts_of(out)
-    run_on_main(lambda: _refuse_existing(folder, out, config.force))
+    run_on_main(lambda: refuse_existing(out, config.force, config.run))
     network = (loading.load_conditional(config.run) if model is None else model).eval().to(state.device)  # type: ignore[arg-type]
     config = sampler.of_model(config, network)
     config.check()
@@ -122,57 +118,29 @@ def make_file(
         UserError: The npz is there already (and no force), or shards of other settings are.
     """
     folder = parts_of(out)
-    run_on_main(lambda: _refuse_existing(folder, out, config.force))
+    run_on_main(lambda: refuse_existing(out, config.force, config.run))
     with locked(lock_file(out), "dit-shd sample"):
         if run_on_main(lambda: _claim(folder, record, out, config.force)):
             _draw_missing(state, config, images_of, folder)
             run_on_main(lambda: _finish(folder, record, out, config.images))
 
 
-def parts_of(out: Path) -> Path:
-    """The folder of shards of an npz that is being made."""
-    return out.with_name(out.name + ".parts")
-
-
-def output_path(config: SampleConfig) -> Path:
-    """Where the images go: a name that ends in .npz is that of a file, any other that of a folder of png."""
-    if config.out is not None:
-        out = Path(config.out)
-        if out.name in ("", ".."):
-            raise UserError(f"out: wanted the name of an npz or FOLDER/, found '{config.out}'")
-        if out.suffix.lower() in PICTURES:
-            raise UserError(f"out: wanted FILE.npz, or FOLDER/ for a png of each image, found '{config.out}'")
-        if not str(config.out).endswith("/"):
-            return out if out.suffix == ".npz" else out.with_name(out.name + ".npz")
-        if config.vae is None:
-            raise UserError(f"out: {config.out} is a folder for png, and vae=null keeps latents; wanted FILE.npz")
-        if out.suffix == ".npz":
-            raise UserError(f"out: wanted FILE.npz, or a FOLDER/ of another name, found '{config.out}'")
-        return out
-    folder = Path(config.run) if Path(config.run).is_dir() else Path(".")
-    return folder / f"samples_{config.images}_seed{config.seed}.npz"
-
-
 def words(config: SampleConfig, out: Path) -> str:
     """What was made, and what to do next, in lines that can be pasted."""
     if config.vae is None:
         return f"done: {out}: latents as the model makes them (arr_0 float32 [n,c,y,x]), not images: vae=null"
-    places = _places(out)
+    places = places_of(out)
     done = f"done: {out}{'' if out.suffix == '.npz' else '/'}, {places['.png'].name} beside it"
     return done if config.counted().images < FEWEST else f"{done}\n{_following(config, out)}"
 
 
 def _following(config: SampleConfig, out: Path) -> str:
     """The command that scores samples: of models of small digits whole, of others with the word that is a user's."""
-    line = f"next: dit-shd evaluate {shlex.quote(str(out))}"
+    place = f"./{out}" if str(out).partition(":")[0] in DATASETS.names() else str(out)
+    line = f"next: dit-shd evaluate {shlex.quote(place)}"
     if data_of(config) in SMALL_DIGITS:
         return f"{line} reference=digits features=digits"
     return f"{line} reference=REFERENCE\n      (REFERENCE: real images, or their statistics: dit-shd statistics --help)"
-
-
-def lock_file(out: Path) -> Path:
-    """What is locked while an npz is being made."""
-    return out.with_name(f".{out.name}.lock")
 
 
 def settings(config: SampleConfig) -> dict[str, Any]:
@@ -192,35 +160,9 @@ def settings(config: SampleConfig) -> dict[str, Any]:
     return {k: v for k, v in resolve(config).items() if k not in unused}
 
 
-def _refuse_existing(folder: Path, out: Path, force: bool) -> None:
-    if (folder / MERGED).exists():  # being published: some of the files are there already
-        return
-    twin, beside = out.with_suffix("") if out.suffix == ".npz" else Path(f"{out}.npz"), _places(out)[".json"]
-    if twin.exists() and beside.exists() and not out.exists():
-        raise UserError(f"{beside}: is of {twin}, and would be of {out}, too; choose another out=FILE")
-    for file in _places(out).values():
-        if file == out and out.suffix != ".npz" and file.is_dir() and not any(file.iterdir()):
-            continue  # an empty folder is as good as none
-        if file.is_dir() or (file.exists() and not force):
-            remedy = "" if file.is_dir() else " or say force=true"
-            raise UserError(f"{file}: is there already; choose another out=FILE{remedy}")
-        if file != out and file.exists() and "model_sha256" not in (read_object(_places(out)[".json"]) or {}):
-            raise UserError(
-                f"{file}: is there already, and nothing says that dit-shd sample wrote it, so that it is not replaced; "
-                "choose another out=FILE, or remove it"
-            )
-
-
-def _places(out: Path) -> dict[str, Path]:
-    """Where each of the results goes, by its suffix; that of a folder of png is empty."""
-    if out.suffix == ".npz":
-        return {suffix: out.with_suffix(suffix) for suffix in (".json", ".png", ".npz")}
-    return {".json": out.with_name(f"{out.name}.json"), ".png": out.with_name(f"{out.name}.png"), "": out}
-
-
 def _claim(folder: Path, record: dict[str, Any], out: Path, force: bool) -> bool:
     """Make the folder of shards, or go on with the one of the same settings and model; False: all was finished."""
-    _refuse_existing(folder, out, force)  # again, under the lock
+    refuse_existing(out, force, record["run"])  # again, under the lock
     if folder.is_dir() and [file.name for file in folder.iterdir()] == [SETTINGS]:  # by which nothing was drawn
         (folder / SETTINGS).unlink()
     there = read_settings(folder) or {}
@@ -277,7 +219,7 @@ def _finish(folder: Path, record: dict[str, Any], out: Path, count: int) -> None
     if shards.dtype == np.uint8:
         _draw_grid(shards, folder / "merged.png")
     else:  # latents have none: that of images which they take the place of goes
-        _places(out)[".png"].unlink(missing_ok=True)
+        places_of(out)[".png"].unlink(missing_ok=True)
     with atomic_file(folder / "merged.json") as stream:
         stream.write(json.dumps(record, indent=2).encode())
     with atomic_file(folder / MERGED):
@@ -308,7 +250,7 @@ def _draw_grid(shards: Shards, file: Path) -> None:
 
 def _publish(folder: Path, out: Path) -> None:
     """Move what is merged to its place and remove the shards; it may have been begun before."""
-    for suffix, place in _places(out).items():
+    for suffix, place in places_of(out).items():
         merged = folder / f"{MERGED}{suffix or '_images'}"
         if merged.exists():
             os.replace(merged, place)

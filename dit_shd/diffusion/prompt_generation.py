@@ -25,10 +25,11 @@ from dit_shd.data.pipeline_record import (
 )
 from dit_shd.diffusion.adapters import Adapter, adapter_of, by_class, settings_of
 from dit_shd.diffusion.assembly import assemble
-from dit_shd.diffusion.generation import make_file, output_path
+from dit_shd.diffusion.generation import make_file
 from dit_shd.diffusion.pipelines import Prompts
 from dit_shd.diffusion.prompt_encoding import MAX_TOKENS
 from dit_shd.diffusion.sample_config import GUIDANCE, SampleConfig
+from dit_shd.diffusion.sample_files import output_path
 from dit_shd.diffusion.sampled_run import prompt_remarks
 from dit_shd.diffusion.teacher_sampling import about_teacher
 

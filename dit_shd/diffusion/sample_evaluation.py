@@ -21,8 +21,9 @@ from dit_shd.core.plugins import Plugin
 from dit_shd.data.decoder import Decoder
 from dit_shd.data.image_sets import ArrayImages
 from dit_shd.data.latent_origin import AUTO, Kept, decoder
-from dit_shd.diffusion.generation import MERGED, lock_file, parts_of, sample_to_file, settings
+from dit_shd.diffusion.generation import sample_to_file, settings
 from dit_shd.diffusion.sample_config import SampleConfig
+from dit_shd.diffusion.sample_files import MERGED, lock_file, parts_of
 from dit_shd.diffusion.sampler import device_of
 from dit_shd.evaluation import results
 from dit_shd.evaluation.evaluate import EvaluateConfig, evaluate

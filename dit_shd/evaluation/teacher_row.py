@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dit_shd.core.hashing import sha256_of_weights
 from dit_shd.core.pretrained import model_folder
 from dit_shd.core.resumable import differences
 from dit_shd.core.yaml_files import words_of
 from dit_shd.data.image_sets import CRC
+from dit_shd.data.sampled_weights import have_changed
 from dit_shd.evaluation import results
 
 OF_THE_MODEL = ("run", "teacher", "model_sha256", "pipeline", "vae", "vae_name", "batch_size", "compile", CRC)
@@ -99,9 +99,9 @@ def _model(place: str) -> str:
 
 def _has_changed(teacher: str, other: Mapping[str, Any]) -> str | None:
     """Whether a record is of other weights than those in the teacher's folder; None where that cannot be told."""
-    folder, then = model_folder(Path(teacher)), other["samples"]["sidecar"].get("model_sha256")
-    now = None if folder is None or then is None else sha256_of_weights(folder)
-    return f"other weights than {teacher} has now" if now not in (None, then) else None
+    folder = model_folder(Path(teacher))
+    changed = folder is not None and have_changed(other["samples"]["sidecar"], [folder])
+    return f"other weights than {teacher} has now" if changed else None
 
 
 def _why_not(record: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:

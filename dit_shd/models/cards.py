@@ -111,7 +111,7 @@ def _classes(model: nn.Module) -> str:
 
 def autoencoder_section(latents: Origin | None) -> str:
     """The card's section on the autoencoder; empty for a model of pixels."""
-    if latents is None:
+    if latents is None or latents.pixels:
         return ""
     if not latents.vae:
         return "## Autoencoder\n\nIt makes latents, and the data did not tell of which autoencoder.\n\n"

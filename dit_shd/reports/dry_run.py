@@ -1,5 +1,6 @@
 """The cost of a run, as text."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,10 @@ from dit_shd.tasks import Task
 GIGA = 1e9
 GPU_GIB = 79
 """What an A100 or H100 of 80 GB has."""
+HOUR, DAY = 3600, 86_400
+"""In seconds."""
+SHORTEST = 1e-3
+"""Hours or days that are written as such; a student of digits takes less."""
 
 
 def dry_run_text(run: DryRun) -> str:
@@ -88,7 +93,9 @@ def _hours(run: DryRun) -> str:
         forwards = 2 * assumed.samples * assumed.sampling_steps
         work[f"sampling {assumed.samples:,} of the {role}"] = forward_operations(model, run.task) * forwards
     gpus = peaks(run.precision, run.peak_tflops)
-    rows = [[name, *(f"{hours(flops, gpu, assumed.mfu):.3g}" for gpu in gpus.values())] for name, flops in work.items()]
+    rows = [
+        [name, *(_time(hours(flops, gpu, assumed.mfu), HOUR) for gpu in gpus.values())] for name, flops in work.items()
+    ]
     named = ", ".join(f"{name} {peak:g}" for name, peak in gpus.items())
     sampling = f"; sampling in {assumed.sampling_steps} guided steps, two forwards each; decoding"
     return (
@@ -128,12 +135,17 @@ def _several(run: DryRun) -> str:
     rows.append([f"fits into {GPU_GIB} GiB", *("yes" if size < GPU_GIB * 2**30 else "no" for size, _ in held.values())])
     for name, peak in peaks(run.precision, run.peak_tflops).items():
         total = hours(run.all_operations, peak, run.assumed.mfu)
-        rows.append([f"days of training, {name}", *(f"{total / gpus / 24:.3g}" for _, gpus in held.values())])
+        rows.append([f"days of training, {name}", *(_time(total / gpus / 24, DAY) for _, gpus in held.values())])
     divided = (
         "all that is not of a pass" if memory.divides_teacher else "all that is not of a pass, but for the teacher"
     )
     note = f"FSDP2 divides {divided}" if run.fsdp2_refusal is None else run.fsdp2_refusal
     return f"{_table(['processes', *held], rows)}\nDDP holds the gradients twice; {note}"
+
+
+def _time(count: float, unit: int) -> str:
+    """A number of hours or days; of less than a thousandth of one, how many seconds it is under."""
+    return f"{count:.3g}" if count >= SHORTEST else f"under {math.ceil(SHORTEST * unit)} s"
 
 
 def _gib(size: int) -> str:

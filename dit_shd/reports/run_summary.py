@@ -1,19 +1,16 @@
 """What a run is and how far it is, read from its folder without importing torch."""
 
 import json
-import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from math import prod
 from pathlib import Path
 from typing import Any
 
 from dit_shd.core.errors import UserError
+from dit_shd.core.weight_files import parameters
 from dit_shd.core.yaml_files import read_yaml
-
-HEADER_MOST = 100 * 2**20
-"""A header of safetensors of more bytes is none."""
+from dit_shd.data.sampled_weights import are_of_earlier
 
 
 @dataclass(frozen=True)
@@ -101,22 +98,6 @@ def rows(file: Path) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def parameters(folder: Path) -> int | None:
-    """Numbers in the safetensors of a model's folder, by their headers; None where there are none."""
-    total = 0
-    for file in folder.glob("*.safetensors"):
-        with open(file, "rb") as stream:
-            size = struct.unpack("<Q", stream.read(8).ljust(8, b"\0"))[0]
-            if size > HEADER_MOST:
-                return None
-            try:
-                header = json.loads(stream.read(size))
-            except ValueError:
-                return None
-        total += sum(prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
-    return total or None
-
-
 def summary_lines(run: RunSummary) -> list[tuple[str, str]]:
     """What a run is and how far it is: (name, text) of each line."""
     settings = run.settings
@@ -144,7 +125,7 @@ def summary_lines(run: RunSummary) -> list[tuple[str, str]]:
         lines.append((f"evaluated at {run.evaluations[-1].get('step')}", _figures(run.evaluations[-1], terms=False)))
     lines.append(("checkpoints", ", ".join(f"{step:,}" for step in run.checkpoints) or "none yet"))
     for file in run.results:
-        lines.append(("evaluated", _result(file)))
+        lines.append(("evaluated", _result(file, run)))
     return lines
 
 
@@ -183,10 +164,13 @@ def _figures(row: Mapping[str, Any], terms: bool = True) -> str:
     return ", ".join(f"{key.removeprefix('plain/')} {value:.4g}" for key, value in chosen.items())
 
 
-def _result(file: Path) -> str:
+def _result(file: Path, run: RunSummary) -> str:
+    """The figures of a results file; of weights that the run had before, with a word on that."""
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
         figures = ", ".join(f"{name} {value:.4g}" for name, value in record["figures"].items())
-        return f"{file}: {figures}"
+        samples = [each["samples"] for each in record.get("runs", [record])]
+        earlier = any(are_of_earlier(each.get("sidecar") or {}, run.path, run.students) for each in samples)
+        return f"{file}: {figures}{' (of earlier weights: sample again)' if earlier else ''}"
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return f"{file}: not readable"

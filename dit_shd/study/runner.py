@@ -25,7 +25,7 @@ from dit_shd.study.design import Cell, Evaluator, cells_of, read_study
 from dit_shd.study.processes import DIT_SHD, Commands
 from dit_shd.study.results import RESULTS, CellResult, Progress, collect, of_cells
 from dit_shd.study.settings import canonical_sha256
-from dit_shd.training.run_folder import LOCK as RUN_LOCK
+from dit_shd.training.run_place import LOCK as RUN_LOCK
 
 CELL_LOCK = ".cell.lock"
 SHARED_LOCK = ".shared.lock"

@@ -4,7 +4,7 @@ config.yaml      resolved                     metrics.jsonl   the numbers of eac
 checkpoints/     step_<n>/, newest last       timing.jsonl    seconds (not deterministic)
 student/         EMA weights, diffusers format with a model card and their step (training.json)
 evaluations/     samples drawn during training   calibration.json   the calibration of losses (head plans)
-vae/, autoencoder.json   the autoencoder of the latents, which sampling decodes with (not of runs on pixels)
+vae/, autoencoder.json   the autoencoder of the latents, which sampling decodes with; of pixels only that they are
 from.json   the run or model whose weights it began with (from=RUN)
 initialisation.json   which layers, heads and channels of the teacher the student began with
 inputs.json      a hash of the teachers and the number of samples, compared when the run goes on
@@ -35,15 +35,11 @@ from dit_shd.core.lock import Lock
 from dit_shd.core.resumable import differences
 from dit_shd.core.yaml_files import dump, parse_yaml, read_yaml
 from dit_shd.training.checkpoint import MANIFEST, damage, flat, step_of, unflat
+from dit_shd.training.run_place import LOCK, refuse_other
 
 Completed = Callable[[dict[str, Any]], dict[str, Any]]
-LOCK = ".lock"
-
-
 LOGS = ("metrics.jsonl", "timing.jsonl", "evaluations.jsonl")
 """Rows by step; only the second one differs when a run is repeated."""
-BEGUN = (LOCK, ".config.yaml.")
-"""All that a run folder can hold before its config.yaml."""
 NO_STEP = 2**62
 SHARES = " Weights by shares of a run (20%) stand in its config.yaml as steps; to raise steps, write those."
 _log = logging.getLogger("dit_shd")
@@ -289,11 +285,10 @@ def _step(line: str) -> int:
 
 def _check(path: Path, new: str, resumable: Collection[str], completed: Completed) -> None:
     """Refuse a folder that holds another config, or something that is not a run."""
+    refuse_other(path)
     if (path / "config.yaml").exists():
         check_same(path, completed(read_yaml(path / "config.yaml")), new, resumable)
         _check_steps(path, parse_yaml(new).get("steps"))
-    elif path.exists() and (not path.is_dir() or any(not file.name.startswith(BEGUN) for file in path.iterdir())):
-        raise UserError(f"{path}: exists and is not a run folder; choose another run=FOLDER")
 
 
 def _keep_given(file: Path) -> None:

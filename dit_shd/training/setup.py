@@ -40,6 +40,7 @@ from dit_shd.training.parts import Parts, load_teachers, weights_of_files
 from dit_shd.training.remarks import warn
 from dit_shd.training.run import Run
 from dit_shd.training.run_folder import RunFolder, is_begun
+from dit_shd.training.run_place import refuse_other
 from dit_shd.training.services import Services
 from dit_shd.training.state import TrainState
 from dit_shd.training.teacher_check import check_teachers
@@ -119,6 +120,7 @@ def models_and_task(config: TrainConfig) -> Parts:
     """
     config = checked(config, "train")
     checks.ranges(config)
+    refuse_other(config.run)  # before models and data are read, and again when it is opened
     config = inputs.following(resolved(config))
     torch.manual_seed(config.seed)
     task, dataset = TASKS.build(config.task, "task"), DATASETS.build(config.data, "data")

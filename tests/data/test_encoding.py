@@ -14,9 +14,11 @@ from PIL import Image
 from two_process_jobs import said
 
 from dit_shd.cli.program import main
+from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.data import encoding
 from dit_shd.data.decoder import Decoder
+from dit_shd.data.encode_config import EncodeConfig
 from dit_shd.data.encoder import Encoder
 from dit_shd.data.encoding import encode_to_shards
 from dit_shd.data.latent_shards import open_tensors, read_index, shard_file, shard_files, write_shard
@@ -410,3 +412,25 @@ def test_the_command(images, tmp_path, capsys):
     assert shown.out.splitlines()[-1] == f"next: dit-shd train CONFIG data='{{name: latents, path: {tmp_path / 'l'}}}'"
     assert main(["encode", "out=x"]) == 2
     assert "encode.images: a value is needed" in capsys.readouterr().err
+
+
+def test_pixels_have_one_name_in_every_command(images, tmp_path, capsys):
+    """`vae=pixels` is what training and sampling call it; the set is that of `vae=null`, which goes on with either."""
+    assert main(["encode", f"images={images}", f"out={tmp_path / 'l'}", "vae=pixels", "size=8"]) == 0
+    wanted = contents(encode(images, tmp_path / "null", size=8, batch_size=32, shard_size=1024))
+    assert contents(tmp_path / "l") == wanted
+    assert main(["encode", f"images={images}", f"out={tmp_path / 'l'}", "vae=null", "size=8"]) == 0
+    assert main(["encode", f"images={images}", f"out={tmp_path / 'm'}", "vae=pixel", "size=8"]) == 2
+    assert "vae: wanted a folder with a diffusers autoencoder, found nothing at 'pixel'" in capsys.readouterr().err
+
+
+def test_where_the_usual_autoencoder_cannot_be_had_others_are_named(images, tmp_path):
+    """The tests ask no hub; of one that was named nothing else is proposed."""
+    keys = {"images": str(images), "out": str(tmp_path / "l")}
+    with pytest.raises(
+        UserError, match=r"sd-vae-ft-mse: .*; vae=FOLDER takes another, vae=pixels the pixels as they a"
+    ):
+        encode_to_shards(make(EncodeConfig, keys))
+    with pytest.raises(UserError, match=r"vae: hub:somebody/silent: .*not in the local cache$"):
+        encode_to_shards(make(EncodeConfig, {**keys, "vae": "hub:somebody/silent"}))
+    assert not (tmp_path / "l").exists()

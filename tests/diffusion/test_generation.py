@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,8 +18,9 @@ from dit_shd.core.distributed import launched
 from dit_shd.core.errors import UserError
 from dit_shd.data.image_shards import open_shards
 from dit_shd.diffusion import generation, sampler
-from dit_shd.diffusion.generation import sample_to_file
+from dit_shd.diffusion.generation import sample_to_file, words
 from dit_shd.diffusion.sample_config import SampleConfig
+from dit_shd.diffusion.sample_files import output_path
 from dit_shd.diffusion.sampler import sample
 from dit_shd.models.loading import load
 
@@ -191,12 +193,13 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 import accelerate, diffusers, tqdm
-from dit_shd.diffusion import generation
 from dit_shd.cli.program import main
 from dit_shd.data.image_shards import shard_files
+from dit_shd.diffusion import generation  # imported before it forks
+from dit_shd.diffusion.sample_files import parts_of
 random.seed(0)
 out, arguments = Path(sys.argv[1]), sys.argv[2:]
-parts, kills = generation.parts_of(out), 0
+parts, kills = parts_of(out), 0
 while True:
     wanted = len(shard_files(parts)) + random.randint(0, 3)
     child = os.fork()
@@ -362,3 +365,19 @@ def test_latents_in_the_place_of_images_have_no_grid_of_these(teacher, tmp_path)
     assert (tmp_path / "s.png").exists()
     sample_to_file(config(teacher, tmp_path, count=2, vae=None, force=True))
     assert arrays(tmp_path / "s.npz")[0].dtype == np.float32 and not (tmp_path / "s.png").exists()
+
+
+def test_a_folder_is_named_as_one(teacher, tmp_path):
+    """Without its / nobody knows if images are to go into it or beside it."""
+    (tmp_path / "x").mkdir()
+    with pytest.raises(UserError, match=r"out: (\S+x) is a folder; wanted \1/NAME\.npz, \1\.npz beside it, or \1/ for"):
+        sample_to_file(config(teacher, tmp_path, out=str(tmp_path / "x")))
+    assert [file.name for file in tmp_path.iterdir()] == ["x"]
+    for out in ("x/", "x/y.npz", "x.npz"):
+        assert str(output_path(config(teacher, tmp_path, out=f"{tmp_path}/{out}"))) == f"{tmp_path}/{out}".rstrip("/")
+
+
+def test_the_next_line_is_of_the_folder_and_not_of_data_of_its_name(teacher, tmp_path):
+    line = words(config(teacher, tmp_path, count=20, out="digits/"), Path("digits"))
+    assert "next: dit-shd evaluate ./digits reference=" in line
+    assert "dit-shd evaluate pictures reference=" in words(config(teacher, tmp_path, count=20), Path("pictures"))

@@ -6,7 +6,8 @@ import json
 import pytest
 from small_families import build
 
-from dit_shd.core.hashing import sha256_of_tensors, sha256_of_weights
+from dit_shd.core.hashing import sha256_of_tensors
+from dit_shd.core.weight_files import sha256_of_weights
 from dit_shd.evaluation.results import table
 from dit_shd.evaluation.teacher_row import shared_row, teacher_row
 

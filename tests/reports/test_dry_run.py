@@ -1,5 +1,7 @@
 """The text of a dry run: what is said of several processes."""
 
+from dataclasses import replace
+
 import pytest
 
 from dit_shd.core.config import make
@@ -63,3 +65,14 @@ def test_several_processes_share_the_batch(micro, images):
     (held,) = [line.split()[-3:] for line in lines if line.startswith("GiB of each")]
     assert said == [str(images[0]), str(images[1]), str(images[1])]
     assert held == [f"{x / 2**30:.2f}" for x in (run.memory.total, alone.replicated, alone.divided(8))]
+
+
+def test_times_of_small_models_are_words_and_of_others_numbers():
+    """`days of training, A100 2.54e-07` says nothing to anybody; sampling 50,000 digits takes some hours."""
+    run = dry_run_of(losses=[], teacher=None, steps=1)
+    rows = [line for line in dry_run_text(run).splitlines() if line.startswith(("training,", "days of", "sampling"))]
+    assert rows[0].split()[3:] == ["under", "4", "s"] * 2
+    assert [row.split()[4:] for row in rows[-2:]] == [["under", "87", "s"] * 3] * 2
+    assert not any("e-" in row or "under" in row for row in rows[1:-2])
+    long = dry_run_text(replace(run, steps=10**9))
+    assert "under" not in long and "e-" not in "".join(line for line in long.splitlines() if "days of" in line)

@@ -390,11 +390,3 @@ def test_a_folder_of_another_config_is_refused_untouched(values):
         with pytest.raises(UserError, match=told):
             run_folder.check_same(config.run, {"losses": losses}, dump({"losses": changed}), ())
     assert (config.run / "config.yaml").read_text() == before
-
-
-def test_a_folder_that_is_no_run_is_refused(values, tmp_path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "thesis.tex").write_text("x")
-    with pytest.raises(UserError, match="not a run folder"):
-        run(values)
-    assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.tex"]

@@ -18,7 +18,8 @@ from dit_shd.core.places import Place
 from dit_shd.core.yaml_files import read_yaml
 from dit_shd.reports.html import is_page
 from dit_shd.reports.run_page import TITLE, RunLog, write_run_page
-from dit_shd.training.run_folder import LOCK, RunFolder
+from dit_shd.training.run_folder import RunFolder
+from dit_shd.training.run_place import LOCK
 
 SHOWN = 4
 """Newest evaluations whose samples are shown."""

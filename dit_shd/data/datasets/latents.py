@@ -43,10 +43,12 @@ class Latents(Dataset):
     def described(cls, **options: Any) -> str:
         dataset = super().described(**options)
         try:
-            about = read_index(Path(options["path"])).about
+            latents = read_index(Path(expanded(options["path"])))
+            pixels = origin_of(latents) is None
         except UserError:  # it has been moved away since the training began
             return dataset
-        return f"{dataset}: {about.get('images')} encoded by {about.get('vae')}"
+        kept = "kept as pixels" if pixels else f"encoded by {latents.about.get('vae')}"
+        return f"{dataset}: {latents.about.get('images')} {kept}"
 
     def _open(self, entry: ShardEntry, verify: bool) -> np.ndarray:
         """The labels of a shard.

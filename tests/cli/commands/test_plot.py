@@ -21,7 +21,7 @@ from dit_shd.core.lock import Lock
 from dit_shd.reports.html import page_html
 from dit_shd.reports.run_page import by_layer, findings, merges_of, shared_terms
 from dit_shd.training.config import TrainConfig
-from dit_shd.training.run_folder import LOCK
+from dit_shd.training.run_place import LOCK
 from dit_shd.training.trainer import train
 
 

@@ -47,6 +47,34 @@ def test_a_run_that_is_at_work_and_half_a_line(run, capsys):
     assert "not running, step 25" in text and f"next: dit-shd train {run}" in text
 
 
+def test_figures_and_samples_of_earlier_weights_are_named(run, tmp_path, capsys):
+    """After the run went on; sampling again says so, too, and not of samples that are of now."""
+    place = tmp_path / "run"
+    shutil.copytree(run, place)
+    config = yaml.safe_load((place / "config.yaml").read_text())
+    (place / "config.yaml").write_text(yaml.safe_dump({**config, "run": str(place), "steps": 2, "ema": 0.5}))
+    sample = ["sample", str(place), "count=2", "steps=2", "guidance=1"]
+    assert main(sample) == 0
+    sidecar = json.loads((place / "samples_2_seed0.json").read_text())
+    record = {"figures": {"FD(x)": 243.4}, "samples": {"sidecar": sidecar}}
+    (place / "results.json").write_text(json.dumps(record))
+    (place / "two.results.json").write_text(json.dumps({"figures": {"FD(x)": 1}, "runs": [record]}))
+    assert shown(capsys, place).count("FD(x)") == 2 and "earlier" not in shown(capsys, place)
+    assert main(sample) == 2
+    assert (
+        "samples_2_seed0.json: is there already; choose another out=FILE or say force=true" in capsys.readouterr().err
+    )
+    weights = next((place / "student").glob("*.safetensors"))
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert shown(capsys, place).count(" (of earlier weights: sample again)\n") == 2
+    assert main(sample) == 2
+    words = "is there already, of earlier weights of this run; choose another out=FILE, or force=true replaces it"
+    assert words in capsys.readouterr().err
+    assert main([*sample, "force=true"]) == 0
+
+
 def test_a_link_to_nothing_and_values_that_are_missing(run, tmp_path, capsys):
     shutil.copytree(run, tmp_path / "run")
     (tmp_path / "run" / "samples").symlink_to(tmp_path / "gone")

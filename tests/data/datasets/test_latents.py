@@ -110,6 +110,15 @@ def test_pixels_as_latents_are_exact(tmp_path):
             )
 
 
+def test_what_a_card_says_of_the_set(whole, tmp_path, monkeypatch):
+    assert Latents.described(path=str(whole)).endswith(f"set encoded by {whole.parent / 'vae'}")
+    write_folder(tmp_path / "set", pictures(4), np.zeros(4, int))
+    encode(tmp_path / "set", tmp_path / "l")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Latents.described(path="~/l") == f"latents ~/l: {tmp_path / 'set'} kept as pixels"
+    assert Latents.described(path=str(tmp_path / "gone")) == f"latents {tmp_path / 'gone'}"
+
+
 def test_training_on_latents_resumes_exactly(whole, tmp_path):
     values = {
         "run": str(tmp_path / "straight"), "data": {"name": "latents", "path": str(whole)},

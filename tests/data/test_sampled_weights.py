@@ -1,0 +1,57 @@
+"""Images of weights that their model has no more, by the settings beside them."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from dit_shd.core.hashing import sha256_of_tensors
+from dit_shd.data.sampled_weights import are_of_earlier, have_changed
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A run with a student."""
+    student = tmp_path / "run" / "student"
+    student.mkdir(parents=True)
+    (student / "config.json").write_text("{}")
+    return student
+
+
+def settings(folder, **changes):
+    """Those of samples of what is saved in a folder."""
+    torch.manual_seed(0)
+    model = nn.Linear(2, 3)
+    save_file(model.state_dict(), folder / "model.safetensors")
+    return {"run": str(folder.parent), "model_sha256": sha256_of_tensors(model), **changes}
+
+
+def go_on(folder):
+    save_file(nn.Linear(2, 3).state_dict(), folder / "model.safetensors")
+
+
+def test_a_run_that_went_on_has_other_weights(folder):
+    run, sampled = folder.parent, settings(folder)
+    assert not are_of_earlier(sampled, run, [folder])
+    go_on(folder)
+    assert have_changed(sampled, [folder])
+    for place in (str(run), str(folder), str(folder / ".." / ".." / "run"), "away/run"):
+        assert are_of_earlier({**sampled, "run": place}, run, [folder])
+    other = folder.parent.parent / "other" / "student"
+    other.mkdir(parents=True)
+    (other / "config.json").write_text("{}")
+    for place in (str(other.parent), "away/other", "", None):
+        assert not are_of_earlier({**sampled, "run": place}, run, [folder]), "of another model, or nobody knows"
+    settings(other)
+    assert not are_of_earlier(sampled, run, [folder, other]), "one of its averages"
+
+
+def test_where_it_cannot_be_told_nothing_has_changed(folder):
+    sampled = settings(folder)
+    go_on(folder)
+    assert not have_changed(sampled, [])
+    assert not have_changed({"run": sampled["run"]}, [folder])
+    assert not have_changed({**sampled, "prompts": ["a"], "precision": "bf16"}, [folder])
+    assert have_changed({**sampled, "prompts": ["a"], "precision": "no"}, [folder])
+    (folder / "model.safetensors").write_bytes(b"")
+    assert not have_changed(sampled, [folder])
