@@ -229,13 +229,13 @@ def test_a_key_of_an_earlier_version_and_of_somebody_elses_plugin_pass():
 
 def test_every_foreign_word_has_an_answer():
     """A synonym is not a key itself, and what it stands for is a key or advice."""
-    for name in ("train", "sample"):
+    for name in ("train", "sample", "encode"):
         spec = specification(name)
         keys = {key.name for key in spec.keys}
         assert not spec.synonyms.keys() & keys
         for word in spec.synonyms:
             with pytest.raises(UserError, match=rf"^{word}: .{{8}}") as caught:
-                values_of(split([name, *(["digits_shd"] if name == "train" else ["x"]), f"{word}=1"]), spec)
+                values_of(split([name, *({"train": ["digits_shd"], "sample": ["x"]}.get(name, [])), f"{word}=1"]), spec)
             assert "{" not in str(caught.value).replace("{name: ", "")
 
 
