@@ -18,6 +18,7 @@ from dit_shd.core.config import option
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import MODEL, Place
 from dit_shd.core.plugins import Plugin
+from dit_shd.distillation.initialisation.depth import depth_key
 from dit_shd.distillation.kept import KeptPlan
 from dit_shd.models import loading
 from dit_shd.models.blocks import STREAM, named_blocks, recorded
@@ -55,13 +56,16 @@ def find_plan(config: DepthConfig) -> tuple[nn.Module, KeptPlan]:
         The model and the plan.
 
     Raises:
-        UserError: No such model or list of blocks, blocks whose widths differ, or too few samples for a fit.
+        UserError: No such model or list of blocks, several lists of which none is cut by a key of the config and none
+            was named, nothing to leave out, blocks whose widths differ, or too few samples for a fit.
     """
     run = run_config(config.model)
     model = loading.load(config.model).eval().requires_grad_(False)
     to_accelerator(model)
     blocks = _blocks(model, config.blocks)
     names = list(blocks)
+    keep = config.keep or -(-len(names) // 2)
+    _check_keep(keep, names, config)
     steps = schedule_length(run)
     of_inputs = InspectConfig(
         config.model,
@@ -96,7 +100,6 @@ def find_plan(config: DepthConfig) -> tuple[nn.Module, KeptPlan]:
         raise UserError(
             f"samples: {tokens} tokens are too few to fit maps of {width} channels; wanted {8 * width} or more"
         )
-    keep = config.keep or -(-len(names) // 2)
     error = cache(fits.error)
     intervals = best_intervals(error, len(names), keep, config.longest)
     return model, plan_of(names, intervals, [error(*interval) for interval in intervals])
@@ -111,7 +114,32 @@ def _blocks(model: nn.Module, wanted: str | None) -> dict[str, nn.Module]:
         raise UserError(
             f"blocks: wanted one of {', '.join(lists) or 'none: the model has no list of blocks'}, found {wanted}"
         )
-    return lists[wanted] if wanted is not None else max(lists.values(), key=len)
+    if wanted is not None:
+        return lists[wanted]
+    longest = max(lists, key=lambda name: len(lists[name]))
+    if len(lists) > 1 and depth_key(model, dict(getattr(model, "config", {})), longest) is None:
+        counts = ", ".join(f"{name} ({len(members)})" for name, members in lists.items())
+        raise UserError(
+            f"blocks: {type(model).__name__} has several lists of blocks, {counts}, and no key of its config is the "
+            f"number of {longest}: no student of fewer can be written; for a plan alone name one, blocks={longest}"
+        )
+    return lists[longest]
+
+
+def _check_keep(keep: int, names: list[str], config: DepthConfig) -> None:
+    """Refuse a number of blocks that leaves none out, or makes runs that are too long, before anything runs."""
+    count, of_list = len(names), names[0].rpartition(".")[0]
+    if keep == count:
+        raise UserError(
+            f"keep: {of_list} has {count} block{'s' * (count > 1)}, keep={keep} leaves out none; wanted fewer, or "
+            "another list of blocks, blocks=NAME"
+        )
+    least = -(-count // config.longest)
+    if not least <= keep < count:
+        raise UserError(
+            f"keep: wanted {least} to {count - 1} of the {count} blocks of {of_list} (runs of at most "
+            f"{config.longest}, longest), found {keep}"
+        )
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from dit_shd.core import rng
 from dit_shd.core.errors import UserError, error_line
 from dit_shd.core.file_kinds import NPZ, SAFETENSORS, file_kind
 from dit_shd.data.datasets import Dataset
+from dit_shd.diffusion.conditioning import check_shape
 from dit_shd.diffusion.denoiser import Denoiser
 from dit_shd.diffusion.process import FLOW_STEPS, Process
 from dit_shd.models.prediction import Convention, convention_of
@@ -67,9 +68,7 @@ class DatasetInputs(Inputs):
 
     def __init__(self, model: nn.Module, dataset: Dataset, process: Process, batches: Sequence[range], seed: int):
         denoiser = Denoiser(model)
-        shape = denoiser.shape
-        if shape != tuple(dataset.shape):
-            raise UserError(f"data: the model takes latents of shape {shape}, the data's are {tuple(dataset.shape)}")
+        check_shape("data: the model takes", denoiser.shape, dataset)
         if denoiser.classes < dataset.classes:
             raise UserError(f"data: the model knows {denoiser.classes} classes, the data has {dataset.classes}")
         self.batches, self._process, self._seed = batches, process, seed

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,7 +19,7 @@ from dit_shd.core.errors import UserError, unknown
 from dit_shd.core.places import check_utf8
 from dit_shd.core.plugin_source import plugin_names, plugin_source, plugin_synonyms
 from dit_shd.core.shipped_configs import read_config
-from dit_shd.core.yaml_files import override, parse_yaml, replaced
+from dit_shd.core.yaml_files import override, parse_yaml, replaced, words_of
 
 FORMS = ("{0}", "[{0}, ...]", "{0} | [{0}, ...]", "{0} | {{text: {0}}}")
 TEXTS = [form.format(WORDS[kind]) for form in FORMS for kind in ("str", "Path", "Place")]
@@ -104,7 +105,7 @@ def values_of(line: Line, command: Specification) -> dict[str, Any]:
                 f"{key}=: wanted a value after it, found nothing; none is {key}=null, an empty text {key}=\"''\""
             )
         values = override(values, [_as_text(word, _kind(key, values, command))])
-    _check_keys(values, command, where)
+    _check_keys(values, command, where, keys)
     return values
 
 
@@ -187,8 +188,15 @@ def _named(line: Line, command: Specification) -> dict[str, Any]:
     return {key: name for (key, _), name in zip(words, names)}
 
 
-def _check_keys(values: Mapping[str, Any], command: Specification, where: str) -> None:
-    """Refuse unknown keys, also of the plug-ins that ship with dit_shd, before anything heavy is imported."""
+def _check_keys(values: Mapping[str, Any], command: Specification, where: str, assigned: Sequence[str]) -> None:
+    """Refuse unknown keys, also of the plug-ins that ship with dit_shd, before anything heavy is imported.
+
+    Args:
+        values: By key.
+        command: That takes them.
+        where: What errors call them.
+        assigned: The keys that the command line gives, with what they are inside of.
+    """
     moved = command.moved
     groups = {"": values, **{k.name: values.get(k.name) for k in command.keys if k.nested and not k.depth}}
     for group, given in groups.items():
@@ -212,12 +220,12 @@ def _check_keys(values: Mapping[str, Any], command: Specification, where: str) -
             value = {**default, **value} if isinstance(default, Mapping) else value  # else refused when it is cast
         if isinstance(value, list):
             for i, item in enumerate(value):
-                _check_plugin(item, package, f"{key}.{i}")
+                _check_plugin(item, package, f"{key}.{i}", assigned)
         else:
-            _check_plugin(value, package, key)
+            _check_plugin(value, package, key, assigned)
 
 
-def _check_plugin(value: object, package: str, where: str) -> None:
+def _check_plugin(value: object, package: str, where: str, assigned: Sequence[str]) -> None:
     """Refuse a plug-in that does not exist, or a key that it does not have."""
     name = value.get("name") if isinstance(value, Mapping) else value
     if not isinstance(name, str) or "." in name:
@@ -235,7 +243,38 @@ def _check_plugin(value: object, package: str, where: str) -> None:
             advice = f"to replace it, write {where}='{{like: {options[key]}}}'"
             raise UserError(f"{where}.like: stands beside {where}.name={name}, which has no such key; {advice}")
         if key != "name" and key not in known and not source.open:
-            raise unknown(where, str(key), known)
+            raise _of_another(options, str(key), package, where, assigned) or unknown(where, str(key), known)
+
+
+def _of_another(
+    options: Mapping[Any, Any], key: str, package: str, where: str, assigned: Sequence[str]
+) -> UserError | None:
+    """The error where the command line changes a part of a config's plug-in, and the rest is of another plug-in.
+
+    Args:
+        options: Of the plug-in, with its name.
+        key: That it does not have.
+        package: Of the plug-ins.
+        where: The key that names it.
+        assigned: The keys that the command line gives.
+    """
+    name, here = options["name"], {k: v for k, v in options.items() if f"{where}.{k}" in assigned}
+    if where in assigned or not here:
+        return None
+    if "name" in here and key not in here:
+        change = f"{where}: '{key}' is the config's, and {name} has no such key"
+    else:
+        known = {other: [k.name for k in plugin_source(package, other).keys] for other in plugin_names(package)}
+        others = [other for other, keys in known.items() if key in keys]
+        if key not in here or "name" in here or not others or difflib.get_close_matches(key, known[name], 1, 0.45):
+            return None
+        keys = ", ".join(known[name]) or "none"
+        change = (
+            f"{where}: {name} of the config has no key '{key}' (its keys: {keys}); it is one of {', '.join(others)}"
+        )
+        name = others[0] if len(others) == 1 else "NAME"
+    whole = words_of({where: {"name": name, **{k: v for k, v in here.items() if k != "name"}}})[0]
+    return UserError(f"{change}; to name another give it whole: {shlex.quote(whole)}")
 
 
 def similar_commands(text: str, names: Sequence[str]) -> UserError:

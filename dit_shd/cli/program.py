@@ -16,6 +16,7 @@ import dit_shd
 from dit_shd.cli import help
 from dit_shd.cli.arguments import Line, similar_commands, split, values_of
 from dit_shd.cli.commands import COMMANDS
+from dit_shd.cli.config_places import check_places
 from dit_shd.cli.specification import Specification, command_names, specification
 from dit_shd.core import plugins, status, streams
 from dit_shd.core.config import make
@@ -135,6 +136,7 @@ def _run(line: Line, spec: Specification) -> None:
     """Check words and files, then import the command and run it."""
     values = values_of(line, spec)
     if not values.get("dry_run"):  # which does not require them
+        check_places(values, line, spec)
         check_values(values, spec.places)
     with status.shown(f"dit-shd {spec.name}: loading ..."), _no_warnings_of_imports():
         command = COMMANDS.find(spec.name)()

@@ -108,6 +108,23 @@ def check_conditional(role: str, model: nn.Module) -> None:
         raise UserError(f"{role}: {reason}")
 
 
+def check_shape(words: str, wanted: tuple[int, ...], dataset: Dataset) -> None:
+    """Refuse data of another shape than a model takes.
+
+    Args:
+        words: How the error begins: who takes them.
+        wanted: Of a sample, (c, y, x).
+        dataset: The data.
+
+    Raises:
+        UserError: Naming both shapes.
+    """
+    shape = tuple(dataset.shape)
+    if shape != wanted:
+        last = "; channels come first in float latents, [n,c,y,x]" if shape == (*wanted[1:], wanted[0]) else ""
+        raise UserError(f"{words} latents of shape {wanted}, the data's are {shape}{last}")
+
+
 def check_fit(role: str, model: nn.Module, dataset: Dataset) -> None:
     """Refuse a model of other latents or fewer classes than the data's.
 
@@ -115,8 +132,7 @@ def check_fit(role: str, model: nn.Module, dataset: Dataset) -> None:
         UserError: Naming both shapes or both numbers.
     """
     denoiser = Denoiser(model)
-    if denoiser.shape != tuple(dataset.shape):
-        raise UserError(f"{role}: takes latents of shape {denoiser.shape}, the data's are {tuple(dataset.shape)}")
+    check_shape(f"{role}: takes", denoiser.shape, dataset)
     known = denoiser.model.config
     classes = known.get("num_classes", known.get("num_embeds_ada_norm", dataset.classes))
     if classes < dataset.classes:

@@ -163,6 +163,21 @@ def warn_of_old_teacher() -> None:
     )
 
 
+def _of_image(student: Capture, teacher: Capture) -> str:
+    """What to do where one model's maps are over text and image, and the other's over as many image tokens alone."""
+    for role, joint, plain in (("teacher", teacher, student), ("student", student, teacher)):
+        image = joint.image
+        if (
+            image is not None
+            and plain.image is None
+            and plain.shape[2:] == (len(range(*image.indices(joint.shape[3]))),) * 2
+        ):
+            return (
+                f'; those of the {role} are over text and image: capture({role}, block="image") has the image\'s alone'
+            )
+    return ""
+
+
 def comparable(student: Layer, teacher: Layer, by_depth: bool = False) -> tuple[Capture, Capture]:
     """Both captures, if they fit.
 
@@ -191,6 +206,7 @@ def comparable(student: Layer, teacher: Layer, by_depth: bool = False) -> tuple[
             f"{remedy}"
         )
     if s.shape[2:] != t.shape[2:]:
+        remedy = _of_image(s, t) or remedy
         raise UserError(
             f"SHD: {layer} of the student has {s.shape[2]} query and {s.shape[3]} key tokens, {source} of the teacher "
             f"{t.shape[2]} and {t.shape[3]}; their maps cannot be compared ({reason(s.shape[2:], t.shape[2:])}){remedy}"

@@ -98,7 +98,11 @@ class Study:
     """The keys of a study file."""
 
     title: str = option(REQUIRED, "what the study is about")
-    config: str = option(REQUIRED, "the training config that every cell begins with, relative to the study file")
+    config: str = option(
+        REQUIRED,
+        "the training config that every cell begins with, relative to the study file; all other paths of a study "
+        "count from where the command runs",
+    )
     grid: dict[str, dict[str, Settings]] = option(REQUIRED, "factor -> level -> training settings")
     seeds: list[int] = option(REQUIRED, "training seeds; sampling takes the same one")
     question: str = option("", "what it is to answer, and how it was decided before it ran")

@@ -2,7 +2,7 @@
 
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ from dit_shd.evaluation.statistics_file import is_statistics
 from dit_shd.study.cell_run import STOPPED, assignments, run_cell
 from dit_shd.study.checks import check_cells
 from dit_shd.study.design import Cell, Evaluator, cells_of, read_study
+from dit_shd.study.places import YAML, check_places, outputs_of
 from dit_shd.study.processes import DIT_SHD, Commands
 from dit_shd.study.results import RESULTS, CellResult, Progress, collect, of_cells
 from dit_shd.study.settings import canonical_sha256
@@ -29,7 +30,6 @@ from dit_shd.training.run_place import LOCK as RUN_LOCK
 
 CELL_LOCK = ".cell.lock"
 SHARED_LOCK = ".shared.lock"
-YAML = (".yaml", ".yml")
 WAIT_SECONDS = 2.0
 """Between two checks whether another process has finished the shared work."""
 
@@ -104,11 +104,12 @@ class Runner:
         """Refuse all that can be refused before a cell runs, while one is to run.
 
         Raises:
-            UserError: Another study in the folder, or what a command of a cell would refuse.
+            UserError: Another study in the folder, what a command of a cell would refuse, or what is not there.
         """
-        if self._left():
+        if left := self._left():
             self._refuse_others()
             check_cells(self.study, self.cells)
+            check_places(self.study, left, self.folder)
 
     def _refuse_others(self) -> None:
         """Refuse a second study in the folder: cells and pictures have the names of variants.
@@ -251,15 +252,8 @@ class Runner:
             raise Stopped(outcome.signal, STOPPED)
         if outcome.error:
             raise UserError(f"study: shared work failed: {outcome.error}; all it printed is in {log}")
-        made = [str(place) for place in _outputs(words) if place.exists()]
+        made = [str(place) for place in outputs_of(words) if place.exists()]
         write_text(done, "".join(line + "\n" for line in (shlex.join(words), *made)))
-
-
-def _outputs(words: Sequence[str]) -> list[Path]:
-    """Where a command of dit-shd puts what it makes: out= or run= among its words, or in its config."""
-    given = dict(word.split("=", 1) for word in words if "=" in word)
-    configs = [read_yaml(file) for file in map(Path, words) if file.suffix in YAML and file.is_file()]
-    return [Path(expanded(str(one[key]))) for one in (*configs, given) for key in ("out", "run") if one.get(key)]
 
 
 def _still_done(done: Path) -> bool:

@@ -169,6 +169,11 @@ def test_data_that_does_not_fit_is_refused(teacher, shapes, tmp_path):
     np.savez(tmp_path / "wide.npz", arr_0=np.zeros((4, 8, 10, 1), np.uint8), arr_1=np.zeros(4, int))
     with pytest.raises(UserError, match=r"takes latents of shape \(1, 8, 8\), the data's are \(1, 8, 10\)"):
         DatasetInputs(model, Npz(tmp_path / "wide.npz"), DDPM(Schedule.linear()), [range(2)], 0)
+    np.savez(tmp_path / "last.npz", arr_0=np.zeros((4, 8, 8, 1), np.float32), arr_1=np.zeros(4, int))
+    with pytest.raises(
+        UserError, match=r"the data's are \(8, 8, 1\); channels come first in float latents, \[n,c,y,x\]"
+    ):
+        DatasetInputs(model, Npz(tmp_path / "last.npz"), DDPM(Schedule.linear()), [range(2)], 0)
     with pytest.raises(UserError, match="wanted up to 60, the size of the data, found 61"):
         DatasetInputs(model, Npz(shapes), DDPM(Schedule.linear()), [range(61)], 0)
 

@@ -191,6 +191,36 @@ def test_keys_where_plugins_are_wanted_are_refused_in_a_line(words, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("data.name=latents", "data.path=lat"),
+            "data: 'split' is the config's, and latents has no such key; to name another give it whole: "
+            "'data={name: latents, path: lat}'",
+        ),
+        (
+            ("data.path=lat",),
+            "data: digits of the config has no key 'path' (its keys: split); it is one of emoji, fashion, images, "
+            "latents, mnist, npz, text, text_buckets, text_latents; to name another give it whole: "
+            "'data={name: NAME, path: lat}'",
+        ),
+        (
+            ("student.name=dit", "student.num_layers=2"),
+            "student: 'decode_layer' is the config's, and dit has no such key; to name another give it whole: "
+            "'student={name: dit, num_layers: 2}'",
+        ),
+        (("data.spilt=all",), "data: unknown key 'spilt', did you mean 'split'? Known: split"),
+        (("data={name: digits, path: x}",), "data: unknown key 'path'. Known: split"),
+    ],
+)
+def test_another_plugin_in_the_place_of_the_config_s_is_given_whole(words, message):
+    with pytest.raises(UserError) as refused:
+        values("train", "digits_teacher", *words)
+    assert str(refused.value) == message
+    assert values("train", "digits_teacher", "data={name: npz, path: x}")["data"] == {"name": "npz", "path": "x"}
+
+
 def test_a_key_of_an_earlier_version_and_of_somebody_elses_plugin_pass():
     assert values("train", "digits_shd", "mask_ratio=null")["mask_ratio"] is None
     assert values("train", "digits_shd", "losses.0.name=somebodys.loss", "losses.0.foo=1")["losses"][0]["foo"] == 1
@@ -199,13 +229,13 @@ def test_a_key_of_an_earlier_version_and_of_somebody_elses_plugin_pass():
 
 def test_every_foreign_word_has_an_answer():
     """A synonym is not a key itself, and what it stands for is a key or advice."""
-    for name in ("train", "sample"):
+    for name in ("train", "sample", "encode"):
         spec = specification(name)
         keys = {key.name for key in spec.keys}
         assert not spec.synonyms.keys() & keys
         for word in spec.synonyms:
             with pytest.raises(UserError, match=rf"^{word}: .{{8}}") as caught:
-                values_of(split([name, *(["digits_shd"] if name == "train" else ["x"]), f"{word}=1"]), spec)
+                values_of(split([name, *({"train": ["digits_shd"], "sample": ["x"]}.get(name, [])), f"{word}=1"]), spec)
             assert "{" not in str(caught.value).replace("{name: ", "")
 
 

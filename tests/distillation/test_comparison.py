@@ -156,6 +156,24 @@ def test_a_teacher_that_has_not_run_again_is_told_once(caplog):
     pickle.dumps(shd)
 
 
+@pytest.mark.parametrize("role", ["teacher", "student"])
+@pytest.mark.parametrize("queries", [N, 2 * N])
+def test_maps_over_text_and_image_are_told_of_the_image_s_block(role, queries):
+    """As of SD3, whose image's queries read text and image, or FLUX, all of whose tokens are queries, and PixArt."""
+
+    def layer(heads, joint):
+        n, m, image = (queries, 2 * N, slice(N, 2 * N)) if joint else (N, N, None)
+        q, k, v = (torch.randn(2, heads, tokens, 3) for tokens in (n, m, m))
+        return {"b.0": Capture(q, k, v, 1.0, out=torch.randn(heads, 3, 5), image=image)}
+
+    teacher, student = layer(4, role == "teacher"), layer(2, role == "student")
+    with pytest.raises(UserError, match=rf'capture\({role}, block="image"\) has the image\'s alone$') as refused:
+        SHD(layers="proportional")(teacher, student)
+    assert "sections" not in str(refused.value)
+    cut = [{name: each.over_image() for name, each in captures.items()} for captures in (teacher, student)]
+    assert SHD()(*cut) > 0
+
+
 @pytest.mark.parametrize(("samples", "tokens"), [(4, N), (2, 3)])
 def test_layers_of_unlike_blocks_that_depth_alone_pairs_are_told_of_sections(samples, tokens):
     """As those over space and over time of Latte, each twice as deep in the teacher."""

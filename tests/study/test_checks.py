@@ -59,6 +59,7 @@ def test_what_a_command_would_refuse_is_refused_first(changes, words, study, cap
         ("FID", VALUES["evaluators"] | {"fid": {"reference": "x.npz"}}),
     ],
 )
-def test_figures_that_may_be_given(figure, evaluators, study):
+def test_figures_that_may_be_given(figure, evaluators, study, tmp_path):
+    (tmp_path / "x.npz").touch()
     config = study(figure=figure, evaluators=evaluators, settings={"validate_every": 3})
     assert main(["study", str(config.study), "dry_run=true"]) == 0

@@ -95,6 +95,7 @@ def test_weights_that_have_changed_under_one_path_are_noted(study, tmp_path, cap
 def test_a_program_and_a_network_that_have_changed_are_noted(study, tmp_path, capsys):
     """The program by the files that its words name, as they were when it ran; rows of earlier versions say nothing."""
     program = "python score.py --with=table {samples} {out}"
+    (tmp_path / "x").touch()
     evaluators = {"first": {"features": "digits", "reference": "x"}, "read": {"program": program}}
     rows = {}
     for number, (network, table) in enumerate((("", "1"), ("one", "2"), ("two", "2"))):
@@ -148,6 +149,7 @@ def test_a_reference_of_statistics_is_handed_on_as_it_is(study, tmp_path):
 
 def test_reference_images_of_any_size_are_cut_to_the_samples(study, tmp_path):
     """By statistics, and again where a metric wants the images; another size is another cell."""
+    (tmp_path / "photographs").mkdir()
     named = {"features": "digits", "reference": "photographs"}
     evaluators = {"first": named, "near": {**named, "metrics": ["precision_recall"]}}
     file = study(evaluators=evaluators).study

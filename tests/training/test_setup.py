@@ -101,6 +101,15 @@ def test_every_option_trains(values, loss):
     assert all(torch.isfinite(torch.tensor(list(m.values()))).all() for m in metrics)
 
 
+def test_a_student_like_a_teacher_of_our_own_family_trains_and_goes_on(values):
+    like = {"like": "teacher", "num_attention_heads": 2}
+    run(values, student=like, steps=1)
+    config, metrics = run(values, student=like, steps=2)
+    student, teacher = loading.load(config.run / "student"), loading.load(values["teacher"])
+    assert type(student) is MDTv2 and student.config.num_attention_heads == 2
+    assert student.config.num_layers == teacher.config.num_layers and metrics[-1]["step"] == 2
+
+
 def test_a_teacher_in_bfloat16_teaches_nearly_the_same(values, tmp_path):
     _, fine = run(values)
     _, low = run(values, teacher_precision="bf16", run=str(tmp_path / "low"))
@@ -109,7 +118,7 @@ def test_a_teacher_in_bfloat16_teaches_nearly_the_same(values, tmp_path):
     assert fine[0]["plain/output"] == pytest.approx(low[0]["plain/output"], rel=0.1)
 
 
-@pytest.mark.parametrize("family", ["mdt", "diffusers"])
+@pytest.mark.parametrize("family", ["mdt", "like", "diffusers"])
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
 def test_a_student_begins_with_the_weights_of_its_teacher_s_files(values, teacher, tmp_path, family, precision):
     try:
@@ -122,7 +131,7 @@ def test_a_student_begins_with_the_weights_of_its_teacher_s_files(values, teache
         diffusers_dit().save_pretrained(tmp_path / "dit")
         values |= {"teacher": str(tmp_path / "dit"), "student": {"like": "teacher"}, "task": {"mask_ratio": None}}
     else:
-        values["student"] = {**TEACHER}
+        values["student"] = {"like": "teacher"} if family == "like" else {**TEACHER}
     AcceleratorState._reset_state(reset_partial_state=True)
     trainer = Trainer.from_config(make(TrainConfig, values))
     student = trainer.accelerator.unwrap_model(trainer.distiller).student.state_dict()

@@ -26,6 +26,18 @@ class Encode(Command[EncodeConfig]):
         "vae": ("autoencoder", "vae"),
         "pipeline": ("model", "pipeline"),
     }
+    synonyms: ClassVar = {
+        "folder": "images",
+        "input": "images",
+        "inputs": "images",
+        "data": "images",
+        "path": "images",
+        "data_dir": "images",
+        "data_path": "images",
+        "dataset": "images",
+        "output": "out",
+        "output_dir": "out",
+    }
 
     def run(self, config: EncodeConfig) -> None:
         config.check()

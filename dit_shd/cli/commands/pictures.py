@@ -83,7 +83,8 @@ def _open(text: str) -> ImageSet:
     samples = open_images(text, "samples")
     if samples.prompts is None:
         raise UserError(
-            f"{text}: records no prompts; wanted an npz of dit-shd sample RUN prompts=FILE, with its .json beside it"
+            f"{text}: records no prompts; wanted an npz of dit-shd sample RUN prompts=FILE, with its .json beside it; "
+            "models by class stand side by side in dit-shd compare"
         )
     return samples
 

@@ -5,7 +5,8 @@ The same command goes on where it stopped. A queue runs single cells: dit-shd st
 A study file (all of its keys are below, and in experiments/README.md):
 
     title: Does attention help?
-    config: base.yaml  # of training, beside this file; run and seed are the study's
+    config: base.yaml  # of training, beside this file (all other paths count from where the command runs); run and
+                       # seed are the study's
     grid:
       loss:
         output: {losses: [{name: output}]}

@@ -5,14 +5,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.lib.format import MAGIC_PREFIX
 from torch import Tensor
 
-from dit_shd.core.errors import UserError
+from dit_shd.core.errors import UserError, one_line
 from dit_shd.core.places import expanded
 from dit_shd.core.rng import Draws
 from dit_shd.data.datasets import Dataset
 from dit_shd.data.latent_origin import COLOURS, Origin
 from dit_shd.data.npz_files import BROKEN_FILE, MAX_EXPANSION, check_images, read_checked_header
+
+SHOWN = 5
+"""Arrays of another file that its error names."""
 
 MOST_CLASSES = 2**20
 
@@ -92,12 +96,27 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
     except UserError:
         raise
     except BROKEN_FILE as error:
-        raise UserError(f"{path}: wanted an npz with arr_0 (images or latents) and arr_1 (labels)") from error
+        raise UserError(
+            f"{path}: wanted an npz with arr_0 (images or latents) and arr_1 (labels), found {_content(path)}; "
+            "np.savez(FILE, images, labels) writes one, with labels that are all 0 where there are none"
+        ) from error
     if not images.size:
         raise UserError(f"{path}: arr_0 is empty; wanted at least one image")
     if images.dtype.kind == "f" and not bool(np.isfinite(images).all()):
         raise UserError(f"{path}: arr_0 is not finite (NaN or infinity)")
     return images, labels
+
+
+def _content(path: Path) -> str:
+    """What a file holds that is no such npz, in a few words."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [one_line(name.removesuffix(".npy")) for name in archive.namelist()]
+        whole = {"arr_0", "arr_1"} <= set(names)
+        return "a damaged one" if whole else ", ".join(names[:SHOWN]) + ", ..." * (len(names) > SHOWN) or "no array"
+    except BROKEN_FILE:
+        with path.open("rb") as file:
+            return "one array (.npy)" if file.read(len(MAGIC_PREFIX)) == MAGIC_PREFIX else "no npz, or a damaged one"
 
 
 def _check_sizes(path: Path, archive: zipfile.ZipFile) -> None:

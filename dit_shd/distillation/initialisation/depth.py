@@ -253,17 +253,33 @@ def _lists_of_blocks(teacher: Any, plan: KeptPlan) -> dict[str, list[Any]]:  # n
 
 def _key(teacher: nn.Module, options: Mapping[str, Any], of_list: str) -> str:
     """The key of a config that is the number of blocks of one list."""
-    count = sum(name.rpartition(".")[0] == of_list for name in named_blocks(teacher))
+    key = depth_key(teacher, options, of_list)
+    if key is None:
+        raise UserError(
+            f"{type(teacher).__name__}: no key of its config is the number of {of_list} ({_count(teacher, of_list)}); "
+            "build the student by hand and give it the weights by initialisation.depth: copy(student, teacher, "
+            "pairs(student, teacher, plan))"
+        )
+    return key
+
+
+def depth_key(model: nn.Module, options: Mapping[str, Any], of_list: str) -> str | None:
+    """The key of a config that is the number of blocks of one list; None where no key is, or several may be.
+
+    Args:
+        model: Perhaps without weights.
+        options: Its config.
+        of_list: The name of a list of its blocks.
+    """
+    count = _count(model, of_list)
     keys = [key for key, value in options.items() if value == count and key in LAYERS and isinstance(value, int)]
     if len(keys) > 1:
         keys = [key for key in keys if ("single" in key) == of_list.startswith("single")]
-    if len(keys) != 1:
-        raise UserError(
-            f"{type(teacher).__name__}: no key of its config is the number of {of_list} ({count}); build the student "
-            "by hand and give it the weights by initialisation.depth: copy(student, teacher, pairs(student, teacher, "
-            "plan))"
-        )
-    return keys[0]
+    return keys[0] if len(keys) == 1 else None
+
+
+def _count(model: nn.Module, of_list: str) -> int:
+    return sum(name.rpartition(".")[0] == of_list for name in named_blocks(model))
 
 
 def _kept(

@@ -1,4 +1,4 @@
-"""Any transformer of diffusers, like another but smaller: `student: {like: teacher, num_layers: 14}`."""
+"""A model like another but smaller, of diffusers, MDTv2 or DiT: `student: {like: teacher, num_layers: 14}`."""
 
 import inspect
 from collections.abc import Mapping
@@ -11,7 +11,6 @@ from diffusers import ModelMixin
 from dit_shd.core.errors import UserError, error_line, unknown
 from dit_shd.core.places import Asset, HubName, Place, find
 from dit_shd.core.pretrained import asset, class_name, model_folder, of_hub, read_config
-from dit_shd.core.yaml_files import words_of
 from dit_shd.models.families import FAMILIES
 from dit_shd.models.quantization import OF_QUANTISED
 from dit_shd.models.students import smaller
@@ -21,7 +20,7 @@ NO_SIZES = ("_class_name", "_diffusers_version", "_name_or_path", *OF_QUANTISED)
 
 
 class Diffusers(ModelMixin):
-    """A transformer of diffusers with random weights; what is built is of diffusers' own class.
+    """A transformer with random weights; what is built is of diffusers' own class, or that of the family mdt or dit.
 
     Args:
         like: The model whose class and config it has: a folder or hub:OWNER/NAME, of a pipeline its transformer.
@@ -49,8 +48,8 @@ class Diffusers(ModelMixin):
             made, values = _class(str(transformer), "diffusers"), {**(config or {})}
         else:
             folder = _folder(like)
-            _refuse_families(folder)
-            made = _class(class_name(folder), str(folder))
+            name = class_name(folder)
+            made = _class_of_families(name) or _class(name, str(folder))
             source = {key: value for key, value in read_config(folder).items() if key not in NO_SIZES}
             values = smaller(source, config or {})
         return _built(made, values)
@@ -99,21 +98,10 @@ def _folder(place: str) -> Path:
     return folder
 
 
-def _refuse_families(folder: Path) -> None:
-    """Refuse a model of dit_shd's own classes, with the config that is like it."""
-    name = class_name(folder)
-    if hasattr(diffusers, name):
-        return
-    for family in FAMILIES.names():
-        if FAMILIES.find(family).__name__ == name:
-            config = read_config(folder)
-            values = {
-                key: config[key] for key in config if key[0] != "_" and isinstance(config[key], (int, float, str))
-            }
-            raise UserError(
-                f"student: like is for transformers of diffusers, and {folder} holds a {name}; give its config with "
-                f"fewer heads or layers: {words_of({'student': {'name': family, **values}})[0]}"
-            )
+def _class_of_families(name: str) -> type[ModelMixin] | None:
+    """The class of dit_shd's own that a config.json names; None where there is none."""
+    families = [] if hasattr(diffusers, name) else map(FAMILIES.find, FAMILIES.names())
+    return next((family for family in families if family.__name__ == name and family is not Diffusers), None)
 
 
 def _class(name: str, where: str) -> type[ModelMixin]:

@@ -78,7 +78,9 @@ def test_blocks_that_do_nothing_are_found_and_a_run_begins_without_them(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["keep=6"], "keep: wanted 2 to 5 of 5 blocks"),
+        (["keep=6"], "keep: wanted 2 to 4 of the 5 blocks of blocks (runs of at most 4, longest), found 6"),
+        (["keep=1"], "keep: wanted 2 to 4 of the 5 blocks of blocks"),
+        (["keep=5"], "keep: blocks has 5 blocks, keep=5 leaves out none"),
         (["timesteps=[-5]"], "timesteps: wanted 0 to 799, found -5"),
         (["blocks=layers"], "blocks: wanted one of blocks, found layers"),
         (["samples=2", "batch_size=2", "timesteps=[1]", "keep=4"], "tokens are too few"),
@@ -100,17 +102,31 @@ def test_one_sample_is_too_few(deep, tmp_path, capsys):
     assert "inputs: wanted 2 samples or more" in capsys.readouterr().err
 
 
-def test_where_no_student_can_be_made_the_plan_is_kept(shapes, tmp_path, caplog):
-    """No key of MDTv2's config is how many blocks a half of its encoder has."""
-    out, teacher = tmp_path / "plan", tmp_path / "teacher"
+@pytest.fixture
+def teacher(tmp_path):
+    """An MDTv2 with three blocks in each half of its encoder, and two behind it."""
     MDTv2(
         sample_size=8, patch_size=2, in_channels=1, num_classes=3, num_layers=8, decode_layer=2,
         num_attention_heads=2, attention_head_dim=4,
-    ).save_pretrained(teacher)  # fmt: skip
+    ).save_pretrained(tmp_path / "teacher")  # fmt: skip
+    return tmp_path / "teacher"
+
+
+def test_where_no_student_can_be_made_the_plan_is_kept(teacher, shapes, tmp_path, caplog):
+    """No key of MDTv2's config is how many blocks a half of its encoder has."""
+    out = tmp_path / "plan"
     words = [f"data={{name: npz, path: {shapes}}}", "samples=16", "batch_size=8", "timesteps=[300]", f"out={out}"]
     assert program.main(["depth", str(teacher), *words, "blocks=en_inblocks", "keep=2"]) == 0
     assert KeptPlan.read(out).weights and not (out / "student").exists()
     assert "no student is written" in caplog.text
+
+
+def test_of_several_lists_that_no_key_cuts_one_is_named(teacher, shapes, tmp_path, capsys):
+    words = [f"data={{name: npz, path: {shapes}}}", "keep=2", f"out={tmp_path / 'plan'}"]
+    assert program.main(["depth", str(teacher), *words]) == 2
+    error = capsys.readouterr().err
+    assert "MDTv2 has several lists of blocks, en_inblocks (3)" in error and "blocks=en_inblocks" in error
+    assert not (tmp_path / "plan").exists()
 
 
 def test_a_text_to_image_student_keeps_the_record_of_its_text(tmp_path):

@@ -85,6 +85,7 @@ def test_bad_input_is_one_line(tmp_path, capsys):
     assert "prompt 2 is 'a two', of one 'two digits: <four> and seven'" in refused(capsys, one, other, out)
     np.savez(tmp_path / "classes.npz", np.zeros((3, 8, 8, 3), np.uint8), np.zeros(3, int))
     assert "records no prompts; wanted an npz of dit-shd sample" in refused(capsys, tmp_path / "classes.npz", out)
+    assert "models by class stand side by side in dit-shd compare" in refused(capsys, tmp_path / "classes.npz", out)
     assert "names: wanted 1 different ones" in refused(capsys, one, out, "names=[a,b]")
     assert "count" in refused(capsys, one, out, "count=0")
     assert "samples: wanted at least one npz" in refused(capsys, "samples=[]", out)

@@ -35,6 +35,22 @@ def test_arrays_that_are_no_images_with_classes_are_refused(tmp_path, images, la
         DATASETS.build(Plugin("npz", {"path": str(tmp_path / "x.npz")}))
 
 
+@pytest.mark.parametrize(
+    ("write", "content"),
+    [
+        (lambda file: np.savez(file, np.zeros((2, 8, 8, 3), np.uint8)), "arr_0"),
+        (lambda file: np.savez(file, **{f"a{i}": np.zeros(2) for i in range(7)}), "a0, a1, a2, a3, a4, ..."),
+        (lambda file: np.save(file.open("wb"), np.zeros(3)), "one array (.npy)"),
+        (lambda file: file.write_text("text"), "no npz, or a damaged one"),
+    ],
+)
+def test_what_a_file_holds_instead_and_what_to_do_is_said(tmp_path, write, content):
+    write(tmp_path / "x.npz")
+    with pytest.raises(UserError) as refused:
+        DATASETS.build(Plugin("npz", {"path": str(tmp_path / "x.npz")}))
+    assert f"arr_1 (labels), found {content}; np.savez(FILE, images, labels) writes one" in str(refused.value)
+
+
 def test_latents_are_not_mirrored(tmp_path):
     np.savez(tmp_path / "x.npz", np.zeros((2, 4, 8, 8), np.float32), np.zeros(2, int))
     with pytest.raises(UserError, match="flip: wanted none of latents"):

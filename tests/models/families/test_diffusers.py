@@ -1,26 +1,31 @@
-"""The family of diffusers' transformers: what `like` refuses of other families."""
+"""The family of diffusers' transformers, and of models like another of any family."""
 
 import pytest
 from diffusers import DiTTransformer2DModel
 from small_families import build
 
 from dit_shd.core.errors import UserError
-from dit_shd.core.yaml_files import parse_yaml
-from dit_shd.models.families import FAMILIES
 from dit_shd.models.families.diffusers import Diffusers
 
 
 @pytest.mark.parametrize("family", ["dit", "mdt"])
-def test_a_student_like_a_model_of_our_own_is_given_its_config(family, tmp_path):
-    """It had been said that the installed diffusers lacks the class, as if another one had it."""
+def test_a_student_like_a_model_of_our_own_is_of_its_class(family, tmp_path):
     model = build(family)
     model.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=f"holds a {type(model).__name__}; give its config") as refused:
-        Diffusers.from_options(like=tmp_path)
-    student = parse_yaml(str(refused.value).partition(": student=")[2])
-    assert student["name"] == family
-    again = FAMILIES.find(family)(**{key: value for key, value in student.items() if key != "name"})
+    again = Diffusers.from_options(like=tmp_path)
+    assert type(again) is type(model)
     assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
+    student = Diffusers.from_options(like=tmp_path, config={"num_layers": 2, "num_attention_heads": 1})
+    assert (student.config.num_layers, student.config.num_attention_heads) == (2, 1)
+    assert student.config.attention_head_dim == model.config.attention_head_dim
+    with pytest.raises(UserError, match="unknown key 'num_heads', did you mean 'num_attention_heads'"):
+        Diffusers.from_options(like=tmp_path, config={"num_heads": 1})
+
+
+def test_sizes_that_do_not_fit_together_are_refused(tmp_path):
+    build("mdt").save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="no MDTv2 has these sizes"):
+        Diffusers.from_options(like=tmp_path, config={"num_layers": 3})
 
 
 def test_a_student_like_a_quantised_folder_is_whole(tmp_path):
