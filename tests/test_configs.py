@@ -17,8 +17,9 @@ from dit_shd.distillation.losses import LOSSES
 from dit_shd.distillation.losses.shd import SHD
 from dit_shd.models.families import FAMILIES
 from dit_shd.profiling import meta
-from dit_shd.profiling.estimate import hours, peaks
+from dit_shd.profiling.estimate import PROCESSES, hours, peaks
 from dit_shd.profiling.flops import step_operations
+from dit_shd.profiling.memory import step_memory
 from dit_shd.tasks import TASKS
 from dit_shd.training import checks
 from dit_shd.training.config import TrainConfig
@@ -40,6 +41,8 @@ CONTROLS = {
     "mdtv2_xl2_to_s2_output": "mdtv2_xl2_to_s2_shd",
 }
 """Control run -> what it is compared with."""
+SOON_COUNTED = "dit_b2_alone", "dit_xl2_to_b2_shd", "mdtv2_s2_alone"
+"""Configs whose counts take a second or two."""
 TEACHERS = {
     "mdtv2_b2_to_s2_shd": "mdtv2_b2_teacher",
     "mdtv2_b1_to_s1_512_shd": "mdtv2_b1_512_teacher",
@@ -87,20 +90,36 @@ def test_a_configs_models_fit_together(name):
             assert set(pairs) == set(own_layers(student))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("digits")])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in SOON_COUNTED else pytest.mark.slow)
+        for name in NAMES
+        if not name.startswith("digits")
+    ],
+)
 def test_a_header_tells_what_is_counted(name):
     config, header = load(name), (FOLDER / f"{name}.yaml").read_text().replace(",", "")
     stand_in = config.estimate.teacher
     teacher = None if stand_in is None else meta.build(stand_in, "teacher")
     student = meta.build(config.student, "student")
-    found = step_operations(step_shape(config, config.micro_batch_size or config.batch_size), student, teacher)
+    images = config.micro_batch_size or config.batch_size
+    found = step_operations(step_shape(config, images), student, teacher)
     told = re.search(r"Cost: (\S+) GFLOP an image (\S+) EFLOP in all: (\S+) A100 or (\S+) H100 hours", header)
     assert told is not None
     whole = found.executed * config.batch_size * config.steps
     spent = [hours(whole, peak, config.estimate.mfu) for peak in peaks(config.precision).values()]
     for number, text in zip([found.total / 1e9, whole / 1e18, *spent], told.groups()):
         assert number == pytest.approx(float(text), rel=0.01)
+    alone = step_memory(step_shape(config, images), student, teacher).total / 2**30
+    told = re.search(r"Memory by count: (\S+) GiB (?:for|with micro batches of) (\d+)", header)
+    assert told is not None and (alone, images) == (pytest.approx(float(told[1]), abs=0.06), int(told[2]))
+    if config.micro_batch_size is not None:
+        return
+    share = config.batch_size // PROCESSES
+    each = step_memory(step_shape(config, share), student, teacher).replicated / 2**30
+    told = re.search(r"one GPU (\S+) for (\d+) on each of 8", header)
+    assert told is not None and (each, share) == (pytest.approx(float(told[1]), abs=0.06), int(told[2]))
 
 
 @pytest.mark.slow

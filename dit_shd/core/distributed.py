@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from dit_shd.core.devices import accelerator
 from dit_shd.core.errors import UserError
+from dit_shd.core.meeting import met
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -36,7 +37,7 @@ T = TypeVar("T")
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """Environment variables that a launcher sets for its processes."""
 PATIENCE = timedelta(hours=3)
-"""How long processes wait for one of them, which may be scoring or saving; NCCL's own is 10 minutes."""
+"""How long processes of a group wait for one of them, which may be scoring or saving; NCCL's own is 10 minutes."""
 
 
 @contextmanager
@@ -44,14 +45,15 @@ def joining() -> Generator[None]:
     """The block in which accelerate joins the process group; a single process is given the variables that it lacks.
 
     Raises:
-        UserError: The environment does not suffice to form the group.
+        UserError: The environment does not suffice to form the group, or the others did not come.
     """
     variables = {name: os.environ[name] for name in LAUNCHER_VARIABLES if name in os.environ}
     single = variables.get("WORLD_SIZE", "1") == "1" and not variables.get("MASTER_ADDR")
     if variables and single:  # a shell or scheduler set some of them
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     try:
-        yield
+        with met():
+            yield
     except (ValueError, RuntimeError) as error:
         if not variables or isinstance(error, UserError):
             raise

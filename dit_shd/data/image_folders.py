@@ -3,12 +3,10 @@
 import hashlib
 import os
 import re
-import warnings
 from abc import abstractmethod
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,11 +16,12 @@ from dit_shd.core import hashing
 from dit_shd.core.errors import UserError
 from dit_shd.core.names import counted, printable
 from dit_shd.data import preprocessing
+from dit_shd.data.broken_images import BrokenFileError, broken_error, opened_image
 from dit_shd.data.image_sets import ImageSet
 from dit_shd.data.image_shards import open_shards, read_labels
 from dit_shd.data.npz_files import latents_error
 from dit_shd.data.sources.base import NO_LABELS, BrokenImage, ImageSource
-from dit_shd.data.sources.decoding import FORMATS, MISNAMED, is_deep, is_lossy, opened, remarks, rounded
+from dit_shd.data.sources.decoding import FORMATS, MISNAMED, ends_whole, is_deep, is_lossy, remarks, rounded
 from dit_shd.data.sources.listing import scan
 from dit_shd.data.sources.splits import SplitFolders
 
@@ -38,10 +37,14 @@ class StoredImages(ImageSet):
     """Images in their stored form, files or bytes, that are decoded as they are taken.
 
     Gray (c = 1) or RGB (c = 3), all of one size; or with a crop of any mode and size. Every image is checked before the
-    first one is used: mode and size, and of png the checksums.
+    first one is used: mode and size, and of png the checksums; where broken files are left out, all that can break.
     """
 
     _crop: tuple[int, ...] | None = None
+    _lenient: bool = False
+    """Whether broken files are left out."""
+    _numbers: Sequence[int]
+    """Of the stored images, those that are no broken files where such are left out."""
 
     @abstractmethod
     def _raw(self, number: int) -> Path | bytes:
@@ -56,32 +59,45 @@ class StoredImages(ImageSet):
         """Hash of what is stored."""
 
     def _check(self, count: int) -> list[str]:
-        """Find out the shape, and whether images are lossy.
+        """Find out the shape, which images are broken, and whether they are lossy.
 
         Returns:
             Notes on the images.
 
         Raises:
-            UserError: A broken image, or without a crop one of another shape or mode.
+            UserError: A broken image (where they are left out: no other), or without a crop one of another shape or
+                mode.
         """
         by_remark: dict[str, list[str]] = {}
-        first = self._checked_shape(0, by_remark)
-        for number in range(1, count):
-            shape = self._checked_shape(number, by_remark)
-            if shape != first and self._crop is None:
+        shapes: dict[int, tuple[int, int, int]] = {}
+        broken: dict[str, UserError] = {}
+        for number in range(count):
+            try:
+                shapes[number] = self._checked_shape(number, by_remark)
+            except BrokenFileError as error:
+                if not self._lenient:
+                    raise
+                broken[self._named(number)[1]] = error
+                continue
+            first = next(iter(shapes))
+            if shapes[number] != shapes[first] and self._crop is None:
                 raise UserError(
-                    f"{printable(self._named(number)[0])}: wanted (y, x, c) = {first} like "
-                    f"{printable(Path(self._named(0)[1]).name)}, found {shape}; images of one set must have one shape "
-                    "(a reference of any shapes: crop=true; statistics: size=N)"
+                    f"{printable(self._named(number)[0])}: wanted (y, x, c) = {shapes[first]} like "
+                    f"{printable(Path(self._named(first)[1]).name)}, found {shapes[number]}; images of one set must "
+                    "have one shape (a reference of any shapes: crop=true; statistics: size=N)"
                 )
-        self.shape = (count, *(first if self._crop is None else self._crop))  # type: ignore[assignment]
+        if not shapes:
+            raise next(iter(broken.values()))
+        self._numbers = list(shapes)
+        self.shape = (len(shapes), *(self._crop or next(iter(shapes.values()))))  # type: ignore[assignment]
         self.lossy = LOSSY in by_remark
-        return [f"of {count} images {counted(files)} are {remark}" for remark, files in by_remark.items()]
+        notes = [f"of {len(shapes)} images {counted(files)} are {remark}" for remark, files in by_remark.items()]
+        return [f"left out: {counted([*broken])} of {count}, broken files", *notes] if broken else notes
 
     def _checked_shape(self, number: int, by_remark: dict[str, list[str]]) -> tuple[int, int, int]:
         """(y, x, c) of an image, without its pixels; remarks on it are added to `by_remark`."""
         where, name = self._named(number)
-        with _opened(raw := self._raw(number), where) as image:
+        with opened_image(raw := self._raw(number), where) as image:
             if image.mode not in ("L", "RGB") and self._crop is None:
                 words = f"wanted a gray or RGB image of 8 bits, found mode {image.mode}; convert it first"
                 raise UserError(f"{printable(where)}: {words}")
@@ -89,11 +105,13 @@ class StoredImages(ImageSet):
             image_remarks += [LOSSY] if is_lossy(image, raw) and not self._shrinks(image) else []
             if self._crop is not None and preprocessing.is_small(image, self._crop):
                 image_remarks.append(preprocessing.SMALL)
-            for remark in image_remarks:
-                by_remark.setdefault(remark, []).append(name)
-            width, height = image.size
+            (width, height), bands, surely_whole = image.size, len(image.getbands()), ends_whole(image, raw)
             image.verify()
-            return height, width, len(image.getbands())
+        if self._lenient and not surely_whole:
+            self._pixels(number)
+        for remark in image_remarks:
+            by_remark.setdefault(remark, []).append(name)
+        return height, width, bands
 
     def _shrinks(self, image: "Image") -> bool:
         """Whether a crop makes an image smaller, so that what a lossy file of it has lost is averaged out."""
@@ -104,9 +122,9 @@ class StoredImages(ImageSet):
         raw, where = self._raw(number), self._named(number)[0]
         if self._crop is not None:
             return _cropped(raw, self._crop, where)
-        with _opened(raw, where) as image:
+        with opened_image(raw, where) as image:
             if is_deep(image):
-                with _opened(raw, where) as again:
+                with opened_image(raw, where) as again:
                     return rounded(image, again)
             pixels = np.array(image)
         return pixels.reshape(*pixels.shape[:2], -1)
@@ -114,12 +132,11 @@ class StoredImages(ImageSet):
     def batches(self, size: int) -> Iterator[Tensor]:
         """Batches, decoded one by one."""
         for start in range(0, self.shape[0], size):
-            numbers = range(start, min(start + size, self.shape[0]))
-            yield torch.from_numpy(np.stack([self._pixels(number) for number in numbers]))
+            yield torch.from_numpy(np.stack([self._pixels(n) for n in self._numbers[start : start + size]]))
 
     def take(self, indices: np.ndarray, size: int = 256) -> np.ndarray:
         """The images with these indices; no others are decoded."""
-        return np.stack([self._pixels(int(number)) for number in indices])
+        return np.stack([self._pixels(self._numbers[int(index)]) for index in indices])
 
     def sha256(self) -> str:
         """Hash of names and contents, and of the crop."""
@@ -134,13 +151,14 @@ class FolderImages(StoredImages):
         path: The folder.
         name: The folder in errors and records.
         crop: Size (y, x, c) of the centre crop of images of any size; None for images of one size.
+        lenient: Whether broken files are left out.
 
     Raises:
         UserError: No images, a broken image, or an image of another shape or mode.
     """
 
-    def __init__(self, path: Path, name: str, crop: tuple[int, ...] | None = None) -> None:
-        self.path, self.name, self._folder, self._crop = path, name, path, crop
+    def __init__(self, path: Path, name: str, crop: tuple[int, ...] | None = None, lenient: bool = False) -> None:
+        self.path, self.name, self._folder, self._crop, self._lenient = path, name, path, crop, lenient
         listing = scan(path, follow_links=True)
         images = sorted(listing.images, key=lambda image: image.split(os.sep))
         regular = {image for image in images if (path / image).is_file()}
@@ -162,13 +180,13 @@ class FolderImages(StoredImages):
     @property
     def prompt_numbers(self) -> np.ndarray | None:
         """Of the names of a sampler's files; of any others None."""
-        matches = [SAMPLED.fullmatch(file.name) for file in self._files]
+        matches = [SAMPLED.fullmatch(self._files[number].name) for number in self._numbers]
         numbers = [int(match[1]) for match in matches if match is not None]
         return np.array(numbers) if len(numbers) == len(matches) else None
 
     @property
     def file_names(self) -> list[str]:
-        return [file.relative_to(self._folder).as_posix() for file in self._files]
+        return [self._files[number].relative_to(self._folder).as_posix() for number in self._numbers]
 
     def _raw(self, number: int) -> Path:
         return self._files[number]
@@ -188,13 +206,21 @@ class SourceImages(StoredImages):
         path: The file or folder; None for a dataset of the hub.
         name: The source in errors and records.
         crop: As in FolderImages.
+        lenient: As in FolderImages.
 
     Raises:
         UserError: A broken image, or an image of another shape or mode.
     """
 
-    def __init__(self, source: ImageSource, path: Path | None, name: str, crop: tuple[int, ...] | None = None) -> None:
-        self.path, self.name, self._source, self._crop = path, name, source, crop
+    def __init__(
+        self,
+        source: ImageSource,
+        path: Path | None,
+        name: str,
+        crop: tuple[int, ...] | None = None,
+        lenient: bool = False,
+    ) -> None:
+        self.path, self.name, self._source, self._crop, self._lenient = path, name, source, crop, lenient
         image_notes = self._check(len(source))
         self.notes = [*(note for note in source.notes if NO_LABELS not in note), *image_notes]
 
@@ -202,7 +228,7 @@ class SourceImages(StoredImages):
         try:
             raw = self._source.raw(number)
         except BrokenImage as error:
-            raise _broken(self._source.name(number), error) from error
+            raise broken_error(self._source.name(number), error) from error
         assert not isinstance(raw, np.ndarray), "an npz is read by NpzImages"
         return raw
 
@@ -264,32 +290,12 @@ def _cropped(raw: Path | bytes, crop: tuple[int, ...], where: str) -> np.ndarray
     try:
         colours, _ = preprocessing.pixels(raw, y if y == x else (y, x))
     except BrokenImage as error:
-        raise _broken(where, error) from error
+        raise broken_error(where, error) from error
     if channels == 3:
         return colours
     if (colours != colours[..., :1]).any():
         raise UserError(f"{printable(where)}: wanted a gray image like the samples, found colours")
     return colours[..., :1]
-
-
-@contextmanager
-def _opened(raw: Path | bytes, where: str) -> Generator[Any]:
-    from PIL import Image
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pillow's of large images: their size is checked
-            with opened(raw) as image:
-                yield image
-    except UserError:
-        raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise _broken(where, error) from error
-
-
-def _broken(where: str, error: Exception) -> UserError:
-    words = printable(" ".join(str(error).split()))[:200]
-    return UserError(f"{printable(where)}: wanted an image, found a broken file ({words}); write it again")
 
 
 def _sha256(folder: Path, files: Sequence[Path]) -> str:

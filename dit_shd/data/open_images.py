@@ -17,7 +17,7 @@ from dit_shd.data.sources.splits import DEFAULT
 FOLLOWED = Selection(follow_links=True)
 
 
-def open_images(text: str, what: str, crop: tuple[int, ...] | None = None) -> ImageSet:
+def open_images(text: str, what: str, crop: tuple[int, ...] | None = None, lenient: bool = False) -> ImageSet:
     """Open a set of images.
 
     Args:
@@ -26,12 +26,13 @@ def open_images(text: str, what: str, crop: tuple[int, ...] | None = None) -> Im
             over a file of that name; `./digits` is the file.
         what: The config key, for errors.
         crop: Size (y, x, c) of the centre crop of stored images, as `dit-shd encode` makes it; None for none.
+        lenient: Whether broken files are left out and noted, as `dit-shd encode` does; else they are an error.
 
     Raises:
         UserError: There is no such dataset, file or folder, or it holds no images, or it is a run, whose pictures are
             grids; or it has another size than the crop and is no such set.
     """
-    images = _opened(text, what, crop)
+    images = _opened(text, what, crop, lenient)
     if crop is not None and images.shape[1:3] != crop[:2]:
         y, x = images.shape[1:3]
         raise UserError(
@@ -41,22 +42,22 @@ def open_images(text: str, what: str, crop: tuple[int, ...] | None = None) -> Im
     return images
 
 
-def _opened(text: str, what: str, crop: tuple[int, ...] | None) -> ImageSet:
+def _opened(text: str, what: str, crop: tuple[int, ...] | None, lenient: bool) -> ImageSet:
     name, colon, split = text.partition(":")
     if name in DATASETS.names():
         dataset = DATASETS.build(Plugin(name, {"split": split} if colon else {}), what)
         return ArrayImages(dataset.images(), text, dataset.labels())
     path = find(text, "dataset of images", what)
     if not isinstance(path, Path):
-        return SourceImages(_source(text, what, Selection()), None, text, crop)
+        return SourceImages(_source(text, what, Selection()), None, text, crop, lenient)
     _refuse_run(path, text, what)
     if path.is_dir() and path.name.endswith(".parts"):
         return ShardImages(path, text)
     if is_packed(path):
-        images = SourceImages(_source(text, what, FOLLOWED), path, text, crop)
+        images = SourceImages(_source(text, what, FOLLOWED), path, text, crop, lenient)
         images.notes = [*images.notes, *_splits_left_out(path)]
         return images
-    return FolderImages(path, text, crop) if path.is_dir() else NpzImages(path, text)
+    return FolderImages(path, text, crop, lenient) if path.is_dir() else NpzImages(path, text)
 
 
 def _refuse_run(path: Path, text: str, what: str) -> None:

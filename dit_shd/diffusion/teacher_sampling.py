@@ -2,11 +2,14 @@
 
 import json
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from dit_shd.core.config import changed
-from dit_shd.core.pretrained import folder_of_weights
+from dit_shd.core.pretrained import COPY, folder_of_weights
 from dit_shd.core.yaml_files import read_yaml, words_of
+from dit_shd.data.latent_origin import AUTO
 from dit_shd.diffusion.sample_config import SampleConfig
 
 NOT_OPTIONS = ("run", "prompts", "pipeline")
@@ -38,5 +41,18 @@ def teacher_command(samples: Path, out: Path) -> str:
     settings = json.loads(beside.read_text(encoding="utf-8"))
     options = changed(SampleConfig, {key: value for key, value in settings.items() if key not in NOT_OPTIONS})
     prompts = {"prompts": str(beside)} if "prompts" in settings else {}
-    words = words_of({**prompts, **options, "out": str(out)})
+    words = words_of({**prompts, **options, **_autoencoder(settings), "out": str(out)})
     return shlex.join(["dit-shd", "sample", settings["teacher"], *words])
+
+
+def _autoencoder(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The option `vae` for the teacher where the student's run knew its own.
+
+    The teacher's latents are the same, but it may have no record of its autoencoder, or one of another decoder.
+    """
+    if settings.get("vae") != AUTO or not settings.get("vae_name"):
+        return {}
+    run = Path(settings["run"])
+    folder = folder_of_weights(run) or run
+    copies = (place / COPY for place in (folder, folder.parent))
+    return {"vae": next((str(copy) for copy in copies if copy.is_dir()), settings["vae_name"])}

@@ -159,7 +159,7 @@ def open_reference(text: str, what: str, crop: tuple[int, ...] | None = None) ->
     """
     path = Path(expanded(text))
     if not path.is_file() or is_packed(path) or not is_statistics_file(path, text):
-        return Reference(text, images=open_images(text, what, crop))
+        return Reference(text, images=open_images(text, what, crop, lenient=True))
     statistics = read_statistics(path, text)
     images = NpzImages(path, text) if statistics.has_images else None
     return Reference(text, images, statistics, sha256=hashing.sha256(path))

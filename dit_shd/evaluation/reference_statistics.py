@@ -67,7 +67,7 @@ def write_reference_statistics(config: StatisticsConfig) -> Path:
         text = config.images
         raise UserError(f"images: {text} holds statistics already (mu, sigma); give it as reference={text}")
     network = build_network(config.features)
-    images = open_images(config.images, "images", _crop(config.size, network.channels))
+    images = open_images(config.images, "images", _crop(config.size, network.channels), lenient=True)
     n = images.shape[0]
     if not 0 <= config.keep_images <= n:
         raise UserError(f"keep_images: wanted 0 to {n}, the number of images, found {config.keep_images}")

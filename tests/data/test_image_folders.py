@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from encoded import QUICK as ENCODED
 from evaluating import pictures, refused, run
 from PIL import Image
 from png16 import deep_png
@@ -15,6 +16,8 @@ from tiny_text_encoders import tiny_clip
 
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
+from dit_shd.data.encode_config import EncodeConfig
+from dit_shd.data.encoding import encode_to_shards
 from dit_shd.data.image_folders import FolderImages, ShardImages
 from dit_shd.data.open_images import open_images
 from dit_shd.data.preprocessing import SMALL, centre_crop
@@ -216,6 +219,43 @@ def test_a_truncated_jpeg_is_one_line(files):
     (folder / "0.jpg").write_bytes(data[: len(data) // 2])
     with pytest.raises(UserError, match=r"0\.jpg: wanted an image, found a broken file"):
         list(FolderImages(folder, "x").batches(4))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_reference_leaves_out_broken_files_as_encode_does(files, tmp_path, packed):
+    """One that is no image, a PNG and a JPEG that are cut short; of a JPEG that is found only by decoding it."""
+    folder, cut = tmp_path / "set", {"1.png": 3, "3.jpg": 2, "6.ppm": 2}
+    save_grays(folder, [f"{i}.{end}" for i, end in enumerate(["png", "png", "jpg", "jpg", "png", "png", "ppm"])])
+    for name, share in cut.items():
+        data = (folder / name).read_bytes()
+        (folder / name).write_bytes(data[: len(data) // share])
+    (folder / "7.jpg").write_text("hello")
+    place, names = folder, ["1.png", "3.jpg", "6.ppm", "7.jpg"]
+    if packed:
+        place, names = tmp_path / "set.tar", ["1", "3", "6", "7"]
+        with tarfile.open(place, "w") as tar:
+            for file in sorted(folder.iterdir()):
+                tar.add(file, file.name)
+    with pytest.raises(UserError, match="found a broken file"):
+        open_images(str(place), "x", (8, 8, 1))
+    for crop in (None, (8, 8, 1)):
+        images = open_images(str(place), "x", crop, lenient=True)
+        assert images.shape == (4, *((28, 28, 1) if crop is None else crop))
+        assert images.notes[0].startswith("left out: 4 (") and images.notes[0].endswith(" of 8, broken files")
+        assert all(name in images.notes[0] for name in names[:2])
+        batches = np.concatenate(list(images.batches(3)))
+        np.testing.assert_array_equal(batches, images.take(np.arange(4)))
+    out = tmp_path / "latents"
+    assert len(encode_to_shards(make(EncodeConfig, {**ENCODED, "images": str(place), "out": str(out)}))) == 4
+    record = run(files, reference=str(place), metrics=["frechet"], page=False)
+    assert record["reference"]["n"] == 4
+    assert f"reference: {images.notes[0]}" in record["notes"]
+
+
+def test_a_reference_of_broken_files_alone_is_refused(tmp_path):
+    (tmp_path / "0.png").write_text("hello")
+    with pytest.raises(UserError, match=r"0\.png: wanted an image, found a broken file"):
+        open_images(str(tmp_path), "x", lenient=True)
 
 
 def write_shards(folder: Path, images: np.ndarray) -> list[Path]:

@@ -6,9 +6,12 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
+from encoded import tiny_vae
 from encoded_text import encode
 from evaluating import photos
 from safetensors.torch import load_file, save_file
+from small_families import SMALL
 from tiny_pipelines import write_pipeline
 from tiny_text_encoders import tiny_clip
 
@@ -16,8 +19,11 @@ from dit_shd.cli.program import main
 from dit_shd.core.plugins import Plugin
 from dit_shd.core.pretrained import asset
 from dit_shd.data import text_shards
+from dit_shd.data.autoencoder import Autoencoder
+from dit_shd.data.latent_origin import Kept, Origin
 from dit_shd.diffusion.teacher_sampling import about_teacher
 from dit_shd.models.families import FAMILIES
+from dit_shd.models.families.dit import DiT
 
 
 def make_run(folder, teacher, task):
@@ -51,7 +57,24 @@ def of_prompts(tmp_path):
     return run, words, [f"reference={tmp_path / 'real.npz'}", features]
 
 
-@pytest.mark.parametrize("kind", ["of_classes", "of_prompts"])
+@pytest.fixture
+def of_latents(tmp_path):
+    """A run on latents whose teacher, as a public checkpoint, knows no autoencoder."""
+    run = make_run(tmp_path / "run", str(tmp_path / "teacher"), "diffusion")
+    for seed, folder in enumerate((tmp_path / "teacher", run / "student")):
+        torch.manual_seed(seed)
+        model = DiT(**{**SMALL, "in_channels": 2})
+        for p in model.parameters():
+            torch.nn.init.normal_(p, std=0.1)
+        model.save_pretrained(folder)
+    autoencoder = Autoencoder(tiny_vae())
+    Kept(Origin.of_autoencoder("where/it/was", autoencoder), autoencoder).write(run)
+    np.savez(tmp_path / "real.npz", photos(6, 16, 16, 3).numpy())
+    features = f"features={{name: clip, weights: {tiny_clip(tmp_path / 'clip')}}}"
+    return run, ["count=4", "steps=2", "guidance=2"], [f"reference={tmp_path / 'real.npz'}", features]
+
+
+@pytest.mark.parametrize("kind", ["of_classes", "of_prompts", "of_latents"])
 def test_the_printed_commands_make_the_teachers_row(kind, request, tmp_path, capsys, monkeypatch):
     run, sampling, evaluating = request.getfixturevalue(kind)
     monkeypatch.chdir(tmp_path)

@@ -25,6 +25,8 @@ PROFILE = "with a colour profile other than sRGB, which is ignored, as in ADM"
 """DEEP, MISNAMED, FRAMES, TURNED, CLEAR and PROFILE are remarks on an image."""
 SRGB = ("c2", "urgb", "nrgb", "zrgb")
 """What small profiles of sRGB call themselves (Facebook's, Compact-ICC-Profiles'); others have sRGB in their name."""
+END_OF_JPEG, LONGEST_PADDING = b"\xff\xd9", 64
+"""The mark, and how many bytes may follow it."""
 ORIENTATION, UPRIGHT = 0x0112, 1
 """The EXIF tag, and its value of an image that is stored as it is seen."""
 
@@ -104,6 +106,20 @@ def is_lossy(image: "ImageFile", source: Path | bytes) -> bool:
         return image.format in ("JPEG", "MPO")
     with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as stream:
         return _has_lossy_chunk(stream)
+
+
+def ends_whole(image: "ImageFile", source: Path | bytes) -> bool:
+    """Whether an image that can be opened and verified can surely be decoded: of PNG and JPEG that end as they are to.
+
+    Pillow verifies all chunks of a PNG, and nothing of a JPEG, in which no data look like the mark at its end.
+    """
+    if image.format == "PNG":
+        return True
+    if image.format not in ("JPEG", "MPO"):
+        return False
+    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as stream:
+        stream.seek(max(0, stream.seek(0, io.SEEK_END) - LONGEST_PADDING))
+        return END_OF_JPEG in stream.read()
 
 
 def _has_lossy_chunk(stream: IO[bytes]) -> bool:

@@ -8,6 +8,7 @@ Shapes: b images, y rows and x columns of pixels, c channels, d pooled features,
 
 import json
 import logging
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -157,11 +158,15 @@ def build_network(plugin: Plugin, where: str = "features") -> FeatureNetwork:
         where: The config key, for errors.
 
     Raises:
-        UserError: No such network, or options that it does not have.
+        UserError: No such network, options that it does not have, or weights that it cannot have.
     """
-    network: FeatureNetwork = FEATURES.build(plugin, where)
-    given = resolve(FEATURES.filled(plugin, where).options)
     parameters = signature(FEATURES.find(plugin.name)).parameters
+    try:
+        network: FeatureNetwork = FEATURES.build(plugin, where)
+    except UserError as error:  # a network names its keys as those of `features`
+        keys = rf"(?<![\w./])features\.(?=(?:{'|'.join(parameters)})\b)"
+        raise UserError(re.sub(keys, f"{where}.", str(error))) from error
+    given = resolve(FEATURES.filled(plugin, where).options)
     defaults = {key: resolve(value.default) for key, value in parameters.items()}
     changed = {k: v for k, v in given.items() if k != "weights" and (k not in defaults or v != defaults[k])}
     network.options = {**network.options, **changed}

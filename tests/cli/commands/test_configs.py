@@ -13,7 +13,7 @@ def test_every_experiment_is_listed_with_what_it_is(capsys):
     for name in shipped_configs():
         assert f"\n{name}" in f"\n{text}"
     assert "digits_shd (3 to 5 minutes on one core)" in text
-    assert "mdtv2_b2_to_s2_shd (54.6 A100 or 17.2 H100 hours)" in text
+    assert "mdtv2_b2_to_s2_shd (54.5 A100 or 17.2 H100 hours)" in text
 
 
 def test_a_copy_is_the_file_and_is_never_written_over(tmp_path, monkeypatch, capsys):

@@ -1,6 +1,7 @@
 """The network of FID: torch-fidelity's port, its spatial features, its weights and their hash."""
 
 import hashlib
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ from evaluating import photos
 
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
+from dit_shd.core.plugins import Plugin
 from dit_shd.evaluation.evaluate import EvaluateConfig, evaluate
-from dit_shd.evaluation.features import inception
+from dit_shd.evaluation.features import build_network, inception
 from dit_shd.evaluation.features.inception import Inception
 from dit_shd.evaluation.reference_statistics import StatisticsConfig, write_reference_statistics
 from dit_shd.evaluation.scoring import score
@@ -143,3 +145,15 @@ def test_without_weights_and_network_the_error_names_the_address_and_the_option(
         Inception()
     assert str(inception.default_weights()) in str(caught.value)
     assert "\n" not in str(caught.value)
+    for where in ("features", "task.evaluation.features"):
+        with pytest.raises(UserError, match=rf" and pass {re.escape(where)}\.weights=PATH$"):
+            build_network(Plugin("inception"), where)
+
+
+def test_an_error_names_a_network_s_key_where_its_config_has_it(tmp_path):
+    where = "task.evaluation.features"
+    for options in ({"weights": str(tmp_path / "features.weights")}, {"weight": "x"}):
+        with pytest.raises(UserError) as caught:
+            build_network(Plugin("clip", options), where)
+        assert f"{where}.weights" in str(caught.value) or f"{where}: unknown key 'weight'" in str(caught.value)
+        assert "evaluation.task" not in str(caught.value) and f"/{where}" not in str(caught.value)
