@@ -62,7 +62,7 @@ def find_plan(config: DepthConfig) -> tuple[nn.Module, KeptPlan]:
     run = run_config(config.model)
     model = loading.load(config.model).eval().requires_grad_(False)
     to_accelerator(model)
-    blocks = _blocks(model, config.blocks)
+    blocks = _blocks(model, config)
     names = list(blocks)
     keep = config.keep or -(-len(names) // 2)
     _check_keep(keep, names, config)
@@ -105,8 +105,9 @@ def find_plan(config: DepthConfig) -> tuple[nn.Module, KeptPlan]:
     return model, plan_of(names, intervals, [error(*interval) for interval in intervals])
 
 
-def _blocks(model: nn.Module, wanted: str | None) -> dict[str, nn.Module]:
+def _blocks(model: nn.Module, config: DepthConfig) -> dict[str, nn.Module]:
     """The blocks of one list."""
+    wanted = config.blocks
     lists: dict[str, dict[str, nn.Module]] = {}
     for name, block in named_blocks(model).items():
         lists.setdefault(name.rpartition(".")[0], {})[name] = block
@@ -117,11 +118,11 @@ def _blocks(model: nn.Module, wanted: str | None) -> dict[str, nn.Module]:
     if wanted is not None:
         return lists[wanted]
     longest = max(lists, key=lambda name: len(lists[name]))
-    if len(lists) > 1 and depth_key(model, dict(getattr(model, "config", {})), longest) is None:
+    if config.student and len(lists) > 1 and depth_key(model, dict(getattr(model, "config", {})), longest) is None:
         counts = ", ".join(f"{name} ({len(members)})" for name, members in lists.items())
         raise UserError(
             f"blocks: {type(model).__name__} has several lists of blocks, {counts}, and no key of its config is the "
-            f"number of {longest}: no student of fewer can be written; for a plan alone name one, blocks={longest}"
+            f"number of {longest}: no student of fewer can be written; student=false makes a plan alone"
         )
     return lists[longest]
 

@@ -4,12 +4,11 @@ import os
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dit_shd.core.devices import accelerator
 from dit_shd.core.errors import UserError
-from dit_shd.core.meeting import met
+from dit_shd.core.meeting import PATIENCE, met
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -36,8 +35,6 @@ def is_first_process() -> bool:
 T = TypeVar("T")
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """Environment variables that a launcher sets for its processes."""
-PATIENCE = timedelta(hours=3)
-"""How long processes of a group wait for one of them, which may be scoring or saving; NCCL's own is 10 minutes."""
 
 
 @contextmanager

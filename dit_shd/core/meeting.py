@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from dit_shd.core.devices import accelerator
 from dit_shd.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,10 +22,10 @@ if TYPE_CHECKING:
 _log = logging.getLogger("dit_shd")
 NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """Environment variables without which there is nowhere to meet."""
-PATIENCE = timedelta(minutes=10)
-"""How long processes wait for each other: machines import and read models at unlike speeds."""
+PATIENCE = timedelta(hours=3)
+"""How long processes wait for one of them, which may be fetching a model, scoring or saving; NCCL has 10 minutes."""
 SILENCE = timedelta(seconds=10)
-"""How long they wait without a word."""
+"""How long they wait without a word; then with one each 60 times as long."""
 PAUSE = 0.1
 """Seconds between two looks."""
 
@@ -33,7 +34,7 @@ class _Wait:
     """How long this process has waited for the others."""
 
     def __init__(self, rank: int, processes: int, where: str):
-        self.begin, self.said = time.monotonic(), False
+        self.begin, self.silence = time.monotonic(), SILENCE.total_seconds()
         self.rank, self.processes, self.where = rank, processes, where
 
     def pause(self, state: str) -> None:
@@ -51,8 +52,8 @@ class _Wait:
                 f"rank {self.rank}: the {self.processes} processes of the launcher did not find each other in "
                 f"{waited:.0f} s: {state}; start all of them, with one MASTER_ADDR and MASTER_PORT that each can reach"
             )
-        if waited > SILENCE.total_seconds() and not self.said:
-            self.said = True
+        if waited > self.silence:
+            self.silence = waited + 60 * SILENCE.total_seconds()
             _log.warning("rank %s: waiting for %s processes at %s: %s", self.rank, self.processes, self.where, state)
         time.sleep(PAUSE)
 
@@ -67,7 +68,8 @@ def met() -> Generator[None]:
         RuntimeError: Their meeting place failed.
     """
     store = None
-    if all(os.environ.get(name) for name in NEEDED) and int(os.environ["WORLD_SIZE"]) > 1:
+    a_group = "LOCAL_RANK" in os.environ or accelerator() is None  # else accelerate forms none
+    if a_group and all(os.environ.get(name) for name in NEEDED) and int(os.environ["WORLD_SIZE"]) > 1:
         import torch
 
         if not torch.distributed.is_initialized():

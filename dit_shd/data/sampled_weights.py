@@ -1,6 +1,7 @@
 """Whether images are of the weights that their model has now, by the sampler's settings beside them; without torch."""
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,18 @@ def have_changed(settings: Mapping[str, Any], folders: Sequence[Path]) -> bool:
     in_bfloat16 = "prompts" in settings and settings.get("precision") == "bf16"  # as a pipeline holds its models
     if not isinstance(then, str) or in_bfloat16 or not folders:
         return False
-    now = [sha256_of_weights(folder) for folder in folders]
-    return None not in now and then not in now
+    for folder in folders:
+        now = _sha256(folder, _written(folder))
+        if now is None or now == then:
+            return False
+    return True
 
 
-def are_of_earlier(settings: Mapping[str, Any], run: Path, students: Sequence[Path]) -> bool:
+def are_of_earlier(file: Path, settings: Mapping[str, Any], run: Path, students: Sequence[Path]) -> bool:
     """Whether images are of a run, and of weights that it had before; False where that cannot be told.
 
     Args:
+        file: Where the sampler wrote its settings; weights that are older are not looked into.
         settings: The sampler's, of the images.
         run: The run.
         students: The folders of its models.
@@ -40,4 +45,16 @@ def are_of_earlier(settings: Mapping[str, Any], run: Path, students: Sequence[Pa
         of_run = Path(place).name == run.absolute().name
     else:
         of_run = sampled.resolve() in [student.resolve() for student in students]
-    return of_run and have_changed(settings, students)
+    if not of_run or (file.is_file() and max(map(_written, students), default=0.0) < file.stat().st_mtime):
+        return False
+    return have_changed(settings, students)
+
+
+def _written(folder: Path) -> float:
+    """When the newest weights of a folder were written."""
+    return max((weights.stat().st_mtime for weights in folder.glob("*.safetensors")), default=0.0)
+
+
+@lru_cache(maxsize=16)
+def _sha256(folder: Path, written: float) -> str | None:
+    return sha256_of_weights(folder)

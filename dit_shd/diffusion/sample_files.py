@@ -91,4 +91,4 @@ def refuse_existing(out: Path, force: bool, run: str) -> None:
 def _of_earlier_weights(settings: Path, run: str) -> bool:
     """Whether samples with these settings are of weights that what is sampled had before."""
     folder = model_folder(Path(run)) if run else None
-    return folder is not None and are_of_earlier(read_object(settings) or {}, Path(run), [folder])
+    return folder is not None and are_of_earlier(settings, read_object(settings) or {}, Path(run), [folder])

@@ -170,7 +170,9 @@ def _result(file: Path, run: RunSummary) -> str:
         record = json.loads(file.read_text(encoding="utf-8"))
         figures = ", ".join(f"{name} {value:.4g}" for name, value in record["figures"].items())
         samples = [each["samples"] for each in record.get("runs", [record])]
-        earlier = any(are_of_earlier(each.get("sidecar") or {}, run.path, run.students) for each in samples)
+        files = [Path(str(each.get("path"))).with_suffix(".json") for each in samples]
+        settings = [each.get("sidecar") or {} for each in samples]
+        earlier = any(are_of_earlier(*each, run.path, run.students) for each in zip(files, settings))
         return f"{file}: {figures}{' (of earlier weights: sample again)' if earlier else ''}"
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return f"{file}: not readable"

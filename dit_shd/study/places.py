@@ -26,29 +26,35 @@ def check_places(study: Study, cells: Sequence[Cell], folder: Path) -> None:
     Raises:
         UserError: Naming the first such path.
     """
-    made = [folder]
+    made = [folder.resolve()]
     for line in study.prepare:
         words = shlex.split(line)
-        missing = [word for word in words if word.endswith(YAML) and "=" not in word and not Path(word).exists()]
-        if missing and find_shipped(missing[0]) is None:
-            raise UserError(f"study.prepare: '{line}': found no {missing[0]} ({instead(Path(missing[0]))}); {HERE}")
+        for word in words:
+            if word.endswith(YAML) and "=" not in word and not _is_there(word, made) and find_shipped(word) is None:
+                raise UserError(f"study.prepare: '{line}': found no {word} ({instead(Path(expanded(word)))}); {HERE}")
         outputs = outputs_of(words)
         if not outputs:
             return  # it makes something, and where is not known
-        made += [output.absolute() for output in outputs]
+        made += [output.resolve() for output in outputs]
     for where, text in _places(study, cells):
-        path = Path(expanded(text)).absolute()
-        if any(path == place or place in path.parents or _is_beside(path, place) for place in made):
-            continue
-        if not text.startswith(("hub:", "asset:")) and not path.exists():
+        if not text.startswith(("hub:", "asset:")) and not _is_there(text, made):
             raise UserError(f"study: {where}: found nothing at '{text}' ({instead(Path(expanded(text)))}); {HERE}")
 
 
 def outputs_of(words: Sequence[str]) -> list[Path]:
-    """Where a command of dit-shd puts what it makes: out= or run= among its words, or in its config."""
+    """Where a command of dit-shd puts what it makes: out=, of a training run=, among its words or in its config."""
+    keys = ("out", "run") if "train" in words else ("out",)
     given = dict(word.split("=", 1) for word in words if "=" in word)
-    configs = [read_yaml(file) for file in map(Path, words) if file.suffix in YAML and file.is_file()]
-    return [Path(expanded(str(one[key]))) for one in (*configs, given) for key in ("out", "run") if one.get(key)]
+    files = [Path(expanded(word)) for word in words if word.endswith(YAML) and "=" not in word]
+    configs = [read_yaml(file) for file in files if file.is_file()]
+    return [Path(expanded(str(one[key]))) for one in (*configs, given) for key in keys if one.get(key)]
+
+
+def _is_there(text: str, made: Sequence[Path]) -> bool:
+    """Whether something is at a place, or will be: at, in or beside one that is made."""
+    path = Path(expanded(text))
+    whole = path.resolve()
+    return path.exists() or any(x == whole or x in whole.parents or _is_beside(whole, x) for x in made)
 
 
 def _is_beside(path: Path, place: Path) -> bool:

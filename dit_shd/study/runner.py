@@ -91,6 +91,7 @@ class Runner:
         left = self._left() if self.config.run else []
         if left:
             self.check()
+            self.check_places()
             self._refuse_programs()
             self.folder.mkdir(parents=True, exist_ok=True)
             try:
@@ -104,12 +105,19 @@ class Runner:
         """Refuse all that can be refused before a cell runs, while one is to run.
 
         Raises:
-            UserError: Another study in the folder, what a command of a cell would refuse, or what is not there.
+            UserError: Another study in the folder, or what a command of a cell would refuse.
         """
-        if left := self._left():
+        if self._left():
             self._refuse_others()
             check_cells(self.study, self.cells)
-            check_places(self.study, left, self.folder)
+
+    def check_places(self) -> None:
+        """Refuse what the cells that are left read where nothing is.
+
+        Raises:
+            UserError: Naming it.
+        """
+        check_places(self.study, self._left(), self.folder)
 
     def _refuse_others(self) -> None:
         """Refuse a second study in the folder: cells and pictures have the names of variants.

@@ -1,11 +1,14 @@
 """Images of weights that their model has no more, by the settings beside them."""
 
+import os
+
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
 from dit_shd.core.hashing import sha256_of_tensors
+from dit_shd.data import sampled_weights
 from dit_shd.data.sampled_weights import are_of_earlier, have_changed
 
 
@@ -31,19 +34,21 @@ def go_on(folder):
 
 
 def test_a_run_that_went_on_has_other_weights(folder):
-    run, sampled = folder.parent, settings(folder)
-    assert not are_of_earlier(sampled, run, [folder])
+    run, sampled, nowhere = folder.parent, settings(folder), folder / "none.json"
+    assert not are_of_earlier(nowhere, sampled, run, [folder])
     go_on(folder)
     assert have_changed(sampled, [folder])
     for place in (str(run), str(folder), str(folder / ".." / ".." / "run"), "away/run"):
-        assert are_of_earlier({**sampled, "run": place}, run, [folder])
+        assert are_of_earlier(nowhere, {**sampled, "run": place}, run, [folder])
     other = folder.parent.parent / "other" / "student"
     other.mkdir(parents=True)
     (other / "config.json").write_text("{}")
     for place in (str(other.parent), "away/other", "", None):
-        assert not are_of_earlier({**sampled, "run": place}, run, [folder]), "of another model, or nobody knows"
+        assert not are_of_earlier(nowhere, {**sampled, "run": place}, run, [folder]), (
+            "of another model, or nobody knows"
+        )
     settings(other)
-    assert not are_of_earlier(sampled, run, [folder, other]), "one of its averages"
+    assert not are_of_earlier(nowhere, sampled, run, [folder, other]), "one of its averages"
 
 
 def test_where_it_cannot_be_told_nothing_has_changed(folder):
@@ -55,3 +60,13 @@ def test_where_it_cannot_be_told_nothing_has_changed(folder):
     assert have_changed({**sampled, "prompts": ["a"], "precision": "no"}, [folder])
     (folder / "model.safetensors").write_bytes(b"")
     assert not have_changed(sampled, [folder])
+
+
+def test_weights_that_are_older_than_the_samples_are_not_read(folder, monkeypatch):
+    """Those of a large run take seconds, and a listing of runs is to be there at once."""
+    sampled, file = settings(folder), folder.parent / "samples.json"
+    go_on(folder)
+    file.write_text("{}")
+    os.utime(folder / "model.safetensors", (1, 1))
+    monkeypatch.setattr(sampled_weights, "sha256_of_weights", lambda _: pytest.fail("read"))
+    assert not are_of_earlier(file, sampled, folder.parent, [folder])

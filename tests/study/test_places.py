@@ -34,6 +34,7 @@ def listed(study, capsys):
 def test_what_is_not_there_is_refused_first(changes, words, listed, study, capsys):
     code, said = listed(**changes)
     assert code == 2 and re.search(words, said), said
+    assert "output-seed1" in said, "the list stands first"
     assert said.endswith("paths of a study, all but config, count from the folder you are in\n") and "hub" not in said
     assert main(["study", str(study(**changes).study)]) == 2 and not calls()
     assert re.search(words, capsys.readouterr().err)
@@ -49,6 +50,10 @@ def test_what_is_there_or_is_made_is_not(listed, tmp_path):
     assert listed(prepare=["encode images=x out=data/lat"], **encoded)[0] == 0
     assert listed(prepare=["encode images=x out=data/other"], **encoded)[0] == 2
     assert listed(prepare=["train digits_flow_teacher"], settings={"teacher": "runs/digits_flow_teacher"})[0] == 0
+    copied = ["configs digits_teacher out=my.yaml", "train my.yaml run=runs/t", "train runs/t/config.yaml run=runs/u"]
+    assert listed(prepare=copied, settings={"teacher": "runs/u"})[0] == 0
+    sampled = {"evaluators": {"a": {"features": "digits", "reference": "samples_500_seed0.npz"}}}
+    assert listed(prepare=["sample run=asset:digits_teacher count=500"], **sampled)[0] == 0
     assert listed(settings={"teacher": "hub:a/b"})[0] == 0
     assert listed(settings={"teacher": "cells/shd-seed1/run"})[0] == 0
     assert listed(evaluators={"a": {**VALUES["evaluators"]["first"], "reference": "digits:all"}})[0] == 0

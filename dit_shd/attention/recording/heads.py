@@ -40,7 +40,7 @@ def heads_among_rows(query: Tensor, mask: Tensor | None, tokens: Tokens) -> bool
     transformers puts them there where a text is continued and its mask is not empty.
     """
     one_token = [n for n, _ in tokens.sizes[:1]] == [len(query)] == [tokens.samples]
-    return one_token and mask is not None and query.shape[2] > 1
+    return one_token and mask is not None and query.shape[2] not in {1, *tokens.lengths.values()}
 
 
 def check_heads(queries: Sequence[Tensor], values: Sequence[Tensor], tokens: Tokens) -> None:

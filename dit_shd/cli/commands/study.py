@@ -47,6 +47,7 @@ class StudyCommand(Command[StudyConfig]):
         if config.dry_run:
             runner.check()
             _list(runner.progress())
+            runner.check_places()
             return
         page = page_of(runner)
         if page.exists() and not is_page(page):

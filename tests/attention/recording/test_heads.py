@@ -193,3 +193,28 @@ def test_heads_that_share_keys_are_heads_where_a_text_is_continued():
     assert len(captures) == len(maps) == 2
     for layer, want in zip(captures.values(), maps):
         torch.testing.assert_close(layer.map(), want[:, :, -1:])
+
+
+def test_a_token_beside_a_sequence_makes_no_heads_of_its_rows():
+    """As a block has that is given a condition first: block(condition, x, mask)."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv, self.proj = nn.Linear(16, 48), nn.Linear(16, 16)
+
+        def forward(self, condition, x, mask):
+            q, k, v = self.qkv(x + condition).unflatten(-1, (3, 4, 4)).permute(2, 0, 3, 1, 4)
+            return self.proj(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2))
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block = Block()
+
+        def forward(self, condition, x, mask):
+            return self.block(condition, x, mask)
+
+    with torch.no_grad(), capture(model := Net()) as captures:
+        model(torch.randn(3, 1, 16), torch.randn(3, 6, 16), torch.ones(6, 6, dtype=torch.bool).tril())
+    assert captures["block"].shape == (3, 4, 6, 6)

@@ -125,8 +125,9 @@ def test_of_several_lists_that_no_key_cuts_one_is_named(teacher, shapes, tmp_pat
     words = [f"data={{name: npz, path: {shapes}}}", "keep=2", f"out={tmp_path / 'plan'}"]
     assert program.main(["depth", str(teacher), *words]) == 2
     error = capsys.readouterr().err
-    assert "MDTv2 has several lists of blocks, en_inblocks (3)" in error and "blocks=en_inblocks" in error
+    assert "MDTv2 has several lists of blocks, en_inblocks (3)" in error and "student=false" in error
     assert not (tmp_path / "plan").exists()
+    assert program.main(["depth", str(teacher), *words, "samples=16", "batch_size=8", "student=false", "keep=1"]) == 0
 
 
 def test_a_text_to_image_student_keeps_the_record_of_its_text(tmp_path):
