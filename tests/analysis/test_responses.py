@@ -8,7 +8,7 @@ import torch
 import yaml
 from language import GPT2, causal_lm
 
-from dit_shd.analysis.responses import KeyedSampling, RougeConfig, _check_letters, responses
+from dit_shd.analysis.responses import KeyedSampling, RougeConfig, _check_letters, _score, responses
 from dit_shd.cli.program import main
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
@@ -133,3 +133,7 @@ def test_references_that_rouge_cannot_read_are_refused_or_counted(caplog):
     caplog.clear()
     _check_letters("x", [latin])
     assert not caplog.text
+
+
+def test_the_best_of_several_references_counts():
+    assert _score("a b c", Document("x y z", others=("a b c",))) == 100 and _score("a b c", Document("x y z")) == 0

@@ -69,6 +69,17 @@ def test_held_out_loss_is_of_all_shapes(made):
     assert data.first(len(data)).tolist() == [*range(len(data))]
 
 
+def test_a_bucket_is_drawn_as_often_as_it_has_images(made):
+    data = DATASETS.build(Plugin("text_buckets", {"path": str(made[0] / "latents")}))
+    drawn = [data.indices(Draws(0, step, [0], 1))[0] for step in range(1000)]
+    np.testing.assert_allclose(np.bincount(drawn) / 1000, 1 / len(data), atol=0.05)
+
+
+def test_the_nearest_shape_is_that_of_the_nearest_logarithm():
+    assert nearest([(1, 1), (2, 1)], (145, 100)) == nearest([(2, 1), (1, 1)], (100, 100)) == 1
+    assert nearest([(1, 2), (1, 1)], (100, 145)) == 0
+
+
 def test_prompts_are_those_of_all_buckets(made):
     assert sorted(read_prompts(made[0] / "latents")) == ["a a", "a b", "a c", "a d", "a e"]
 

@@ -9,7 +9,7 @@ from tiny_pipelines import KINDS, OTHERS
 from dit_shd import capture
 from dit_shd.core.plugins import Plugin
 from dit_shd.diffusion.adapters import adapter_of_model
-from dit_shd.diffusion.text_rows import TextRows
+from dit_shd.diffusion.text_rows import PaddedImageRows, TextRows
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.losses import LOSSES
 from dit_shd.tasks.text_to_image import TextBatch, TextToImage
@@ -115,3 +115,8 @@ def test_rows_that_could_be_text_or_image_all_weigh_one():
     assert one.weight(mask, (4, 4), 7) is None
     torch.testing.assert_close(one.weight(mask, (4, 4), 32), torch.tensor([[1.6] * 20 + [0.0] * 12, [1.0] * 32]))
     assert one.weight(mask.to("meta"), (4, 4), 32) is None
+
+
+def test_padding_of_an_image_that_is_not_square_counts_nothing():
+    weight = PaddedImageRows(side=1, padded=8).weight(torch.ones(1, 3), (2, 3), 11)[0]
+    assert weight[6:8].tolist() == [0, 0] and len({*weight[:6].tolist(), *weight[8:].tolist()}) == 1

@@ -2,7 +2,7 @@
 
 from runs import run
 
-from dit_shd.models.export import exported_step, exported_values
+from dit_shd.models.export import exported_step, exported_values, for_sampling
 
 GUIDANCE = {"scale": 2.0, "schedule": "constant", "power": 4.0, "channels": None}
 
@@ -21,3 +21,9 @@ def test_an_export_says_how_it_is_sampled_wherever_it_is(values):
     assert exported_values(str(config.run)) == exported_values(str(config.run / "student")) == expected
     assert exported_step(config.run / "student") == 1
     assert exported_values(str(config.run / "checkpoints")) == exported_values("asset:digits_teacher") == {}
+
+
+def test_a_loss_that_is_guided_by_nothing_is_guided():
+    """Guidance 0 is the unconditional prediction."""
+    losses = [{"name": "output", "guidance": 0.0}, {"name": "shd"}]
+    assert for_sampling({"losses": losses}) == {"losses": losses[:1]}

@@ -219,3 +219,11 @@ def test_stacked_experts_without_adapters_are_told():
     assert not stacked or "of the blocks' weights are in no linear map" in line
     assert remark(model, Lora()) is None
     assert remark(causal_lm(GPT2), Lora(rank=2)) is None
+
+
+def test_a_seed_of_ones_own_gives_first_weights_of_ones_own():
+    first = [causal_lm(GPT2) for _ in range(3)]
+    for model, seed in zip(first, (1, 1, 2)):
+        add_lora(model, Lora(rank=2), seed)
+    one, same, other = ([p for p in model.parameters() if p.requires_grad] for model in first)
+    assert all(map(torch.equal, one, same)) and not all(map(torch.equal, one, other))

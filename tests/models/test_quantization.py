@@ -71,6 +71,7 @@ def test_attention_of_pytorch_stays_whole():
     assert unquantisable(nn.TransformerEncoderLayer(8, 2, 8)) == ["self_attn"]
     model = nn.Sequential(nn.MultiheadAttention(8, 2), nn.Linear(8, 8))
     assert counted_bytes(model, "int8") == 2 * (3 * 8 * 8 + 3 * 8 + 8 * 8 + 8) + 8 * 8 + 4 * 8 + 2 * 8
+    assert counted_bytes(nn.Linear(4, 8), "int8") == 4 * 8 + 4 * 8 + 2 * 8
 
 
 @pytest.mark.parametrize("bits", ["int8"], indirect=True)

@@ -15,3 +15,12 @@ def test_what_losses_read_of_the_data_is_augmented_as_what_is_learned(shapes):
     for step in range(3):
         (batch,) = batches.whole(step)
         assert torch.equal(batch.data["latents"], batch.x_0)
+
+
+def test_calibration_sees_each_of_the_first_images_once_in_even_pieces(shapes):
+    task = Diffusion(mask_ratio=None)
+    task.dataset = Npz(shapes, flip=False)
+    whole, pieces = Batches(task, 3, 40, 40), Batches(task, 3, 40, 40, at_once=5)
+    (one,), found = (next(each.first_steps(1, torch.device("cpu"))) for each in (whole, pieces))
+    assert len(found) == 7 and {len(batch.x_0) for batch in found} == {4, 5}
+    assert torch.equal(torch.cat([batch.x_0 for batch in found]), one.x_0)

@@ -157,3 +157,20 @@ class Reads(torch.Tensor):
 def test_masks_whose_numbers_are_not_known_are_refused(mask, message):
     with pytest.raises(UserError, match=message), capture(model := Masked(mask)):
         model(torch.randn(2, 5, 8))
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("weights", [False, True])
+def test_what_dropout_has_changed_is_not_what_attention_gave(weights, training):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(8, 2, dropout=0.5, batch_first=True)
+
+        def forward(self, x):
+            return self.attention(x, x, x, need_weights=weights)[0]
+
+    model = Net().train(training)
+    with capture(model) as captures:
+        model(torch.randn(2, 5, 8))
+    assert (captures["attention"].mixed is None) == training
