@@ -146,3 +146,21 @@ def test_on_the_meta_device_nothing_is_claimed():
         model(x)
     assert captures["0"].shape == (2, H, 6, 6)
     assert captures["0"].out is None and "meta device" in captures["0"].why_no_out
+
+
+class BesideMLP(Layer):
+    """One product for an MLP and the attention behind it, as in FLUX's single blocks; by a parameter alone, or not."""
+
+    def __init__(self, bare: bool) -> None:
+        super().__init__()
+        self.mlp, self.proj, self.bare = nn.Linear(E, 8), nn.Linear(8 + E, E, bias=False), bare
+
+    def forward(self, x):
+        both = torch.cat([self.mlp(x), elsewhere(*split(self.qkv(x)))], -1)
+        return nn.functional.linear(both, self.proj.weight) if self.bare else self.proj(both)
+
+
+@pytest.mark.parametrize("bare", [False, True])
+def test_the_columns_that_attention_arrives_at_are_its_projection(bare):
+    model = nn.Sequential(BesideMLP(bare)).eval()
+    torch.testing.assert_close(recorded(model).out.flatten(0, 1), model[0].proj.weight[:, 8:].T)

@@ -174,3 +174,24 @@ def test_what_dropout_has_changed_is_not_what_attention_gave(weights, training):
     with capture(model) as captures:
         model(torch.randn(2, 5, 8))
     assert (captures["attention"].mixed is None) == training
+
+
+def test_a_call_that_gives_its_weights_is_recorded_as_one_that_does_not():
+    """With a mask for each sample and head [b h,n,n], and the weights that it gives as the oracle."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+        def forward(self, x, mask, weights):
+            return self.attention(x, x, x, attn_mask=mask, need_weights=weights, average_attn_weights=False)
+
+    model, x, mask = Net().eval(), torch.randn(3, 5, 8), torch.randn(6, 5, 5)
+    found = []
+    for weights in (True, False):
+        with torch.no_grad(), capture(model) as captures:
+            _, given = model(x, mask, weights)
+        found.append((captures["attention"].map(), given))
+    torch.testing.assert_close(found[0][0], found[0][1])
+    torch.testing.assert_close(found[1][0], found[0][1])
