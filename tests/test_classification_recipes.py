@@ -43,7 +43,7 @@ def test_a_recipe_is_complete(name):
     assert config.data.name in DATASETS.names() and config.student.name == "timm"
 
 
-@pytest.mark.parametrize("name", IMAGENET)
+@pytest.mark.parametrize("name", [IMAGENET[0], *(pytest.param(name, marks=pytest.mark.slow) for name in IMAGENET[1:])])
 def test_a_header_tells_what_is_counted(name):
     """By dry_run, which needs neither ImageNet nor the hub; the models fit together and the heads are the paper's."""
     config = load(name, "estimate.measure=false")

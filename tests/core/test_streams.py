@@ -13,7 +13,7 @@ def command(root, words, **options):
     return subprocess.run([sys.executable, "-m", "dit_shd", *words], env=environment, timeout=120, **options)
 
 
-@pytest.mark.parametrize("closed", [(2,), (0, 1, 2)])
+@pytest.mark.parametrize("closed", [pytest.param((2,), marks=pytest.mark.slow), (0, 1, 2)])
 def test_a_run_needs_no_standard_streams(values, tmp_path, root, closed):
     """As a service has none: it had ended before it began, without a word."""
     file = tmp_path / "config.yaml"
