@@ -60,9 +60,7 @@ def _paths(values: Mapping[str, Any], command: Specification) -> Iterator[tuple[
         given = values.get(key)
         if isinstance(given, str) and key in command.places:
             yield key, given
-        elif isinstance(given, Mapping) and "." not in str(
-            given.get("name")
-        ):  # what a class of somebody's reads is its
+        elif isinstance(given, Mapping) and "." not in str(given.get("name")):  # not what a class of a user's reads
             names = [OF_PLUGINS] if key in command.plugins else given
             yield from ((f"{key}.{name}", given[name]) for name in names if isinstance(given.get(name), str))
 

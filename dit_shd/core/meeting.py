@@ -1,7 +1,6 @@
 """Before a launcher's processes form their group: they meet, and say so where some do not come.
 
-Torch waits for the others in C++, where no signal is heard and nothing is said, and for as long as a collective of the
-group may take. Here they are waited for in Python, and not as long.
+Torch waits for the others in C++, where no signal is heard and nothing is said. Here they are waited for in Python.
 """
 
 import logging
@@ -94,20 +93,22 @@ def _meet() -> "TCPStore":
 def _opened(wait: _Wait, host: str, port: int) -> "TCPStore":
     from torch.distributed import TCPStore
 
-    served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # by torchrun itself
-    if wait.rank == 0 and not served:
+    if not 0 < port < 2**16:
+        raise ValueError(f"port {port} is none of 1 to 65535")
+    store = None
+    if wait.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":  # else torchrun itself serves
         modern = os.environ.get("USE_LIBUV", "1") == "1"  # as torch, which shares the store that is there
-        return TCPStore(host, port, None, True, PATIENCE, wait_for_workers=False, multi_tenant=True, use_libuv=modern)
+        store = TCPStore(
+            "localhost", port, None, True, PATIENCE, wait_for_workers=False, multi_tenant=True, use_libuv=modern
+        )
     while not _answers(host, port):
         wait.pause(f"nothing answers at {wait.where}, where the first one is to be")
-    return TCPStore(host, port, None, False, PATIENCE, wait_for_workers=False)
+    return store or TCPStore(host, port, None, False, PATIENCE, wait_for_workers=False)
 
 
 def _answers(host: str, port: int) -> bool:
     try:
         socket.create_connection((host, port), timeout=2).close()
-    except OverflowError as error:
-        raise ValueError(str(error)) from None
     except OSError:
         return False
     return True

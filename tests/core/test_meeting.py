@@ -17,18 +17,25 @@ from dit_shd.core.distributed import joined
 from dit_shd.core.errors import UserError
 
 
-def of_two(rank):
+def of_two(rank, host="127.0.0.1"):
     """The environment of one of two processes, and where they are to meet."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         port = str(bound.getsockname()[1])
-    told = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    return {**told, "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": ""}, f"127.0.0.1:{port}"
+    told = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": host}
+    return {**told, "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": ""}, f"{host}:{port}"
 
 
-@pytest.mark.parametrize(("rank", "found"), [(0, "1 came to"), (1, "nothing answers at")])
-def test_those_who_wait_in_vain_say_so_and_end(monkeypatch, caplog, rank, found):
-    environment, where = of_two(rank)
+@pytest.mark.parametrize(
+    ("rank", "host", "found"),
+    [
+        (0, "127.0.0.1", "1 came to"),
+        (1, "127.0.0.1", "nothing answers at"),
+        (0, "192.0.2.1", "nothing answers at"),  # of no machine (RFC 5737): not of the first one, as it is told
+    ],
+)
+def test_those_who_wait_in_vain_say_so_and_end(monkeypatch, caplog, rank, host, found):
+    environment, where = of_two(rank, host)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
@@ -40,6 +47,17 @@ def test_those_who_wait_in_vain_say_so_and_end(monkeypatch, caplog, rank, found)
         joined()
     line = next(record.getMessage() for record in caplog.records if record.name == "dit_shd")
     assert line.startswith(f"rank {rank}: waiting for 2 processes at {where}: {found} {where}")
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.parametrize("port", ["0", "99999", "29k"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_port_that_is_none_is_said_at_once(monkeypatch, rank, port):
+    for name, value in {**of_two(rank)[0], "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    with pytest.raises(UserError, match=rf"MASTER_PORT={port}\), but no group .*{port}"):
+        joined()
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
