@@ -145,6 +145,8 @@ def test_constant_and_hard():
     assert set(hard.w.unique().tolist()) == {0.0, 1.0}
     assert torch.equal(hard.w, squeeze(capture, 2, method="hard", seed=4).w)
     assert any(not torch.equal(hard.w, squeeze(capture, 2, method="hard", seed=s).w) for s in range(5, 10))
+    pairs = squeeze(random_capture(h=12), 6, method="hard", seed=4).w[0, :, ::2].sum((1, 2))
+    assert 0 < pairs.sum() < 6  # each pair has a draw of its own
 
 
 def test_no_gradient_flows_through_the_squeeze():

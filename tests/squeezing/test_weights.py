@@ -152,6 +152,14 @@ def test_projections_are_kept_until_the_weights_change():
     torch.testing.assert_close(flat @ flat.transpose(1, 2), stacked @ stacked.transpose(1, 2))
 
 
+def test_projections_follow_a_change_of_any_one_number():
+    out, cache = torch.randn(2, 3, 4, dtype=torch.float64), Projections()
+    for place in range(out.numel()):
+        before = cache.grams(out, [[0, 1]])
+        out.view(-1)[place] += 1
+        assert not torch.equal(cache.grams(out, [[0, 1]]), before)
+
+
 def test_projections_follow_weights_that_are_changed_through_data():
     """As an EMA teacher's are in DINO's code; a version does not count it."""
     weight, groups = torch.nn.Parameter(torch.randn(6, 8)), [[0, 1]]

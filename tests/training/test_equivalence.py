@@ -1,5 +1,7 @@
 """One run, however it is divided: among processes, into micro batches, before and after a change of both."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from killing import line_of
@@ -32,6 +34,21 @@ def test_accumulated_micro_batches_equal_the_batch_to_the_last_weight(plain, tmp
     ours, theirs = weights(whole.run), weights(parts.run)
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-6)
+
+
+def test_processes_draw_in_the_forward_what_one_draws_in_its_micro_batches(plain, tmp_path, monkeypatch):
+    """Dropout of each, for example: the second of two draws what one process draws of its second micro batch."""
+    trainer = Trainer.from_config(make(TrainConfig, {**plain, "run": str(tmp_path / "run"), "micro_batch_size": 4}))
+    weight = next(trainer.distiller.parameters())
+    monkeypatch.setattr(trainer.distiller, "forward", lambda *_: (0 * weight.sum(), {"drawn": torch.rand(())}))
+
+    def drawn_in(**division):
+        trainer.batches = replace(trainer.batches, **division)
+        return trainer.accumulate(map(trainer.batches.at, trainer.batches.places(0)))["plain/drawn"]
+
+    mean, first, second = drawn_in(), drawn_in(processes=2), drawn_in(processes=2, process=1)
+    assert first != second
+    torch.testing.assert_close((first + second) / 2, mean)
 
 
 @pytest.mark.two_processes("draws")

@@ -19,6 +19,17 @@ def test_a_student_has_the_weights_of_the_average_that_is_asked_for():
     assert not torch.equal(one, other)
 
 
+def test_a_student_has_the_averaged_statistics_of_batch_norms():
+    model = nn.Sequential(nn.BatchNorm1d(2))
+    state = TrainState(SimpleNamespace(student=model), None, EMA(model, [0.9]), None)
+    model(torch.randn(5, 2))
+    state.averages.step(model, 0)
+    found = state.student(0.9)
+    torch.testing.assert_close(found["0.running_mean"], 0.1 * model[0].running_mean)
+    torch.testing.assert_close(found["0.running_var"], 0.9 + 0.1 * model[0].running_var)
+    assert found["0.num_batches_tracked"] == 1
+
+
 def test_a_checkpoint_without_the_averages_of_batch_norms_goes_on_with_the_newest():
     """As of a version that did not average them."""
 

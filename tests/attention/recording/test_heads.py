@@ -218,3 +218,31 @@ def test_a_token_beside_a_sequence_makes_no_heads_of_its_rows():
     with torch.no_grad(), capture(model := Net()) as captures:
         model(torch.randn(3, 1, 16), torch.randn(3, 6, 16), torch.ones(6, 6, dtype=torch.bool).tril())
     assert captures["block"].shape == (3, 4, 6, 6)
+
+
+def test_heads_among_rows_keep_their_masks():
+    """One token after cached ones, four heads that share the keys of two, each with a bias of its own."""
+
+    class Step(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q, self.proj = nn.Linear(16, 16), nn.Linear(16, 16)
+
+        def forward(self, x, key, mask):
+            query = self.q(x).view(3, 2, 2, 4)
+            return self.proj(F.scaled_dot_product_attention(query, key, key, attn_mask=mask).flatten(1)[:, None])
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.step = Step()
+
+        def forward(self, *given):
+            return self.step(*given)
+
+    torch.manual_seed(0)
+    model, x, key, mask = Net(), torch.randn(3, 1, 16), torch.randn(3, 2, 6, 4), torch.randn(3, 2, 2, 6)
+    with torch.no_grad(), capture(model, layers=["step"]) as captures:
+        model(x, key, mask)
+    scores = model.step.q(x).view(3, 2, 2, 4) @ key.transpose(2, 3) / 2 + mask
+    torch.testing.assert_close(captures["step"].map(), scores.softmax(3).flatten(1, 2)[:, :, None])

@@ -178,6 +178,20 @@ def test_weights_that_are_there_for_one_forward_alone(layer):
         torch.testing.assert_close(plain.out.flatten(0, 1) * 1.1, found)
 
 
+def test_weights_whose_memory_is_used_again_are_those_of_their_layer():
+    """As of weights that are unpacked, layer by layer, into one workspace."""
+
+    class Unpacking(Layer):
+        def forward(self, x):
+            workspace.copy_(self.proj.weight)
+            return F.linear(merged(F.scaled_dot_product_attention(*split(self.qkv(x)))), workspace)
+
+    workspace, model = torch.empty(E, E), drawn(nn.Sequential(Unpacking(), Unpacking()))
+    for _ in range(2):
+        for layer, found in zip(model, recorded(model).values()):
+            torch.testing.assert_close(found.out.flatten(0, 1), layer.proj.weight.t())
+
+
 def adapted(model: nn.Module) -> nn.Module:
     peft = pytest.importorskip("peft")
     return peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=["proj"], init_lora_weights=False), model)

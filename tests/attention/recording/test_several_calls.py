@@ -62,7 +62,8 @@ class InWindows(Attention):
         of = [z.unflatten(2, (windows, self.size)) for z in self.heads_of(x)]  # [b,h,w,n,d]
         if not self.heads_first:
             of = [z.transpose(1, 2) for z in of]
-        made = F.scaled_dot_product_attention(*of)
+        mask = mask if mask is None else mask[None, None] if self.heads_first else mask[None, :, None]  # [w,n,n]
+        made = F.scaled_dot_product_attention(*of, attn_mask=mask)
         made = made if self.heads_first else made.transpose(1, 2)
         return self.proj(made.flatten(2, 3).transpose(1, 2).flatten(2))
 
@@ -73,17 +74,20 @@ class AsSamples(InWindows):
     def forward(self, x, mask=None):
         b, n, _ = x.shape
         of = [z.unflatten(2, (n // self.size, self.size)).transpose(1, 2).flatten(0, 1) for z in self.heads_of(x)]
-        made = F.scaled_dot_product_attention(*of).unflatten(0, (b, n // self.size)).transpose(1, 2)
+        mask = mask if mask is None else mask.repeat(b, 1, 1)[:, None]
+        made = F.scaled_dot_product_attention(*of, attn_mask=mask).unflatten(0, (b, n // self.size)).transpose(1, 2)
         return self.proj(made.flatten(2, 3).transpose(1, 2).flatten(2))
 
 
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("heads_first", [False, True])
-def test_windows_in_a_dimension_of_their_own_are_samples(heads_first):
-    """As timm's Twins and Hiera have them."""
+def test_windows_in_a_dimension_of_their_own_are_samples(heads_first, masked):
+    """As timm's Twins and Hiera have them; with a bias of each window, as shifted windows have."""
+    given = {"mask": torch.randn(2, 3, 3)} if masked else {}
     model, other = Net(depth=1, make=InWindows, heads_first=heads_first), Net(depth=1, make=AsSamples)
     other.load_state_dict(model.state_dict())
     for _ in range(2):
-        found, want = (recorded(each, images())["blocks.0"] for each in (model, other))
+        found, want = (recorded(each, images(), **given)["blocks.0"] for each in (model, other))
         assert found.shape == want.shape == (8, 4, 3, 3)
         torch.testing.assert_close(found.map(), want.map())
         torch.testing.assert_close(found.out, want.out)
