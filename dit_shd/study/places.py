@@ -1,4 +1,4 @@
-"""What a study reads: references, models, teachers and data, which must be there or be made by its shared work."""
+"""What a study reads: references, prompts, models, teachers and data, which must be there or be made by its shared work."""
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -67,6 +67,8 @@ def _places(study: Study, cells: Sequence[Cell]) -> Iterator[tuple[str, str]]:
     for name, evaluator in study.evaluators.items():
         if not evaluator.program and evaluator.reference.partition(":")[0] not in DATASETS.names():
             yield f"evaluators.{name}.reference", evaluator.reference
+    if isinstance(prompts := study.sampling.get("prompts"), str):
+        yield "sampling.prompts", prompts
     for cell in cells:
         if cell.model:
             yield f"models.{cell.variant}", cell.model

@@ -117,7 +117,8 @@ class Runner:
         Raises:
             UserError: Naming it.
         """
-        check_places(self.study, self._left(), self.folder)
+        if left := self._left():
+            check_places(self.study, left, self.folder)
 
     def _refuse_others(self) -> None:
         """Refuse a second study in the folder: cells and pictures have the names of variants.

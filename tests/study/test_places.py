@@ -27,6 +27,7 @@ def listed(study, capsys):
         ({"settings": {"teacher": "runs/teacher"}}, "output: teacher: found nothing at 'runs/teacher'"),
         ({"settings": {"teacher": {"a": "asset:x", "b": "runs/b"}}}, "output: teacher.b: found nothing at 'runs/b'"),
         ({"settings": {"data": {"name": "latents", "path": "lat"}}}, "output: data.path: found nothing at 'lat'"),
+        ({"sampling": {"count": 2, "prompts": "my.txt"}}, "sampling.prompts: found nothing at 'my.txt'"),
         ({"models": {"big": "runs/big"}}, "models.big: found nothing at 'runs/big'"),
         ({"prepare": ["train work/teacher.yaml"]}, "study.prepare: 'train work/teacher.yaml': found no work/"),
     ],
