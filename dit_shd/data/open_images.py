@@ -1,7 +1,6 @@
 """A set of images by its name or path: a dataset, an npz file, shards, a folder, tables or tars."""
 
 import json
-import shlex
 from pathlib import Path
 
 from dit_shd.core.errors import UserError
@@ -11,7 +10,7 @@ from dit_shd.data.datasets import DATASETS
 from dit_shd.data.image_folders import FolderImages, ShardImages, SourceImages
 from dit_shd.data.image_sets import ArrayImages, ImageSet, NpzImages
 from dit_shd.data.sources.base import ChoiceError, ImageSource, Selection
-from dit_shd.data.sources.detect import is_packed, open_source
+from dit_shd.data.sources.detect import is_packed, open_source, refuse_run
 from dit_shd.data.sources.splits import DEFAULT
 
 FOLLOWED = Selection(follow_links=True)
@@ -50,7 +49,7 @@ def _opened(text: str, what: str, crop: tuple[int, ...] | None, lenient: bool) -
     path = find(text, "dataset of images", what)
     if not isinstance(path, Path):
         return SourceImages(_source(text, what, Selection()), None, text, crop, lenient)
-    _refuse_run(path, text, what)
+    refuse_run(path, text, what)
     if path.is_dir() and path.name.endswith(".parts"):
         return ShardImages(path, text)
     if is_packed(path):
@@ -58,21 +57,6 @@ def _opened(text: str, what: str, crop: tuple[int, ...] | None, lenient: bool) -
         images.notes = [*images.notes, *_splits_left_out(path)]
         return images
     return FolderImages(path, text, crop, lenient) if path.is_dir() else NpzImages(path, text)
-
-
-def _refuse_run(path: Path, text: str, what: str) -> None:
-    """Refuse a run folder, in which what looks like images are grids of samples and figures.
-
-    Raises:
-        UserError: Naming its newest samples.
-    """
-    if not ((path / "config.yaml").is_file() and (path / "student").is_dir()):
-        return
-    samples = sorted(path.glob("samples_*.npz"), key=lambda file: file.stat().st_mtime)
-    remedy = (
-        f"give its samples, {samples[-1]}" if samples else f"make samples first: dit-shd sample {shlex.quote(text)}"
-    )
-    raise UserError(f"{what}: {text} is a run; {remedy}")
 
 
 def _source(text: str, what: str, selection: Selection) -> ImageSource:

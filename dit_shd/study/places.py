@@ -1,4 +1,4 @@
-"""What a study reads: references, prompts, models, teachers and data, which must be there or be made by its shared work."""
+"""What a study reads: references, prompts, models, teachers and data; they are there, or its shared work makes them."""
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence

@@ -9,6 +9,7 @@ from PIL import Image
 
 from dit_shd.core.errors import UserError
 from dit_shd.data.open_images import open_images
+from dit_shd.data.sources.detect import open_source
 
 
 @pytest.fixture
@@ -44,3 +45,8 @@ def test_a_folder_of_images_beside_a_config_is_one(run_folder):
     (run_folder / "student").mkdir()
     with pytest.raises(UserError, match="is a run"):
         open_images(str(run_folder), "samples")
+
+
+def test_a_run_is_not_encoded(run_folder):
+    with pytest.raises(UserError, match=r"^images: .*a run is a run; make samples first"):
+        open_source(str(run_folder))

@@ -1,5 +1,6 @@
 """Which reader a source of images is read by."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,6 +27,7 @@ def open_source(text: str, selection: Selection | None = None) -> ImageSource:
     if isinstance(path, HubName):
         return hub.HubImages(path, selection)
     assert isinstance(path, Path)
+    refuse_run(path, text, "images")
     if path.is_dir():
         return hub.HubImages(path, selection) if hub.is_saved(path) else open_folder(path, text, selection)
     if path.is_file():
@@ -40,6 +42,26 @@ def open_source(text: str, selection: Selection | None = None) -> ImageSource:
             _refuse(selection, ("label_column",), "tars, whose labels are in KEY.cls", text)
             return webdataset.TarImages({path.name: path}, text, selection)
     raise UserError(f"images: wanted {WANTED['images']}, found {file_kind(path)} at '{text}'")
+
+
+def refuse_run(path: Path, text: str, what: str) -> None:
+    """Refuse a run folder, in which what looks like images are grids of samples and figures.
+
+    Args:
+        path: The place.
+        text: As the user named it.
+        what: The option, for the error.
+
+    Raises:
+        UserError: Naming its newest samples.
+    """
+    if not ((path / "config.yaml").is_file() and (path / "student").is_dir()):
+        return
+    samples = sorted(path.glob("samples_*.npz"), key=lambda file: file.stat().st_mtime)
+    remedy = (
+        f"give its samples, {samples[-1]}" if samples else f"make samples first: dit-shd sample {shlex.quote(text)}"
+    )
+    raise UserError(f"{what}: {text} is a run; {remedy}")
 
 
 def is_packed(path: Path) -> bool:
