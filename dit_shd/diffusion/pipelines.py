@@ -137,7 +137,7 @@ class Prompts:
             check_sides(role, self.transformer, self.adapter, sides, "the images'")
 
     def _refuse_tokens(self, tokens: int) -> None:
-        most = self.adapter.most_tokens
+        most = self.adapter.most_text(self.transformer or {})
         if most is not None and tokens > most:
             raise UserError(
                 f"text_tokens: wanted {most} or less, as a {self.record.pipeline_class} takes, found {tokens}"

@@ -76,14 +76,12 @@ def check_sides(role: str, settings: Mapping[str, Any], adapter: Adapter, sides:
     Raises:
         UserError: Naming both sizes.
     """
-    multiple, most = adapter.multiple(settings), settings.get("pos_embed_max_size")
+    multiple, most = adapter.multiple(settings), adapter.most_side(settings)
     size = " x ".join(map(str, sides))
     if any(side % multiple for side in sides):
         raise UserError(f"{role}: takes latents whose sides are multiples of {multiple}, {whose} are {size}")
-    if isinstance(most, int) and max(sides) > most * multiple:
-        raise UserError(
-            f"{role}: pos_embed_max_size={most} is of latents of at most {most * multiple} a side, {whose} are {size}"
-        )
+    if most is not None and max(sides) > most:
+        raise UserError(f"{role}: has positions for latents of at most {most} a side, {whose} are {size}")
 
 
 def _words(widths: tuple[int, int | None]) -> str:

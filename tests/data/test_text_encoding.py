@@ -58,7 +58,7 @@ def test_sizes_that_the_pipeline_s_transformer_does_not_take_are_refused_before_
     pipeline = shutil.copytree(made[0] / "pipeline", tmp_path / "pipeline")
     file = pipeline / "transformer" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"pos_embed_max_size": 3}))
-    with pytest.raises(UserError, match=r"pos_embed_max_size=3 is of latents of at most 6 a side, .* are 8 x 8$"):
+    with pytest.raises(UserError, match=r"has positions for latents of at most 6 a side, .* are 8 x 8$"):
         encode(tmp_path, pipeline, images=images)
     assert not (tmp_path / "latents").exists()
     file.unlink()

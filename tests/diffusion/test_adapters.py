@@ -76,6 +76,31 @@ def test_a_model_through_its_adapter_predicts_what_the_pipeline_s_call_predicts(
 
 
 @torch.no_grad()
+def test_the_largest_latents_and_texts_are_those_that_the_transformer_has_positions_for(kind, pipeline, adapter):
+    model, settings = pipeline.transformer, pipeline.transformer.config
+    step, side, tokens = adapter.multiple(settings), adapter.most_side(settings), adapter.most_text(settings)
+
+    def asked(rows, columns, text):
+        condition = TextCondition.of(torch.zeros(1, text, adapter.text_widths(settings)[0]))
+        condition = condition if kind != "sd3" else adapter.encode(pipeline, PROMPTS[:1])
+        x = torch.zeros(1, adapter.channels(settings), rows, columns)
+        return adapter.predict(model, x, torch.tensor([0.5]), condition).shape[2:] == (rows, columns)
+
+    if side is None:
+        assert kind not in ("sd3", "aura_flow", "lumina2", "z_image")
+        return
+    assert asked(step, side, 3) and asked(side, step, 3)
+    with pytest.raises(
+        (IndexError, ValueError, RuntimeError)
+    ):  # AuraFlow takes some positions twice where one side fits
+        asked(side + step, side + step if kind == "aura_flow" else step, 3)
+    if kind in ("lumina2", "z_image"):
+        assert asked(side, step, tokens)
+        with pytest.raises((IndexError, RuntimeError)):
+            asked(step, step, tokens + 1)
+
+
+@torch.no_grad()
 def test_a_prompt_beside_a_longer_one_is_asked_as_it_is_alone(kind, pipeline, adapter):
     model = pipeline.transformer
     x = torch.randn(1, adapter.channels(model.config), *sides(pipeline, adapter), generator=torch.manual_seed(0))

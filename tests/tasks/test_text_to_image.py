@@ -259,7 +259,7 @@ def test_held_out_latents_are_of_the_autoencoder_of_those_that_are_learned(one, 
     ("kind", "options", "message"),
     [
         ("sd3", {"side": 7}, "takes latents whose sides are multiples of 2, those of task.side are 7 x 7"),
-        ("sd3", {"side": 64}, r"pos_embed_max_size=\d+ is of latents of at most \d+ a side, those of task.side are 64"),
+        ("sd3", {"side": 64}, r"has positions for latents of at most \d+ a side, those of task.side are 64"),
         ("hunyuan_dit", {"text_tokens": 5}, "task.text_tokens: a HunyuanDiT2DModel takes 333, found 5; leave it out"),
     ],
 )

@@ -67,6 +67,15 @@ class Adapter(ABC):
         """What height and width of latents are a multiple of."""
         return settings.get("patch_size") or 1
 
+    def most_side(self, settings: Mapping[str, Any]) -> int | None:
+        """The largest height and width of latents that such a transformer has positions for; None for any."""
+        most = settings.get("pos_embed_max_size")
+        return most * self.multiple(settings) if isinstance(most, int) else None
+
+    def most_text(self, settings: Mapping[str, Any]) -> int | None:
+        """The most tokens of text that the pipeline, and such a transformer, take; None for any."""
+        return self.most_tokens
+
     def text_rows(self, settings: Mapping[str, Any]) -> TextRows:
         """Which rows are a sample's own in the layers of a transformer with this config."""
         return TextRows(self.multiple(settings), self.stream_multiple)

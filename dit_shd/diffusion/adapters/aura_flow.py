@@ -1,5 +1,6 @@
 """AuraFlow: joint attention in blocks of two streams, then one stream; padding is zeros, and taken for text."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,10 @@ class AuraFlow(Adapter):
 
     transformer = "AuraFlowTransformer2DModel"
     pipelines = ("AuraFlowPipeline",)
+
+    def most_side(self, settings: Mapping[str, Any]) -> int | None:
+        """Its config counts the positions of a whole square."""
+        return math.isqrt(settings["pos_embed_max_size"]) * self.multiple(settings)
 
     def text_widths(self, settings: Mapping[str, Any]) -> tuple[int, int | None]:
         return settings["joint_attention_dim"], None

@@ -20,9 +20,15 @@ class Lumina2(Adapter):
 
     transformer = "Lumina2Transformer2DModel"
     pipelines = ("Lumina2Pipeline",)
-    most_tokens = 512
     attention = "joint, one stream"
     stream_multiple = 1
+
+    def most_side(self, settings: Mapping[str, Any]) -> int | None:
+        return min(settings["axes_lens"][1:]) * self.multiple(settings)
+
+    def most_text(self, settings: Mapping[str, Any]) -> int | None:
+        """The image's tokens take the position after the text's."""
+        return min([512, *(size - 1 for size in settings.get("axes_lens", ())[:1])])
 
     def text_widths(self, settings: Mapping[str, Any]) -> tuple[int, int | None]:
         return settings["cap_feat_dim"], None

@@ -27,6 +27,14 @@ class ZImage(Adapter):
     def multiple(self, settings: Mapping[str, Any]) -> int:
         return settings["all_patch_size"][0]
 
+    def most_side(self, settings: Mapping[str, Any]) -> int | None:
+        return min(settings["axes_lens"][1:]) * self.multiple(settings)
+
+    def most_text(self, settings: Mapping[str, Any]) -> int | None:
+        """Text is padded to 32 tokens, from position 1 on, and the image's tokens take the position after it."""
+        places = settings.get("axes_lens", ())[:1]
+        return (places[0] - 2) // 32 * 32 if places else None
+
     def text_widths(self, settings: Mapping[str, Any]) -> tuple[int, int | None]:
         return settings["cap_feat_dim"], None
 
