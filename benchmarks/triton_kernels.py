@@ -23,7 +23,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from dit_shd.attention.kernels import gradients, scores
-from dit_shd.attention.kernels.blocks import Blocks
+from dit_shd.attention.kernels.blocks import Blocks, is_by_warp
 from dit_shd.squeezing.kernels import blocks as divergence_blocks
 from dit_shd.squeezing.kernels import divergence
 from dit_shd.squeezing.kernels.squared import squared_rows
@@ -46,7 +46,7 @@ GROUP = divergence.Group("*i32", "*i32", "*fp32", "i32", "i32", "i32", "*fp32", 
 ROWS = divergence.Rows("*fp32", "*fp32", "*fp32", "*fp32", "*fp32", "i32")
 
 
-def configurations(dtype: str, width: int) -> list[tuple[str, Any, dict[str, Any], dict[str, Any], Blocks]]:
+def configurations(dtype: str, width: int, arch: int) -> list[tuple[str, Any, dict[str, Any], dict[str, Any], Blocks]]:
     """Name, kernel, types of its arguments, its constants and blocks."""
     found = []
     for (bias, causal), values in itertools.product(BIASES, (0, 1, 2, 4)):
@@ -75,7 +75,7 @@ def configurations(dtype: str, width: int) -> list[tuple[str, Any, dict[str, Any
         types = shared | dict(value="*fp32", d_query="*fp32", boost="fp32") | numbers
         blocks = divergence_blocks.of_rows(width, width, DTYPES[dtype], measure, bias)
         found.append((f"{kernel.__name__} {name}", kernel, types, rows, blocks))
-        blocks = divergence_blocks.of_keys(width, width, DTYPES[dtype], bias)
+        blocks = divergence_blocks.of_keys(width, width, DTYPES[dtype], bias, k)
         strides = {f"d_bias_{axis}": "i32" for axis in "bhnm"}
         types = shared | dict(d_key="*fp32", d_bias="*fp32") | strides | dict(boost="fp32") | numbers
         for collect in {"relative": ["none", "entries"], "dense": ["none", "dense"]}.get(bias, ["none"]):
@@ -83,7 +83,8 @@ def configurations(dtype: str, width: int) -> list[tuple[str, Any, dict[str, Any
             found.append((f"divergence_keys {name} {collect}", divergence.divergence_keys, types, keys, blocks))
         for line in (16, 32, 64) if bias == "lines" else ():
             types, blocks = shared | dict(lines="*fp32", SIDE="i32", N="i32"), Blocks.of_offsets(line)
-            found.append((f"divergence_offsets {name} {line}", divergence.divergence_offsets, types, squared, blocks))
+            offsets = squared | dict(UNROLLED=not is_by_warp(arch // 10))
+            found.append((f"divergence_offsets {name} {line}", divergence.divergence_offsets, types, offsets, blocks))
     return found + attention_configurations(dtype, width)
 
 
@@ -117,7 +118,7 @@ def compiled(kernel: Any, types: dict[str, Any], constants: dict[str, Any], bloc
     signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
     tile = {"ROWS": blocks.rows, "COLS": blocks.cols}
     source = ASTSource(kernel, signature=signature, constexprs=constants | tile, attrs=dict(aligned(kernel, signature)))
-    options = {"num_warps": blocks.warps_on(arch // 10), "num_stages": blocks.stages}
+    options = {"num_warps": blocks.warps, "num_stages": blocks.stages}
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
 
@@ -156,14 +157,15 @@ def main() -> int:
     print("| kernel | sm | dtype | width | rows x keys | warps | registers | shared B | spills |")
     print("|---|---|---|---|---|---|---|---|---|")
     for arch, dtype, width in itertools.product(given.arch, given.dtype, given.width):
-        for name, kernel, types, constants, blocks in configurations(dtype, width):
+        for name, kernel, types, constants, wanted in configurations(dtype, width, arch):
             if given.only not in name:
                 continue
+            blocks = wanted.on(arch // 10)
             result = compiled(kernel, types, constants, blocks, arch)
-            warps, used = blocks.warps_on(arch // 10), resources(result.asm["cubin"])
+            used = resources(result.asm["cubin"])
             spilled += arch >= 90 and width == 64 and dtype != "fp32" and used["SPILLS"] > 0
             print(
-                f"| {name} | {arch} | {dtype} | {width} | {blocks.rows} x {blocks.cols} | {warps} | "
+                f"| {name} | {arch} | {dtype} | {width} | {blocks.rows} x {blocks.cols} | {blocks.warps} | "
                 f"{used['REG']} | {result.metadata.shared} | {used['SPILLS']} |",
                 flush=True,
             )

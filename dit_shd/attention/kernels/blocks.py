@@ -1,7 +1,7 @@
 """How large a block of a kernel is, by head width and precision: the fastest on an H100 (benchmarks/gpu_blocks.py)."""
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -14,19 +14,22 @@ class Blocks:
     cols: int
     warps: int
     stages: int
+    by_warp: "Blocks | None" = None
+    """In its place where a warp's products take its registers (is_by_warp); None: with twice the warps."""
 
     def options(self) -> dict[str, int]:
         """The block's sizes and its warps, under the names that a kernel's launch takes."""
-        warps = self.warps_on(_capability())
-        return {"ROWS": self.rows, "COLS": self.cols, "num_warps": warps, "num_stages": self.stages}
+        return {"ROWS": self.rows, "COLS": self.cols, "num_warps": self.warps, "num_stages": self.stages}
 
-    def warps_on(self, capability: int) -> int:
-        """Warps by a GPU's major compute capability: where a warp's products take its registers, more share them.
+    def on(self, capability: int) -> "Blocks":
+        """The block for a GPU of a major compute capability; where it is by warp more of them share a large one."""
+        if not is_by_warp(capability) or self.rows * self.cols < 1024:
+            return self
+        return self.by_warp or replace(self, warps=max(self.warps, min(8, 2 * self.warps)))
 
-        Before Hopper (9), and on the GeForce RTX 50 series (12), whose tensor cores are not those of a B200 (10).
-        """
-        by_warp, large = not 9 <= capability < 12, self.rows * self.cols >= 1024
-        return max(self.warps, min(8, 2 * self.warps)) if by_warp and large else self.warps
+    def here(self) -> "Blocks":
+        """The block for the GPU that is here."""
+        return self.on(capability_here())
 
     @staticmethod
     def width(d: int) -> int:
@@ -60,11 +63,19 @@ class Blocks:
     def of_offsets(cls, window: int) -> "Blocks":
         """For the gradient of a relative bias: whole lines of its grid."""
         line = cls.width(window)
-        return cls(line, line, 4 if line < 32 else 8, 1)
+        return cls(line, line, 4 if line < 32 else 8, 1, cls(line, line, 4 if line < 64 else 8, 1))
+
+
+def is_by_warp(capability: int) -> bool:
+    """Whether a warp's products take its registers, by a GPU's major compute capability.
+
+    Before Hopper (9), and on the GeForce RTX 50 series (12), whose tensor cores are not those of a B200 (10).
+    """
+    return not 9 <= capability < 12
 
 
 @functools.cache
-def _capability() -> int:
+def capability_here() -> int:
     """The major compute capability of the GPU that is here; 9 where there is none."""
     return torch.cuda.get_device_capability()[0] if torch.cuda.is_available() else 9
 

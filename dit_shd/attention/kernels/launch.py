@@ -112,7 +112,7 @@ def _attended(
     (b, _, n, d), m, (count, values), width = query.shape, key.shape[2], partners.shape, value.shape[3]
     top = query.new_empty(b, count, n, dtype=torch.float32)
     inverse = torch.empty_like(top)
-    blocks = Blocks.of_values(d, width, values, query.dtype, bias)
+    blocks = Blocks.of_values(d, width, values, query.dtype, bias).here()
     launched(attend_values, (triton.cdiv(n, blocks.rows), count, b), query)(
         side(tensors, bias, factor, bias_factor, offset), value, *value.stride()[:3],
         heads, partners, out, *out.stride()[:4], top, inverse, count, n, m,
@@ -224,7 +224,7 @@ def attention_backward(
         WIDTH=d, BLOCK_WIDTH=Blocks.width(d), VALUE_WIDTH=width, BLOCK_VALUE=Blocks.width(width),
         BIAS=bias, CAUSAL=causal, PRECISION=PRECISION,
     )  # fmt: skip
-    blocks = Blocks.of_gradients(d, width, query.dtype, bias)
+    blocks = Blocks.of_gradients(d, width, query.dtype, bias).here()
     launched(gradients.attention_rows, (triton.cdiv(n, blocks.rows), h, b), query)(
         view, up, made[0], h, n, m, **fixed, WHOLE=m % blocks.cols == 0, **blocks.options()
     )
@@ -233,7 +233,7 @@ def attention_backward(
     into = top.new_zeros(b, h, leaf.shape[0]) if collect == "entries" else made[1]
     into = collector.collected if collector is not None and collect == "dense" else into
     strides = {"dense": broadcast_strides(into), "entries": [*into.stride()[:2], 0, 0]}.get(collect, [0] * 4)
-    blocks = Blocks.of_key_gradients(d, width, query.dtype, bias)
+    blocks = Blocks.of_key_gradients(d, width, query.dtype, bias).here()
     launched(gradients.attention_keys, (triton.cdiv(m, blocks.cols), h_k, b), query)(
         view, up, made[1], made[2], into, *strides, h, n, m,
         COLLECT=collect, WHOLE=m % blocks.cols == 0, **fixed, **blocks.options(),
@@ -241,7 +241,7 @@ def attention_backward(
     if collector is None:
         return made[0], made[1], made[2], leaf.new_empty(0)
     if kind == "grid":
-        into, line = top.new_empty(b, h, window, 2 * window - 1, window), Blocks.of_offsets(window)
+        into, line = top.new_empty(b, h, window, 2 * window - 1, window), Blocks.of_offsets(window).here()
         launched(gradients.attention_offsets, (2 * window - 1, h, b), query)(
             view, up, into, window, h, n, **fixed, WHOLE=line.cols == window, **line.options()
         )

@@ -7,15 +7,19 @@ from dit_shd.attention.kernels.blocks import Blocks, is_large
 
 def of_rows(d_teacher: int, d_student: int, dtype: torch.dtype, measure: str, bias: str) -> Blocks:
     """For the divergence by rows: two blocks of maps and an accumulator [rows, width], or two for mse."""
-    if measure == "mse" or is_large(d_teacher, d_student, dtype):
+    if is_large(d_teacher, d_student, dtype):
         return Blocks(32, 32, 8, 1)
-    return Blocks(32, 32, 8, 2) if bias == "dense" else Blocks(64, 32, 4, 3 if bias == "none" else 2)
+    if measure == "mse":
+        return Blocks(32, 32, 8, 1, Blocks(32, 32, 8, 2))
+    if bias == "dense":
+        return Blocks(32, 32, 8, 2)
+    return Blocks(64, 32, 4, 3 if bias == "none" else 2, Blocks(64, 32, 8, 1) if bias == "relative" else None)
 
 
-def of_keys(d_teacher: int, d_student: int, dtype: torch.dtype, bias: str) -> Blocks:
-    """For the divergence by keys: two blocks of maps and one accumulator [keys, width]."""
+def of_keys(d_teacher: int, d_student: int, dtype: torch.dtype, bias: str, k: int) -> Blocks:
+    """For the divergence by keys, of groups of k heads: two blocks of maps and one accumulator [keys, width]."""
     if is_large(d_teacher, d_student, dtype):
         return Blocks(32, 32, 4, 1)
-    if bias == "none":
+    if bias == "none" and k < 3:
         return Blocks(64, 64, 4, 2)
     return Blocks(64, 32, 8 if bias == "dense" else 4, 2)

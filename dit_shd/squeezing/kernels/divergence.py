@@ -52,27 +52,47 @@ class Group(NamedTuple):
 
 
 @triton.jit
+def head_target(
+    teacher, group, b, member, rows, cols, at, live_rows, live_cols, N,
+    WIDTH: tl.constexpr, BLOCK_WIDTH: tl.constexpr,
+    BIAS: tl.constexpr, CAUSAL: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """w A [r,c] of one teacher head."""
+    head = tl.load(group.members + member).to(tl.int64)
+    place = (b * group.heads + head) * N + rows
+    top = tl.load(group.top + place, mask=live_rows, other=0.0)
+    inverse = tl.load(group.inverse + place, mask=live_rows, other=0.0)
+    share = b * group.weight_b + head * group.weight_h + rows * group.weight_n
+    weight = tl.load(group.weight + share, mask=live_rows, other=0.0)
+    query = load_query(teacher, b, head, rows, live_rows, WIDTH, BLOCK_WIDTH)
+    key = load_key(teacher, b, head, cols, live_cols, WIDTH, BLOCK_WIDTH)
+    scores = block_scores(
+        teacher, query, key, b, head, rows, cols, at, live_rows, live_cols, BIAS, CAUSAL, WHOLE, PRECISION
+    )  # fmt: skip
+    return tl.exp2(scores - top[:, None]) * (inverse * weight)[:, None]
+
+
+@triton.jit
 def block_target(
     teacher, group, b, which, rows, cols, at, live_rows, live_cols, N,
-    K: tl.constexpr, WIDTH: tl.constexpr, BLOCK_WIDTH: tl.constexpr,
+    K: tl.constexpr, UNROLLED: tl.constexpr, WIDTH: tl.constexpr, BLOCK_WIDTH: tl.constexpr,
     BIAS: tl.constexpr, CAUSAL: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    """A~ [r,c] of one student head."""
+    """A~ [r,c] of one student head; UNROLLED: several teacher heads may be under way, which takes registers."""
     target = tl.zeros([ROWS, COLS], tl.float32)
-    for i in tl.static_range(K):
-        head = tl.load(group.members + which * K + i).to(tl.int64)
-        place = (b * group.heads + head) * N + rows
-        top = tl.load(group.top + place, mask=live_rows, other=0.0)
-        inverse = tl.load(group.inverse + place, mask=live_rows, other=0.0)
-        share = b * group.weight_b + head * group.weight_h + rows * group.weight_n
-        weight = tl.load(group.weight + share, mask=live_rows, other=0.0)
-        query = load_query(teacher, b, head, rows, live_rows, WIDTH, BLOCK_WIDTH)
-        key = load_key(teacher, b, head, cols, live_cols, WIDTH, BLOCK_WIDTH)
-        scores = block_scores(
-            teacher, query, key, b, head, rows, cols, at, live_rows, live_cols, BIAS, CAUSAL, WHOLE, PRECISION
-        )  # fmt: skip
-        target += tl.exp2(scores - top[:, None]) * (inverse * weight)[:, None]
+    if UNROLLED:
+        for i in tl.static_range(K):
+            target += head_target(
+                teacher, group, b, which * K + i, rows, cols, at, live_rows, live_cols, N,
+                WIDTH, BLOCK_WIDTH, BIAS, CAUSAL, WHOLE, PRECISION,
+            )  # fmt: skip
+    else:
+        for i in range(K):
+            target += head_target(
+                teacher, group, b, which * K + i, rows, cols, at, live_rows, live_cols, N,
+                WIDTH, BLOCK_WIDTH, BIAS, CAUSAL, WHOLE, PRECISION,
+            )  # fmt: skip
     return target
 
 
@@ -141,7 +161,7 @@ def divergence_rows(
         live_cols = cols < M
         target = block_target(
             teacher, group, b, which, rows, cols, t_at, live_rows, live_cols, N,
-            K, T_WIDTH, T_BLOCK, T_BIAS, T_CAUSAL, WHOLE, PRECISION, ROWS, COLS,
+            K, True, T_WIDTH, T_BLOCK, T_BIAS, T_CAUSAL, WHOLE, PRECISION, ROWS, COLS,
         )  # fmt: skip
         key = load_key(student, b, head, cols, live_cols, S_WIDTH, S_BLOCK)
         scores = block_scores(
@@ -164,7 +184,7 @@ def divergence_rows(
 @triton.jit
 def block_gradient(
     teacher, student, group, kept, b, which, head, rows, cols, live_rows, live_cols, query, key, N,
-    SQUARED: tl.constexpr, K: tl.constexpr, T_WIDTH: tl.constexpr, T_BLOCK: tl.constexpr,
+    SQUARED: tl.constexpr, K: tl.constexpr, UNROLLED: tl.constexpr, T_WIDTH: tl.constexpr, T_BLOCK: tl.constexpr,
     T_BIAS: tl.constexpr, T_CAUSAL: tl.constexpr, S_BIAS: tl.constexpr, S_CAUSAL: tl.constexpr, WHOLE: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -173,7 +193,7 @@ def block_gradient(
     s_at = places_of(student, rows, live_rows, S_CAUSAL)
     target = block_target(
         teacher, group, b, which, rows, cols, t_at, live_rows, live_cols, N,
-        K, T_WIDTH, T_BLOCK, T_BIAS, T_CAUSAL, WHOLE, PRECISION, ROWS, COLS,
+        K, UNROLLED, T_WIDTH, T_BLOCK, T_BIAS, T_CAUSAL, WHOLE, PRECISION, ROWS, COLS,
     )  # fmt: skip
     scores = block_scores(
         student, query, key, b, head, rows, cols, s_at, live_rows, live_cols, S_BIAS, S_CAUSAL, WHOLE, PRECISION
@@ -221,7 +241,7 @@ def divergence_keys(
         query = load_query(student, b, head, rows, live_rows, S_WIDTH, S_BLOCK)
         d_scores = block_gradient(
             teacher, student, group, kept, b, which, head, rows, cols, live_rows, live_cols, query, key, N,
-            SQUARED, K, T_WIDTH, T_BLOCK, T_BIAS, T_CAUSAL, S_BIAS, S_CAUSAL, WHOLE, ROWS, COLS, PRECISION,
+            SQUARED, K, True, T_WIDTH, T_BLOCK, T_BIAS, T_CAUSAL, S_BIAS, S_CAUSAL, WHOLE, ROWS, COLS, PRECISION,
         )  # fmt: skip
         gradient += dot(tl.trans(d_scores * boost).to(query.dtype), query, PRECISION)
         inside = live_rows[:, None] & live_cols[None, :]
@@ -238,7 +258,7 @@ def divergence_keys(
 @triton.jit
 def divergence_offsets(
     teacher, student, group, kept, lines, SIDE, N,
-    SQUARED: tl.constexpr, K: tl.constexpr,
+    SQUARED: tl.constexpr, K: tl.constexpr, UNROLLED: tl.constexpr,
     T_WIDTH: tl.constexpr, T_BLOCK: tl.constexpr, T_BIAS: tl.constexpr, T_CAUSAL: tl.constexpr,
     S_WIDTH: tl.constexpr, S_BLOCK: tl.constexpr, S_BIAS: tl.constexpr, S_CAUSAL: tl.constexpr,
     WHOLE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, PRECISION: tl.constexpr,
@@ -260,7 +280,8 @@ def divergence_offsets(
         key = load_key(student, b, head, cols, live_cols, S_WIDTH, S_BLOCK)
         total += block_gradient(
             teacher, student, group, kept, b, which, head, rows, cols, live_rows, live_cols, query, key, N,
-            SQUARED, K, T_WIDTH, T_BLOCK, T_BIAS, T_CAUSAL, S_BIAS, S_CAUSAL, WHOLE, ROWS, COLS, PRECISION,
+            SQUARED, K, UNROLLED, T_WIDTH, T_BLOCK, T_BIAS, T_CAUSAL, S_BIAS, S_CAUSAL,
+            WHOLE, ROWS, COLS, PRECISION,
         )  # fmt: skip
     line = ((b * group.student_heads + head) * SIDE + x_q)[:, None] * (2 * SIDE - 1) + offset
     tl.store(lines + line * SIDE + x_k[None, :], total, mask=live_rows[:, None] & live_cols[None, :])

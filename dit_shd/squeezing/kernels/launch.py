@@ -12,7 +12,7 @@ import torch
 import triton
 from torch import Tensor
 
-from dit_shd.attention.kernels.blocks import Blocks
+from dit_shd.attention.kernels.blocks import Blocks, capability_here, is_by_warp
 from dit_shd.attention.kernels.launch import PRECISION, broadcast_strides, launched, side
 from dit_shd.attention.kernels.scores import Side
 from dit_shd.attention.tiles import index_tensor
@@ -122,7 +122,7 @@ class _Layer:
 
     def rows(self, group: kernels.Group, terms: Tensor, d_query: Tensor | None) -> None:
         (b, n, m), (count, k) = self.size, group.members.shape
-        blocks = of_rows(self.fixed["T_WIDTH"], self.fixed["S_WIDTH"], self.wider, self.measure, self.bias)
+        blocks = of_rows(self.fixed["T_WIDTH"], self.fixed["S_WIDTH"], self.wider, self.measure, self.bias).here()
         kernel = squared_rows if self.measure == "mse" else kernels.divergence_rows
         entropy = {} if self.measure == "mse" else {"ENTROPY": self.measure == "kl"}
         boost = [] if self.measure == "mse" else [self.boost]
@@ -136,7 +136,7 @@ class _Layer:
         (b, n, m), (count, k) = self.size, group.members.shape
         strides = broadcast_strides(d_bias)
         strides = {"dense": strides, "entries": [*strides[:2], 0, 0]}.get(collect, [0] * 4)
-        blocks = of_keys(self.fixed["T_WIDTH"], self.fixed["S_WIDTH"], self.wider, self.bias)
+        blocks = of_keys(self.fixed["T_WIDTH"], self.fixed["S_WIDTH"], self.wider, self.bias, k).here()
         launched(kernels.divergence_keys, (triton.cdiv(m, blocks.cols), count, b), d_key)(
             self.teacher, self.student, group, self.kept, d_key, d_bias, *strides, self.boost, n, m,
             COLLECT="none" if collect == "lines" else collect, SQUARED=self.measure == "mse", K=k,
@@ -146,10 +146,11 @@ class _Layer:
 
     def offsets(self, group: kernels.Group, lines: Tensor) -> None:
         (b, n, _), (count, k), window = self.size, group.members.shape, lines.shape[2]
-        blocks = Blocks.of_offsets(window)
+        blocks, unrolled = Blocks.of_offsets(window).here(), not is_by_warp(capability_here())
         launched(kernels.divergence_offsets, (2 * window - 1, count, b), lines)(
             self.teacher, self.student, group, self.kept, lines, window, n,
-            SQUARED=self.measure == "mse", K=k, WHOLE=blocks.cols == window, **blocks.options(), **self.fixed,
+            SQUARED=self.measure == "mse", K=k, UNROLLED=unrolled, WHOLE=blocks.cols == window,
+            **blocks.options(), **self.fixed,
         )  # fmt: skip
 
 

@@ -53,7 +53,7 @@ def squared_rows(
         live_cols = cols < M
         target = block_target(
             teacher, group, b, which, rows, cols, t_at, live_rows, live_cols, N,
-            K, T_WIDTH, T_BLOCK, T_BIAS, T_CAUSAL, WHOLE, PRECISION, ROWS, COLS,
+            K, True, T_WIDTH, T_BLOCK, T_BIAS, T_CAUSAL, WHOLE, PRECISION, ROWS, COLS,
         )  # fmt: skip
         key = load_key(student, b, head, cols, live_cols, S_WIDTH, S_BLOCK)
         scores = block_scores(

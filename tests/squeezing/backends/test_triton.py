@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 from dit_shd.attention.bias import DenseBias
 from dit_shd.attention.capture import Capture
+from dit_shd.attention.kernels import blocks
 from dit_shd.attention.relative_bias import RelativeBias
 from dit_shd.squeezing.divergence import attention_kl, divergence_job
+from dit_shd.squeezing.kernels import launch
 from dit_shd.squeezing.squeeze import squeeze
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -133,6 +135,13 @@ def test_weights_values_and_gradients_are_those_of_float64(case):
     options = dict(CASES[case])
     teacher, student = pair(**options.pop("pair", {}))
     compare(teacher, student, **options)
+
+
+@pytest.mark.parametrize("case", ["groups of one, two and three", "a grid", "some tokens of a grid"])
+def test_blocks_of_cards_before_hopper_give_the_same(case, monkeypatch):
+    for module in (blocks, launch):
+        monkeypatch.setattr(module, "capability_here", lambda: 8)
+    test_weights_values_and_gradients_are_those_of_float64(case)
 
 
 def test_a_students_shared_keys_collect_the_gradient_of_all_their_heads():
