@@ -23,7 +23,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from dit_shd.attention.kernels import gradients, scores
-from dit_shd.attention.kernels.blocks import Blocks, is_by_warp
+from dit_shd.attention.kernels.blocks import Blocks
 from dit_shd.squeezing.kernels import blocks as divergence_blocks
 from dit_shd.squeezing.kernels import divergence
 from dit_shd.squeezing.kernels.squared import squared_rows
@@ -83,7 +83,7 @@ def configurations(dtype: str, width: int, arch: int) -> list[tuple[str, Any, di
             found.append((f"divergence_keys {name} {collect}", divergence.divergence_keys, types, keys, blocks))
         for line in (16, 32, 64) if bias == "lines" else ():
             types, blocks = shared | dict(lines="*fp32", SIDE="i32", N="i32"), Blocks.of_offsets(line)
-            offsets = squared | dict(UNROLLED=not is_by_warp(arch // 10))
+            offsets = squared | dict(UNROLLED=divergence_blocks.is_unrolled(blocks, arch // 10))
             found.append((f"divergence_offsets {name} {line}", divergence.divergence_offsets, types, offsets, blocks))
     return found + attention_configurations(dtype, width)
 

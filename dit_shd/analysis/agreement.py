@@ -19,7 +19,7 @@ from dit_shd.core import rng
 from dit_shd.data.datasets import Dataset
 from dit_shd.diffusion.denoiser import Denoiser
 from dit_shd.diffusion.schedule import Schedule
-from dit_shd.distillation.layer_map import LayerMap, layer_map
+from dit_shd.distillation.layer_map import layer_map
 from dit_shd.squeezing.divergence import attention_kl
 from dit_shd.squeezing.plans import Plan
 from dit_shd.squeezing.squeeze import Squeeze, squeeze
@@ -61,23 +61,20 @@ def inkiest_token(x_0: Tensor, window: int) -> int:
 
 
 @torch.no_grad()
-def model_sheets(
-    teacher: nn.Module, students: Mapping[str, nn.Module], batches: Sequence[NoisyBatch], how: LayerMap = "sections"
-) -> Sheets:
+def model_sheets(teacher: nn.Module, students: Mapping[str, nn.Module], batches: Sequence[NoisyBatch]) -> Sheets:
     """Maps of the teacher, squeezed to the students' heads, and of the students, in the students' layers.
 
     Args:
         teacher: The teacher.
         students: The students, by name, all with the same layers and heads.
         batches: One sample at several timesteps.
-        how: The layer map.
     """
     sheets: dict[str, LayerSheets] = {}
     groups: dict[str, list[str]] = {}
     for batch in batches:
         captures, student_captures = _captures(teacher, students, batch)
         first = next(iter(student_captures.values()))
-        pairs = layer_map(list(captures), list(first), how)
+        pairs = layer_map(list(captures), list(first))
         for layer, teacher_layer in pairs.items():
             of_teacher = captures[teacher_layer]
             squeezed = squeeze(of_teacher, first[layer].heads)
@@ -103,14 +100,12 @@ def _groups(squeezed: Squeeze, students: Sequence[str]) -> dict[str, list[str]]:
 
 
 @torch.no_grad()
-def squeeze_statistics(
-    teacher: nn.Module, students: Mapping[str, nn.Module], batch: NoisyBatch, how: LayerMap = "sections"
-) -> list[LayerSqueeze]:
+def squeeze_statistics(teacher: nn.Module, students: Mapping[str, nn.Module], batch: NoisyBatch) -> list[LayerSqueeze]:
     """Alpha, clamping, residual and the students' divergence, layer by layer."""
     teacher_captures, student_captures = _captures(teacher, students, batch)
     first = next(iter(student_captures.values()))
     statistics = []
-    for layer, teacher_layer in layer_map(list(teacher_captures), list(first), how).items():
+    for layer, teacher_layer in layer_map(list(teacher_captures), list(first)).items():
         teacher_capture = teacher_captures[teacher_layer]
         squeezed = squeeze(teacher_capture, first[layer].heads)
         assert squeezed.alpha is not None

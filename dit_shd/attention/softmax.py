@@ -12,15 +12,14 @@ def softmax(scores: Tensor, masks: bool = True) -> Tensor:
     return maps.masked_fill(_all_masked(scores), 0.0) if masks else maps
 
 
-def softmax_(scores: Tensor, masks: bool = True, out: Tensor | None = None) -> Tensor:
-    """The same without a graph, in the memory of the scores or of `out`."""
-    out = scores if out is None else out
+def softmax_(scores: Tensor, masks: bool) -> Tensor:
+    """The same without a graph, in the memory of the scores."""
     empty = _all_masked(scores) if masks else None
-    torch.softmax(scores, dim=-1, out=out)
-    return out if empty is None else out.masked_fill_(empty, 0.0)
+    torch.softmax(scores, dim=-1, out=scores)
+    return scores if empty is None else scores.masked_fill_(empty, 0.0)
 
 
-def log_softmax_(scores: Tensor, masks: bool = True) -> Tensor:
+def log_softmax_(scores: Tensor, masks: bool) -> Tensor:
     """The logarithm of softmax without a graph, in the memory of the scores: -inf where all of a row is masked."""
     empty = _all_masked(scores) if masks else None
     torch.log_softmax(scores, dim=-1, out=scores)

@@ -1,6 +1,5 @@
 """Commands of dit-shd as parallel child processes with one thread and one progress bar each."""
 
-import os
 import subprocess
 import sys
 import time
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dit_shd.core.errors import UserError
+from dit_shd.study.processes import environment, printed
 
 POLL_SECONDS = 0.25
 LINE_SECONDS = 20
@@ -67,13 +67,6 @@ def run_jobs(jobs: Sequence[ChildProcess], title: str, parallel: int = 2) -> Non
 
 
 def _start(job: ChildProcess) -> "subprocess.Popen[bytes]":
-    package = str(Path(__file__).resolve().parents[2])
-    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "MKL_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join(paths),
-    }
     job.log.parent.mkdir(parents=True, exist_ok=True)
     with open(job.log, "wb") as log:
         return subprocess.Popen(
@@ -81,13 +74,12 @@ def _start(job: ChildProcess) -> "subprocess.Popen[bytes]":
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=environment,
+            env=environment(threads=1),
         )
 
 
 def _failure(job: ChildProcess, code: int) -> UserError:
-    text = job.log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n")
-    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+    lines = printed(job.log)
     print(f"\nthe last lines of {job.log}:", *lines[-12:], sep="\n  ", file=sys.stderr)
     reason = lines[-1] if lines else "it printed nothing"
     return UserError(f"{job.name}: failed with exit code {code} ({reason}); all it printed is in {job.log}")

@@ -29,8 +29,6 @@ WANTED: dict[Kind, str] = {
     "dataset of images": "an npz file, a folder of images, tars, Parquet files, or a dataset such as digits:validation",
 }
 """What a local name may refer to."""
-ON_HUB: tuple[Kind, ...] = ("model", "autoencoder", "images", "dataset of images")
-"""Kinds that may be on the hub."""
 IMAGES: tuple[Kind, ...] = ("images", "dataset of images")
 """Kinds that are data sets there, which may have no owner."""
 SHIPPED: tuple[Kind, ...] = ("model", "autoencoder")
@@ -166,7 +164,7 @@ def find(text: str | Path, kind: Kind, what: str = "") -> Path | HubName | Asset
     text, what = str(text), f"{what}: " if what else ""
     if kind in SHIPPED and text.startswith("asset:"):
         return Asset(text.removeprefix("asset:"))
-    if text.startswith("hub:") and kind in ON_HUB:
+    if text.startswith("hub:"):
         match = HUB.fullmatch(text)
         if match is None or not (match["owner"] or kind in IMAGES):
             raise UserError(f"{what}wanted hub:OWNER/NAME or hub:OWNER/NAME@REVISION, found '{text}'")
@@ -203,12 +201,11 @@ def check_values(values: Mapping[str, Any], kinds: Mapping[str, tuple[Kind, str]
 
 def _missing(text: str, path: Path, kind: Kind) -> str:
     """The error text for a path that does not exist."""
-    hub = ""
-    if kind in ON_HUB:
-        first, slash, last = text.partition("/")
-        is_hub_name = HUB.fullmatch(f"hub:{text}") and slash and not os.path.exists(first)
-        hub = f"; what is on the Hugging Face hub is named hub:{f'{first}/{last}' if is_hub_name else 'OWNER/NAME'}"
-    return f"wanted {WANTED[kind]}, found nothing at '{text}' ({instead(path)}){hub}"
+    first, slash, _ = text.partition("/")
+    is_hub_name = HUB.fullmatch(f"hub:{text}") and slash and not os.path.exists(first)
+    name = text if is_hub_name else "OWNER/NAME"
+    hub = f"what is on the Hugging Face hub is named hub:{name}"
+    return f"wanted {WANTED[kind]}, found nothing at '{text}' ({instead(path)}); {hub}"
 
 
 def instead(path: Path) -> str:

@@ -28,4 +28,4 @@ def rescaled(combined: Tensor, conditional: Tensor, most: float = math.inf) -> T
         most: The largest factor.
     """
     factor = conditional.norm(dim=-1, keepdim=True) / combined.norm(dim=-1, keepdim=True).clamp(min=1e-12)
-    return combined * (factor if most is None else factor.clamp(max=most))
+    return combined * factor.clamp(max=most)

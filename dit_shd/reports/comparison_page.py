@@ -23,7 +23,7 @@ from dit_shd.reports.figures.quality import quality_charts
 from dit_shd.reports.findings import compared, shared_names, tiles
 from dit_shd.reports.footer import page_footer
 from dit_shd.reports.html import Link, header, paragraph, picture, section, side_by_side, write_page
-from dit_shd.reports.tables import Row, figures_table, number, table_html
+from dit_shd.reports.tables import COSTS_EXPLAINED, Row, figures_table, number, table_html
 from dit_shd.tasks.diffusion import Diffusion
 
 SHOWN, COLUMNS = 40, 8
@@ -32,10 +32,6 @@ CLASSES, OF_A_CLASS = 10, 5
 """Classes, a column each, and images of each."""
 SETTINGS = ("count", "steps", "solver", "guidance", "guidance_schedule", "labels", "rounding", "seed")
 """Keys of the sampler in the table of how the images were made."""
-COST = (
-    "A multiply-add counts as two FLOPs; sampling with guidance takes two forward passes a step. Latency: median of "
-    "several passes at batch 16 on one CPU thread of this machine."
-)
 
 
 def about_result(record: dict[str, Any]) -> dict[str, Any]:
@@ -198,7 +194,7 @@ def write_comparison_page(
             ),
             _figures(rows, real),
             chart_row(quality_charts(rows, main[0], score)) if main else "",
-            paragraph(COST, "quiet") if any(row.cost is not None for row in rows) else "",
+            paragraph(COSTS_EXPLAINED, "quiet") if any(row.cost is not None for row in rows) else "",
         ),
         how_sampled(names, records),
         same_images(files, names, records),

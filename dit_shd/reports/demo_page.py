@@ -31,7 +31,7 @@ from dit_shd.reports.html import (
     side_by_side,
     write_page,
 )
-from dit_shd.reports.tables import Row, figures_table, number, table_html
+from dit_shd.reports.tables import COSTS_EXPLAINED, Row, figures_table, number, table_html
 from dit_shd.squeezing.plans import merge_names
 from dit_shd.tasks.diffusion import Diffusion
 
@@ -168,11 +168,7 @@ def _figures(scores: Scores) -> str:
         ),
         table_html(headings, cells, best, scale=len(cells) - 1, what="figures and cost of the models"),
         chart_row(quality_charts(scores.rows, name, scores.real[name])),
-        paragraph(
-            "A multiply-add counts as two FLOPs; sampling with guidance takes two forward passes a step. Latency: "
-            "median of several passes at batch 16 on one CPU thread of this machine.",
-            "quiet",
-        ),
+        paragraph(COSTS_EXPLAINED, "quiet"),
     )
 
 

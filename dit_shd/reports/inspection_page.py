@@ -11,9 +11,11 @@ from dit_shd.analysis.inspect import Findings
 from dit_shd.core.environment import command
 from dit_shd.reports.explorer import WORDS, explorer
 from dit_shd.reports.figures.alpha import (
-    EVEN,
+    NOT_MERGED,
+    SHARES,
     alpha_charts,
     merge_legend,
+    merges_explained,
     short_layer,
     timestep_charts,
 )
@@ -123,27 +125,18 @@ def _whole(findings: Findings) -> str:
 def _alpha(findings: Findings) -> str:
     alphas = layer_alphas(findings.layers, findings.timesteps)
     if not alphas:
-        return section("Alpha", paragraph("With as many student heads as heads nothing is merged: there is no alpha."))
-    count = findings.layers[0].alpha.shape[1]
-    by_layer = (
-        f"The weight alpha of the first heads of each merge (heads left of the bar), in closed form for each of "
-        f"{count} samples at each of {len(findings.timesteps)} timesteps, of the contiguous plan: a column for each "
-        f"merge. {EVEN} A spread means that no constant fits. Dot: median; bar: quartiles."
-    )
+        return section("Alpha", paragraph(NOT_MERGED))
+    samples = f"{findings.layers[0].alpha.shape[1]} samples at each of {len(findings.timesteps)} timesteps"
     by_timestep = "The same against the timestep: mean over the samples; the band is one standard deviation of them."
     return section(
         "Alpha",
-        paragraph(by_layer),
+        paragraph(merges_explained(samples)),
         chart_row(alpha_charts(alphas)),
         paragraph(by_timestep),
         legend(merge_legend(alphas)),
         chart_row(timestep_charts(alphas, _steps(findings))),
         _merges(findings),
-        paragraph(
-            "Clamped: alphas of the layer outside of 0 to 1 before clamping. Residual: the norm of the error of the "
-            "layer's merged heads' output, relative to the heads' output.",
-            "quiet",
-        ),
+        paragraph(SHARES, "quiet"),
     )
 
 

@@ -21,6 +21,10 @@ OF_AVERAGE = re.compile(r"_ema_[\d.e-]+$")
 """The end of a training figure's name, of the student whose weights are an average."""
 COSTS = ("heads", ""), ("parameters", "M"), ("GFLOPs", "one image"), ("latency", "ms per image")
 """Headings of the columns of cost."""
+COSTS_EXPLAINED = (
+    "A multiply-add counts as two FLOPs; sampling with guidance takes two forward passes a step. Latency: median of "
+    "several passes at batch 16 on one CPU thread of this machine."
+)
 LONG = 28
 """Letters from which the cells of a column break into lines."""
 

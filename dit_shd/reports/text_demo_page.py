@@ -12,7 +12,7 @@ from dit_shd.reports.findings import cost_shares
 from dit_shd.reports.footer import METHOD, machine, page_footer, versions
 from dit_shd.reports.html import Link, header, legend, paragraph, section, write_page
 from dit_shd.reports.pictures_page import Pictures, pictures_section
-from dit_shd.reports.tables import Row, figures_table, number, table_html
+from dit_shd.reports.tables import COSTS_EXPLAINED, Row, figures_table, number, table_html
 
 SHOWN = 24
 """Prompts on the page."""
@@ -143,11 +143,7 @@ def _figures(demo: TextDemo) -> str:
             "FID. Bold: the best student. Last line, for scale: real pictures of the same prompts."
         ),
         table_html(headings, cells, best, scale=len(cells) - 1, what="figures and cost of the models"),
-        paragraph(
-            "A multiply-add counts as two FLOPs; guidance takes two forward passes a step. Latency: median of several "
-            "passes at batch 16 on one CPU thread of this machine.",
-            "quiet",
-        ),
+        paragraph(COSTS_EXPLAINED, "quiet"),
     )
 
 

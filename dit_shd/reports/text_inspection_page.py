@@ -9,7 +9,7 @@ import numpy as np
 from dit_shd.analysis.inspect_text import TextFindings, pictured_heads
 from dit_shd.core.environment import command
 from dit_shd.reports.explorer import TEXT_WORDS, text_explorer
-from dit_shd.reports.figures.alpha import EVEN, LayerAlpha, alpha_charts
+from dit_shd.reports.figures.alpha import NOT_MERGED, SHARES, LayerAlpha, alpha_charts, merges_explained
 from dit_shd.reports.figures.chart import chart_row, svg_file
 from dit_shd.reports.figures.heads import similarity_charts
 from dit_shd.reports.figures.token_maps import legible, token_maps_figure
@@ -122,12 +122,7 @@ def _maps(findings: TextFindings) -> str:
 
 def _alpha(findings: TextFindings, alphas: Sequence[LayerAlpha]) -> str:
     if not alphas:
-        return section("Alpha", paragraph("With as many student heads as heads nothing is merged: there is no alpha."))
-    words = (
-        f"The weight alpha of the first heads of each merge (heads left of the bar), in closed form for each of "
-        f"{len(findings.inputs.sequences)} sequences, of the contiguous plan: a column for each merge. {EVEN} "
-        "A spread means that no constant fits. Dot: median; bar: quartiles."
-    )
+        return section("Alpha", paragraph(NOT_MERGED))
     cells = []
     for layer, alpha in ((one, two) for one in findings.layers for two in alphas if one.layer == two.layer):
         for merge, values in zip(alpha.merges, alpha.alpha.T):
@@ -136,14 +131,10 @@ def _alpha(findings: TextFindings, alphas: Sequence[LayerAlpha]) -> str:
             cells.append([layer.layer, merge, *(f"{value:.2f}" for value in numbers), *shares])
     return section(
         "Alpha",
-        paragraph(words),
+        paragraph(merges_explained(f"{len(findings.inputs.sequences)} sequences")),
         chart_row(alpha_charts(alphas)),
         table_html(HEADINGS, cells, tinted=-1, what="alpha of every merge"),
-        paragraph(
-            "Clamped: alphas of the layer outside of 0 to 1 before clamping. Residual: the norm of the error of the "
-            "layer's merged heads' output, relative to the heads' output.",
-            "quiet",
-        ),
+        paragraph(SHARES, "quiet"),
     )
 
 

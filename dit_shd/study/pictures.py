@@ -1,12 +1,12 @@
 """Grids of samples beside a study file, each with the hash of its cell inside: a page shows none of other settings."""
 
-import re
-import struct
-import zlib
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from dit_shd.core.files import atomic_file
 from dit_shd.core.json_files import read_object
@@ -16,10 +16,8 @@ from dit_shd.study.design import Cell
 from dit_shd.study.results import Progress
 
 SHOWN_IMAGES = 40
-KEY = b"dit_shd cell\0"
+KEY = "dit_shd cell"
 """Of the text in the PNG."""
-HEAD = 33
-"""Bytes of a PNG's signature and first chunk."""
 
 
 def sample_grids(progress: Progress, folder: Path, place: Callable[[Cell], Path]) -> dict[str, bytes]:
@@ -63,12 +61,13 @@ def _aside(folder: Path, variant: str, sha256: str) -> Path:
 
 
 def _marked(png: bytes, sha256: str) -> bytes:
-    """A PNG with the hash as a text (PNG specification, chunk tEXt)."""
-    chunk = b"tEXt" + KEY + sha256.encode()
-    return png[:HEAD] + struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) + png[HEAD:]
+    """A PNG with the hash as a text."""
+    texts, stream = PngInfo(), BytesIO()
+    texts.add_text(KEY, sha256)
+    Image.open(BytesIO(png)).save(stream, "png", pnginfo=texts)
+    return stream.getvalue()
 
 
 def _mark(png: bytes) -> str:
     """The hash in a PNG; empty for none."""
-    match = re.search(re.escape(KEY) + rb"([0-9a-f]{64})", png[:1000])
-    return match[1].decode() if match else ""
+    return Image.open(BytesIO(png)).info.get(KEY, "")

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from dit_shd.core.distributed import LAUNCHER_VARIABLES
 from dit_shd.core.plugins import trusted
 from dit_shd.core.signals import SIGNALS
 
@@ -23,8 +24,6 @@ PROGRAMS = {DIT_SHD: (sys.executable, "-m", "dit_shd"), "python": (sys.executabl
 """First word of a command -> the words in its place: what runs here, whatever the PATH says."""
 LAUNCHED = ("train", "sample", "encode")
 """Commands that several processes can share."""
-RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""What a launcher of this process said, which is not meant for its children."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class Commands:
 
     def __init__(self, launcher: str = "", threads: int = 1):
         self.launcher = tuple(shlex.split(launcher))
-        self.environment = _environment(threads)
+        self.environment = environment(threads)
         self._pids: set[int] = set()
         self._lock = threading.Lock()
         self.stopped = False
@@ -151,15 +150,21 @@ def commit() -> str:
         return ""
 
 
-def _environment(threads: int) -> Mapping[str, str]:
+def environment(threads: int) -> Mapping[str, str]:
+    """For a child that runs this package by some threads; what a launcher said is not meant for it."""
     package = str(Path(__file__).resolve().parents[2])
     paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-    inherited = {key: value for key, value in os.environ.items() if key not in RANKS}
+    inherited = {key: value for key, value in os.environ.items() if key not in LAUNCHER_VARIABLES}
     return inherited | dict.fromkeys(THREADS, str(threads)) | {"PYTHONPATH": os.pathsep.join(paths)}
 
 
-def _last_line(log: Path, code: int) -> str:
+def printed(log: Path) -> list[str]:
+    """The lines that a command printed, without empty ones."""
     text = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n")
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return [line.rstrip() for line in text.splitlines() if line.strip()]
+
+
+def _last_line(log: Path, code: int) -> str:
+    lines = printed(log)
     ended = f"ended by signal {-code}" if code < 0 else f"exit code {code}"
-    return f"{lines[-1][:500] if lines else 'it printed nothing'} ({ended})"
+    return f"{lines[-1].strip()[:500] if lines else 'it printed nothing'} ({ended})"

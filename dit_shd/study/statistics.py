@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import optimize, stats
 
-CONFIDENCE = 0.95
+ALPHA = 0.05
+CONFIDENCE = 1 - ALPHA
 POWER = 0.8
 ROUNDING = 1e-12
 """Of float64, relative to the values: differences that are nearer to each other are equal."""
@@ -110,35 +111,35 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def holm_confidence(p_values: Sequence[float], alpha: float = 1 - CONFIDENCE) -> list[float]:
+def holm_confidence(p_values: Sequence[float]) -> list[float]:
     """For each test the confidence of an interval that holds no difference unless Holm's correction finds one.
 
-    The i-th smallest of m p-values is tested at alpha / (m - i + 1), up to the first that fails; all later ones fail at
+    The i-th smallest of m p-values is tested at ALPHA / (m - i + 1), up to the first that fails; all later ones fail at
     its level.
     """
     known = sorted((p, i) for i, p in enumerate(p_values) if not math.isnan(p))
     confidence, failed = [CONFIDENCE] * len(p_values), 0.0
     for rank, (p, i) in enumerate(known):
-        level = failed or alpha / (len(p_values) - rank)
+        level = failed or ALPHA / (len(p_values) - rank)
         failed = failed or (level if p > level else 0.0)
         confidence[i] = 1 - level
     return confidence
 
 
-def power_of(difference: float, deviation: float, n: int, alpha: float = 1 - CONFIDENCE) -> float:
+def power_of(difference: float, deviation: float, n: int) -> float:
     """How often a two-sided paired t-test of n pairs finds a true difference: t^2 is noncentral F(1, n - 1)."""
     if difference == 0 or deviation == 0:
-        return 1.0 if difference else alpha
-    limit = float(stats.t.ppf(1 - alpha / 2, n - 1)) ** 2
+        return 1.0 if difference else ALPHA
+    limit = float(stats.t.ppf(1 - ALPHA / 2, n - 1)) ** 2
     return float(stats.ncf.sf(limit, 1, n - 1, n * (difference / deviation) ** 2))
 
 
-def detectable_difference(deviation: float, n: int, power: float = POWER, alpha: float = 1 - CONFIDENCE) -> float:
-    """The smallest true difference that n pairs with this deviation find with this power; NaN where it is 0."""
+def detectable_difference(deviation: float, n: int) -> float:
+    """The smallest true difference that n pairs with this deviation find with POWER; NaN where it is 0."""
     if n < 2 or not deviation > 0:
         return math.nan
     most = 1.0
-    while power_of(most, 1.0, n, alpha) < power:
+    while power_of(most, 1.0, n) < POWER:
         most *= 2
-    ratio = optimize.brentq(lambda size: power_of(size, 1.0, n, alpha) - power, 0.0, most)
+    ratio = optimize.brentq(lambda size: power_of(size, 1.0, n) - POWER, 0.0, most)
     return float(ratio) * deviation  # type: ignore[arg-type]

@@ -104,14 +104,6 @@ def test_a_public_checkpoint_file_is_a_teacher(values, tmp_path, teacher, capsys
     assert main(["train", write(tmp_path, values), "steps=1", f"teacher={tmp_path / 'public.pt'}"]) == 0
 
 
-@pytest.mark.parametrize("command", ["train", "sample", "evaluate", "statistics", "compare", "inspect", "demo"])
-def test_help_teaches_every_key(command, capsys):
-    assert main([command, "--help"]) == 0
-    text = capsys.readouterr().out
-    assert "key=value" in text
-    assert "seed=0" in text or command in ("evaluate", "statistics", "compare")
-
-
 def test_statistics_then_evaluate_two_files(tmp_path, capsys):
     r = np.random.default_rng(0)
     for name in ("a=1.npz", "b.npz", "real.npz"):

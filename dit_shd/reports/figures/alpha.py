@@ -15,8 +15,26 @@ FINE = 96
 """Merges of a page up to which every bar of a histogram tells its number; beyond, a histogram is an outline."""
 SHARE = Axis("alpha", -0.04, 1.04)
 EVEN = "The dashed line is plain averaging of all heads: a half of two, two thirds where a third one joins them."
+NOT_MERGED = "With as many student heads as heads nothing is merged: there is no alpha."
+SHARES = (
+    "Clamped: alphas of the layer outside of 0 to 1 before clamping. Residual: the norm of the error of the layer's "
+    "merged heads' output, relative to the heads' output."
+)
 WIDE_FROM = 9
 """Merges from which a chart of a layer is wide."""
+
+
+def merges_explained(samples: str) -> str:
+    """What a chart of every merge's alphas shows.
+
+    Args:
+        samples: For each of what there is an alpha: "8 sequences".
+    """
+    return (
+        "The weight alpha of the first heads of each merge (heads left of the bar), in closed form for each of "
+        f"{samples}, of the contiguous plan: a column for each merge. {EVEN} A spread means that no constant fits. "
+        "Dot: median; bar: quartiles."
+    )
 
 
 @dataclass(frozen=True, eq=False)

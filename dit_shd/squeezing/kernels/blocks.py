@@ -2,7 +2,7 @@
 
 import torch
 
-from dit_shd.attention.kernels.blocks import Blocks, is_large
+from dit_shd.attention.kernels.blocks import Blocks, is_by_warp, is_large
 
 
 def of_rows(d_teacher: int, d_student: int, dtype: torch.dtype, measure: str, bias: str) -> Blocks:
@@ -23,3 +23,8 @@ def of_keys(d_teacher: int, d_student: int, dtype: torch.dtype, bias: str, k: in
     if bias == "none" and k < 3:
         return Blocks(64, 64, 4, 2)
     return Blocks(64, 32, 8 if bias == "dense" else 4, 2)
+
+
+def is_unrolled(blocks: Blocks, capability: int) -> bool:
+    """Whether the table's gradient may have several heads of a group under way: blocks are small, or registers many."""
+    return blocks.rows < 32 or not is_by_warp(capability)

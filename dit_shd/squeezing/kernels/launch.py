@@ -12,12 +12,12 @@ import torch
 import triton
 from torch import Tensor
 
-from dit_shd.attention.kernels.blocks import Blocks, capability_here, is_by_warp
+from dit_shd.attention.kernels.blocks import Blocks, capability_here
 from dit_shd.attention.kernels.launch import PRECISION, broadcast_strides, launched, side
 from dit_shd.attention.kernels.scores import Side
 from dit_shd.attention.tiles import index_tensor
 from dit_shd.squeezing.kernels import divergence as kernels
-from dit_shd.squeezing.kernels.blocks import of_keys, of_rows
+from dit_shd.squeezing.kernels.blocks import is_unrolled, of_keys, of_rows
 from dit_shd.squeezing.kernels.squared import squared_rows
 
 
@@ -146,11 +146,11 @@ class _Layer:
 
     def offsets(self, group: kernels.Group, lines: Tensor) -> None:
         (b, n, _), (count, k), window = self.size, group.members.shape, lines.shape[2]
-        blocks, unrolled = Blocks.of_offsets(window).here(), not is_by_warp(capability_here())
+        blocks = Blocks.of_offsets(window).here()
         launched(kernels.divergence_offsets, (2 * window - 1, count, b), lines)(
             self.teacher, self.student, group, self.kept, lines, window, n,
-            SQUARED=self.measure == "mse", K=k, UNROLLED=unrolled, WHOLE=blocks.cols == window,
-            **blocks.options(), **self.fixed,
+            SQUARED=self.measure == "mse", K=k, UNROLLED=is_unrolled(blocks, capability_here()),
+            WHOLE=blocks.cols == window, **blocks.options(), **self.fixed,
         )  # fmt: skip
 
 

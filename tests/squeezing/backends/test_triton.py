@@ -139,8 +139,8 @@ def test_weights_values_and_gradients_are_those_of_float64(case):
 
 @pytest.mark.parametrize("case", ["groups of one, two and three", "a grid", "some tokens of a grid"])
 def test_blocks_of_cards_before_hopper_give_the_same(case, monkeypatch):
-    for module in (blocks, launch):
-        monkeypatch.setattr(module, "capability_here", lambda: 8)
+    monkeypatch.setattr(blocks, "capability_here", lambda: 8)
+    monkeypatch.setattr(launch, "is_unrolled", lambda *_: False)  # as of longer lines than an interpreter has time for
     test_weights_values_and_gradients_are_those_of_float64(case)
 
 
