@@ -163,7 +163,7 @@ def main() -> int:
             blocks = wanted.on(arch // 10)
             result = compiled(kernel, types, constants, blocks, arch)
             used = resources(result.asm["cubin"])
-            spilled += arch >= 90 and width == 64 and dtype != "fp32" and used["SPILLS"] > 0
+            spilled += arch == 90 and width == 64 and dtype != "fp32" and used["SPILLS"] > 0
             print(
                 f"| {name} | {arch} | {dtype} | {width} | {blocks.rows} x {blocks.cols} | {blocks.warps} | "
                 f"{used['REG']} | {result.metadata.shared} | {used['SPILLS']} |",
