@@ -3,13 +3,15 @@
   dit-shd publish runs/shd OWNER/NAME                 private, until private=false
   dit-shd publish runs/shd/student_ema_0.999 OWNER/NAME private=false
 
-The card has the licence that the student inherits from its teacher; others load it as hub:OWNER/NAME. A
-repository that is there already gets one more commit, without weights of other names: they stay in its history.
+The card has the licence that the student inherits from its teacher, and of paths of this machine their last names
+alone; others load it as hub:OWNER/NAME. A repository that is there already gets one more commit, without weights of
+other names: they stay in its history.
 A text-to-image student is drawn with a pipeline: pipeline=hub:OWNER/NAME says where others find the one that was a
 folder here.
 """
 
 import glob
+import re
 import tempfile
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -59,6 +61,8 @@ FILES = {
 """The other files of a model, its tokenizer and where it is from. Commands write more JSON into such a folder."""
 WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
 """Ends of the files of weights, of which an earlier upload may have had others."""
+LOCAL = re.compile(r"(?<![\w:/.~<])~?/(?:[^\s/'\"`,;()]+/)+([^\s/'\"`,;()]+)/?")
+"""A path of several folders that begins at the root or at home; its last name is what others are told."""
 SAMPLED = {"in_channels", "sample_size", "num_classes"}
 """Keys of the config of a model that draws by class."""
 
@@ -177,20 +181,26 @@ def _check_pipeline(folder: Path, record: PipelineRecord | None, pipeline: str |
 def _for_others(
     folder: Path, files: Sequence[str], record: PipelineRecord | None, pipeline: str | None
 ) -> Generator[Path]:
-    """The folder to be uploaded: links to the files, with a record and a card that do not say where a pipeline lies."""
-    if record is None or (pipeline or record.title) == record.pipeline:
+    """The folder to be uploaded: links to the files, with a record and a card that do not say where things lie here."""
+    before = (folder / "README.md").read_text(encoding="utf-8")
+    public = None if record is None else replace(record, pipeline=pipeline or record.title)
+    card = before
+    if record is not None and public is not None:
+        card = card.replace(record.pipeline, public.title)
+        card = card.replace(f"transformer of {record.title}, a ", f"transformer of {public.title}, a ")
+    card = LOCAL.sub(r"\1", card)
+    if (card, public) == (before, record):
         yield folder
         return
-    card = (folder / "README.md").read_text(encoding="utf-8")
-    public = replace(record, pipeline=pipeline or record.title)
-    card = card.replace(record.pipeline, public.title)
-    card = card.replace(f"transformer of {record.title}, a ", f"transformer of {public.title}, a ")
     with tempfile.TemporaryDirectory() as name:
         part = Path(name)
-        for file in set(files) - {PIPELINE, "README.md"}:
+        for file in files:
             (part / file).symlink_to((folder / file).resolve())
+        (part / "README.md").unlink()
         (part / "README.md").write_text(card, encoding="utf-8")
-        public.write(part)
+        if public is not None:
+            (part / PIPELINE).unlink()
+            public.write(part)
         yield part
 
 

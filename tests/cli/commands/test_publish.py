@@ -128,6 +128,20 @@ def test_what_is_not_the_models_stays_here(calls, student, capsys):
     assert not any(name in out for name in others)
 
 
+def test_where_data_and_teacher_lie_stays_here(monkeypatch, student, tmp_path, capsys):
+    config = "run: ~/runs/new/\ndata: {path: /home/me/my pictures/lat}\nteacher: /scratch/me/teacher\nsteps: 100/200"
+    url = "https://arxiv.org/abs/2502.07436"
+    (student / "README.md").write_text(f"---\nlicense: mit\n---\n{url}\n`runs/here/x` and /or\n{config}\n")
+    monkeypatch.setenv("HF_TOKEN", "hf_of_this_test")
+    with local_hub(monkeypatch, str(tmp_path / "cache")) as hub:
+        assert main(["publish", str(student), "me/digits"]) == 0
+        files = hub.repositories["me/digits"]
+    said = "run: new\ndata: {path: my pictures/lat}\nteacher: teacher\nsteps: 100/200"
+    assert files["README.md"].decode() == f"---\nlicense: mit\n---\n{url}\n`runs/here/x` and /or\n{said}\n"
+    assert "/scratch/me/teacher" in (student / "README.md").read_text()
+    assert {"config.json", "diffusion_pytorch_model.safetensors"} < set(files)
+
+
 def test_a_model_that_draws_nothing_is_not_to_be_sampled(calls, tmp_path, capsys):
     sizes = dict(patch_size=7, embed_dim=24, depth=2, num_heads=3)
     options = dict(model="deit_tiny_patch16_224", num_classes=10, in_chans=1, img_size=28, mean=[0.3], std=[0.4])
