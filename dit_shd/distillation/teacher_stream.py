@@ -10,10 +10,13 @@ from torch import nn
 
 from dit_shd.attention.recording.sharded import KeptWeights
 from dit_shd.core.dtensor import is_sharded
+from dit_shd.core.rng import kept_generators
 from dit_shd.distillation.guided import guided_outputs
 from dit_shd.distillation.losses import LayerLoss, Loss, Pairs
 from dit_shd.distillation.recording import check_named, named_attention, record
 from dit_shd.distillation.records import LAYERS, Forward, Layer, Reads, Term
+from dit_shd.models.blocks import blocks
+from dit_shd.models.compilation import is_compiled
 from dit_shd.models.offload import is_offloaded
 from dit_shd.tasks import Batch, Output, Task
 
@@ -21,8 +24,8 @@ from dit_shd.tasks import Batch, Output, Task
 class TeacherStream:
     """Runs one teacher, pass by pass, and remembers the order of its layers.
 
-    With the order the layers go to every LayerLoss as they run, and none is held. In the first call of a pass the
-    order is not known and all of them are held, as they are in every call for a loss that reads all layers at once.
+    With the order the layers go to every LayerLoss as they run, and none is held; before the first call of a pass a
+    forward of one sample shows it. All are held for a loss that reads all layers at once.
 
     Args:
         stop_early: Let the teacher stop after the last layer that losses read, if none reads its output.
@@ -52,8 +55,9 @@ class TeacherStream:
         """
         if self._of is None or self._of() is not teacher:
             self._orders, self._weights, self._of = {}, KeptWeights(), ref(teacher)
-        streamed = self._begin(batch, losses, student)
         read = frozenset[Reads]().union(*(loss.reads for loss in losses.values()))
+        self._look(task, teacher, batch, losses)
+        streamed = self._begin(batch, losses, student)
         held: dict[Reads, dict[str, Layer]] = {
             kind: {} for name, loss in losses.items() if name not in streamed for kind in loss.reads & LAYERS
         }
@@ -74,26 +78,45 @@ class TeacherStream:
             named = named_attention(losses.values(), "teacher", teacher)
             record(stack, task, teacher, batch, read, deliver, weights, named)
             output = task.predict(teacher, batch)
-        for kind, layers in held.items():
-            self._orders[batch.pass_name, kind] = list(layers)
         if Reads.ATTENTION in held:
             check_named(losses.values(), "teacher", teacher, held[Reads.ATTENTION])
         outputs = {} if output is None else guided_outputs(task, teacher, batch, losses, output)
         return {
             name: streamed[name].term()
             if name in streamed
-            else _term(loss, student, _forward(outputs.get(name, output), held), batch)
+            else loss.term(student, _forward(outputs.get(name, output), held), batch)
             for name, loss in losses.items()
         }
 
+    def _look(self, task: Task[Any], teacher: nn.Module, batch: Batch, losses: Mapping[str, Loss]) -> None:
+        """See the order of the layers that losses of pairs read, on one sample or what blocks are compiled for."""
+        unknown = {
+            loss.kind
+            for loss in losses.values()
+            if isinstance(loss, LayerLoss) and (batch.pass_name, loss.kind) not in self._orders
+        }
+        if not unknown:
+            return
+        names: dict[Reads, list[str]] = {kind: [] for kind in unknown}
+        if not any(map(is_compiled, blocks(teacher))):
+            samples = task.example(teacher, 1, batch.indices.device) or ()
+            batch = next((one for one in samples if one.pass_name == batch.pass_name), batch)
+        with ExitStack() as stack, torch.no_grad(), kept_generators(batch.indices.device):
+            named = named_attention(losses.values(), "teacher", teacher)
+            read = frozenset(unknown)
+            record(stack, task, teacher, batch, read, lambda kind, layer: names[kind].append(layer.name), None, named)
+            task.predict(teacher, batch)
+        self._orders |= {(batch.pass_name, kind): layers for kind, layers in names.items()}
+        if Reads.ATTENTION in names:
+            check_named(losses.values(), "teacher", teacher, names[Reads.ATTENTION])
+
     def _begin(self, batch: Batch, losses: Mapping[str, Loss], student: Forward) -> dict[str, Pairs]:
-        """Begin the losses of pairs of layers, if the order of the teacher's layers is known."""
-        begun: dict[str, Pairs] = {}
-        for name, loss in losses.items():
-            order = self._orders.get((batch.pass_name, loss.kind)) if isinstance(loss, LayerLoss) else None
-            if order and isinstance(loss, LayerLoss):
-                begun[name] = loss.begin(order, student.layers(loss.kind), batch)
-        return begun
+        """Begin the losses of pairs of layers."""
+        return {
+            name: loss.begin(self._orders[batch.pass_name, loss.kind], student.layers(loss.kind), batch)
+            for name, loss in losses.items()
+            if isinstance(loss, LayerLoss)
+        }
 
 
 class _TeacherDoneError(Exception):
@@ -104,14 +127,3 @@ def _forward(output: Output | None, held: Mapping[Reads, Mapping[str, Layer]]) -
     assert output is not None, "a loss that is not streamed lets the teacher run to its end"
     layers = (held.get(kind, {}) for kind in (Reads.ATTENTION, Reads.ATTENTION_OUTPUT, Reads.HIDDEN))
     return Forward(output.prediction, output.extra, *layers)
-
-
-def _term(loss: Loss, student: Forward, teacher: Forward, batch: Batch) -> Term:
-    """The term of a loss after the teacher has run to its end."""
-    if not isinstance(loss, LayerLoss):
-        return loss.term(student, teacher, batch)
-    layers = teacher.layers(loss.kind)
-    pairs = loss.begin(list(layers), student.layers(loss.kind), batch)
-    for layer in layers.values():
-        pairs(layer)
-    return pairs.term()

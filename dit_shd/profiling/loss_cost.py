@@ -13,7 +13,7 @@ from dit_shd.attention.capture import Capture
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.losses import LAYERS, Layer, LayerLoss, Loss
 from dit_shd.distillation.recording import Role, named_attention
-from dit_shd.distillation.records import Forward
+from dit_shd.distillation.records import Forward, Reads
 from dit_shd.distillation.teachers import Teachers, chosen
 from dit_shd.profiling import meta
 from dit_shd.profiling.captures import Named, captures_of, forward_of
@@ -51,7 +51,7 @@ def loss_costs(
     costs: dict[str, LayerCost] = {}
     for key, loss in losses.items():
         teacher_captures, student_captures = {}, {}
-        teacher = teachers[chosen(loss.teacher, teachers, key)[0]] if loss.reads_teacher else None
+        teacher = _teacher(key, loss, teachers)
         if LAYERS & loss.reads:
             student_captures = captures_of(student, task, pass_name, _named(loss, "student", student), teacher)
         if LAYERS & loss.reads and teacher is not None:
@@ -63,14 +63,39 @@ def loss_costs(
     return costs
 
 
+def kept_numbers(
+    losses: Mapping[str, Loss], task: Task[Any], pass_name: str, student: nn.Module, teachers: Teachers
+) -> int:
+    """How many numbers of one image losses read in a student's attention, which are kept where blocks run again.
+
+    Args:
+        losses: The losses, by name.
+        task: What is learned.
+        pass_name: The pass name of the task.
+        student: Perhaps without memory.
+        teachers: The teachers, by name, likewise.
+    """
+    layers: dict[str, Capture] = {}
+    for key, loss in losses.items():
+        if Reads.ATTENTION in loss.reads:
+            named = _named(loss, "student", student)
+            layers |= captures_of(student, task, pass_name, named, _teacher(key, loss, teachers))
+    tensors = ((x.query, x.key, x.value, x.mixed) for x in layers.values())
+    return sum(tensor.numel() for each in tensors for tensor in each if tensor is not None)
+
+
+def _teacher(key: str, loss: Loss, teachers: Teachers) -> nn.Module | None:
+    return teachers[chosen(loss.teacher, teachers, key)[0]] if loss.reads_teacher else None
+
+
 def _forwards(
     key: str, loss: Loss, task: Task[Any], pass_name: str, student: nn.Module, teachers: Teachers
 ) -> tuple[Forward, Any, Batch]:
     """Both models' forwards as far as a loss reads them, on one device, and the student's batch."""
     taught, batch = forward_of(student, task, pass_name, loss.reads, _named(loss, "student", student))
-    if not loss.reads_teacher:
+    teacher = _teacher(key, loss, teachers)
+    if teacher is None:
         return taught, None, batch
-    teacher = teachers[chosen(loss.teacher, teachers, key)[0]]
     teaching, _ = forward_of(teacher, task, pass_name, loss.reads, _named(loss, "teacher", teacher))
     return taught, teaching, batch
 

@@ -6,13 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from dit_shd.distillation.distiller import Distiller
+from dit_shd.distillation.records import LAYERS
 from dit_shd.distillation.teachers import Teachers, by_name, read_teachers
 from dit_shd.models.batch_norms import evaluated_norms
 from dit_shd.models.bfloat16 import in_bfloat16
 from dit_shd.models.blocks import blocks
 from dit_shd.models.quantization import counted_bytes, is_quantised, plain_parts
 from dit_shd.profiling import meta
-from dit_shd.profiling.loss_cost import build_losses, loss_costs
+from dit_shd.profiling.loss_cost import build_losses, kept_numbers, loss_costs
 from dit_shd.profiling.step import StepShape
 from dit_shd.squeezing.cost import LayerCost
 
@@ -112,18 +113,37 @@ def _states(step: StepShape, trained: list[nn.Parameter]) -> int:
 
 
 def _pass(step: StepShape, distiller: Distiller, teachers: Teachers, skeletons: Teachers, name: str) -> dict[str, int]:
-    """The peak of one pass: the student's forward, that of each teacher, the backward."""
+    """The peak of one pass: the student's forward, that of each teacher, what reads outputs alone, the backward.
+
+    Losses that read layers are counted apart from it.
+    """
     student, task = distiller.student, step.task
     (batch,) = [batch for batch in task.example(student, step.images, meta.META) if batch.pass_name == name]
     losses = distiller.losses_of(name)
-    extra = sum(loss_costs(losses, task, name, student, teachers, step.images).values(), LayerCost())
+    of_layers = {key: loss for key, loss in losses.items() if loss.reads & LAYERS}
+    of_outputs = [loss for key, loss in losses.items() if key not in of_layers and not loss.fields]
+    extra = sum(loss_costs(of_layers, task, name, student, teachers, step.images).values(), LayerCost())
+    kept = 0
     if step.recompute:
+        width = (meta.DTYPES.get(step.precision) or torch.float32).itemsize
+        kept = width * step.images * kept_numbers(of_layers, task, name, student, teachers)
         meta.recompute_blocks(student, step.precision)
-    gpu, norms = meta.emulate_gpu(step.precision), evaluated_norms(student)
-    with gpu, norms, meta.MemoryTracker(student, *skeletons.values()) as tracker:
-        output = task.predict(student, batch)
-        with torch.no_grad():
-            for teacher in read_teachers(losses, skeletons):
-                task.predict(skeletons[teacher], batch)
-        output.prediction.sum().backward()
-    return dict(zip(OF_PASS, (tracker.peak, extra.held + extra.scratch)))
+
+    def peak(counted: bool) -> int:
+        gpu, norms = meta.emulate_gpu(step.precision), evaluated_norms(student)
+        with gpu, norms, meta.MemoryTracker(student, *skeletons.values()) as tracker:
+            if counted:
+                value = sum(Distiller(task, student, of_outputs).terms(batch, skeletons)[0].values())
+            else:
+                value = task.predict(student, batch).prediction.sum()
+            with torch.no_grad():
+                for teacher in read_teachers(of_layers if counted else losses, skeletons):
+                    task.predict(skeletons[teacher], batch)
+            torch.as_tensor(value).backward()
+        return tracker.peak
+
+    try:
+        activations = peak(counted=True)
+    except RuntimeError:  # a loss, or a term of the task, looks at its numbers, and there are none
+        activations = peak(counted=False)
+    return dict(zip(OF_PASS, (activations, extra.held + extra.scratch + kept)))

@@ -195,7 +195,7 @@ def _stand_in(config: TrainConfig, name: str) -> Plugin | None:
 
 
 def take_a_step(config: TrainConfig, teachers: Teachers, images: int, before: int) -> MeasuredStep:
-    """Take two steps on noise: in the first one layers are not streamed yet and the optimizer has no states.
+    """Take two steps on noise: in the first one the optimizer has no states.
 
     Args:
         config: The config of the run.

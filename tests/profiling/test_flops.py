@@ -194,9 +194,10 @@ def test_activations_are_those_of_real_tensors(precision):
     with meta.MemoryTracker(model) as live:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             output = task.predict(model, batch)
-        output.prediction.sum().backward()
+            terms = task.losses(output, batch)
+        torch.stack([value.mean() for value in terms.values()]).sum().backward()
     counted = step_memory(step(config, 4), model, None).parts["activations"]
-    assert counted == pytest.approx(live.peak, rel=0.001 if precision == "no" else 0.05)
+    assert counted == pytest.approx(live.peak, rel=0.005 if precision == "no" else 0.05)
 
 
 @pytest.mark.parametrize(("name", "states"), [("adan", 4), ("adamw", 2)])
