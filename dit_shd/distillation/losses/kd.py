@@ -2,10 +2,7 @@
 
 from collections.abc import Sequence
 
-import torch
-import torch.nn.functional as F
-
-from dit_shd.distillation.logits import checked_temperature, shared_logits
+from dit_shd.distillation.logits import checked_temperature, divergence, shared_logits
 from dit_shd.distillation.losses import Forward, Loss, Needs, Term, Weight
 from dit_shd.tasks import Batch
 
@@ -31,10 +28,7 @@ class KD(Loss):
 
     def term(self, student: Forward, teacher: Forward, batch: Batch) -> Term:
         """The divergence of each sample [b]."""
-        s, t = shared_logits("kd", student, teacher)
-        log_s, log_t = (F.log_softmax(x / self.temperature, dim=-1) for x in (s, t))
-        terms = torch.where(log_t > -torch.inf, log_t.exp() * (log_t - log_s), 0.0)  # classes may be left out by -inf
-        value = self.temperature**2 * terms.sum(-1)
+        value = self.temperature**2 * divergence(*shared_logits("kd", student, teacher), self.temperature)
         weight = batch.prediction_weight()
         if value.ndim > 1:
             value = (value if weight is None else value * weight).mean(1)

@@ -8,6 +8,7 @@ import torch
 
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
+from dit_shd.distillation.logits import divergence
 from dit_shd.distillation.losses import LOSSES, Forward
 from dit_shd.tasks import Batch
 
@@ -68,6 +69,22 @@ def test_the_gradient_is_that_of_the_definition():
         step[i, k] = 1e-6
         wanted = (oracle(s + step, t, 2.0).sum() - oracle(s - step, t, 2.0).sum()) / 2e-6
         assert float(x.grad[i, k]) == pytest.approx(wanted, rel=1e-6, abs=1e-8)
+
+
+def test_rows_are_worked_on_in_parts_and_the_gradient_is_the_students_alone(monkeypatch):
+    s, t = (torch.from_numpy(logits(3, 5, 7, seed=seed)).float().requires_grad_() for seed in (0, 1))
+    weights = torch.rand(3, 5)
+    whole = divergence(s, t, 2.0)
+    (wanted,) = torch.autograd.grad((whole * weights).sum(), s)
+    monkeypatch.setattr("dit_shd.distillation.logits.NUMBERS", 30)
+    parts = divergence(s, t, 2.0)
+    (parts * weights).sum().backward()
+    assert torch.equal(parts, whole) and torch.equal(s.grad, wanted) and t.grad is None
+    half = s.detach().bfloat16().requires_grad_()
+    rough = divergence(half, t.detach().bfloat16(), 2.0)
+    rough.sum().backward()
+    assert rough.dtype == torch.float32 and half.grad.dtype == torch.bfloat16
+    torch.testing.assert_close(rough, divergence(half.float(), t.bfloat16().float(), 2.0))
 
 
 def test_it_is_zero_where_student_and_teacher_agree_and_elsewhere_not():
