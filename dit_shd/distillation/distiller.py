@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ from dit_shd.core.rng import kept_generators
 from dit_shd.distillation import recording
 from dit_shd.distillation.ensemble import OutputOf, mean
 from dit_shd.distillation.losses import Loss
-from dit_shd.distillation.records import Forward, Reads, Term
+from dit_shd.distillation.records import Forward, Layer, Reads, Term
 from dit_shd.distillation.schedule import Weight, at_step, schedule
 from dit_shd.distillation.teacher_stream import TeacherStream
 from dit_shd.distillation.teachers import Teachers, by_name, chosen
@@ -137,7 +138,8 @@ class Distiller(nn.Module):
         layers = recording.named_attention(losses.values(), "student", self.student)
         forward = recording.forward(self.task, self.student, batch, _read(losses.values()), layers)
         recording.check_named(losses.values(), "student", self.student, forward.attention)
-        return forward
+        # what attention put out is read of teachers alone; where blocks run again, nothing else would keep it
+        return replace(forward, attention={name: _without_output(layer) for name, layer in forward.attention.items()})
 
     def _learned(
         self, batch: Batch, teachers: Teachers, losses: Mapping[str, Loss], student: Forward
@@ -184,6 +186,12 @@ class Distiller(nn.Module):
             count = sum(name.split("#")[0] == base for name, _ in names)
             names.append((f"{base}#{count + 1}" if count else base, loss))  # type: ignore[arg-type]
         return names
+
+
+def _without_output(layer: Layer) -> Layer:
+    capture = layer.attention
+    assert capture is not None, "a layer that was read as attention"
+    return replace(layer, attention=capture.with_tensors(capture.query, capture.key, capture.value))
 
 
 def _nothing(learner: nn.Module, mean: Tensor) -> Tensor:

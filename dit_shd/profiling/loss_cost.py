@@ -80,8 +80,7 @@ def kept_numbers(
         if Reads.ATTENTION in loss.reads:
             named = _named(loss, "student", student)
             layers |= captures_of(student, task, pass_name, named, _teacher(key, loss, teachers))
-    tensors = ((x.query, x.key, x.value, x.mixed) for x in layers.values())
-    return sum(tensor.numel() for each in tensors for tensor in each if tensor is not None)
+    return sum(x.query.numel() + x.key.numel() + x.value.numel() for x in layers.values())
 
 
 def _teacher(key: str, loss: Loss, teachers: Teachers) -> nn.Module | None:

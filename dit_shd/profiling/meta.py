@@ -41,6 +41,11 @@ PRODUCTS: set[Callable[..., Tensor]] = {
     Tensor.__matmul__,
 }
 """The functions that autocast runs in low precision, as far as these models use them."""
+SUMS: set[Callable[..., Tensor]] = {
+    *(F.cross_entropy, F.nll_loss, F.kl_div, F.mse_loss),
+    *(F.softmax, torch.softmax, Tensor.softmax, F.log_softmax, torch.log_softmax, Tensor.log_softmax),
+}
+"""Those that it runs in float32."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +162,8 @@ class _Kernels(TorchFunctionMode):
             return _fused(*self._lowered_all(args[:3]), *args[3:], **self._lowered_all(kwargs))
         if func in PRODUCTS:
             args, kwargs = self._lowered_all(args), self._lowered_all(kwargs)
+        if func in SUMS and self.low is not None:
+            args, kwargs = tree_map(self._raised, (args, kwargs))
         return func(*args, **kwargs)
 
     def _lowered_all(self, arguments: T) -> T:
@@ -164,6 +171,9 @@ class _Kernels(TorchFunctionMode):
 
     def _lowered(self, x: object) -> object:
         return x.to(self.low) if self.low is not None and isinstance(x, Tensor) and x.dtype == torch.float32 else x
+
+    def _raised(self, x: object) -> object:
+        return x.float() if isinstance(x, Tensor) and x.dtype == self.low else x
 
 
 def _fused(
