@@ -107,19 +107,20 @@ def _hours(run: DryRun) -> str:
 
 def _memory(run: DryRun) -> str:
     memory, measured = run.memory, run.measured
+    unit, bytes_of_it = _unit(memory.total)
     columns = [column for column in (memory, run.counted) if column is not None]
     uses = [use for use, size in memory.parts.items() if size]
-    rows = [[use, *(_gib(column.parts[use]) for column in columns)] for use in uses]
-    rows.append(["total", *(_gib(column.total) for column in columns)])
+    rows = [[use, *(f"{column.parts[use] / bytes_of_it:.2f}" for column in columns)] for use in uses]
+    rows.append(["total", *(f"{column.total / bytes_of_it:.2f}" for column in columns)])
     names = [f"batch {memory.images}"]
     if measured is not None:
         names.append(f"as measured (batch {measured.images}{', float32' if measured.device == 'cpu' else ''})")
-    lines = [_table(["GiB of one process, by count", *names], rows)]
+    lines = [_table([f"{unit} of one process, by count", *names], rows)]
     lines.append(_several(run))
     if measured is not None:
         lines.append(
             f"measured on {measured.device}: a step of {measured.images} image took {measured.seconds:.1f} s and "
-            f"{_gib(measured.peak)} GiB at most"
+            f"{measured.peak / _unit(measured.peak)[1]:.2f} {_unit(measured.peak)[0]} at most"
         )
     return "\n".join(lines)
 
@@ -131,7 +132,9 @@ def _several(run: DryRun) -> str:
     if run.fsdp2_refusal is None:
         held[f"{count} GPUs, FSDP2"] = (memory.divided(count), count)
     images = [run.memory.images, *[memory.images] * (len(held) - 1)]
-    rows = [["images of a micro batch", *map(str, images)], ["GiB of each", *(_gib(size) for size, _ in held.values())]]
+    unit, bytes_of_it = _unit(run.memory.total)
+    rows = [["images of a micro batch", *map(str, images)]]
+    rows.append([f"{unit} of each", *(f"{size / bytes_of_it:.2f}" for size, _ in held.values())])
     rows.append([f"fits into {GPU_GIB} GiB", *("yes" if size < GPU_GIB * 2**30 else "no" for size, _ in held.values())])
     for name, peak in peaks(run.precision, run.peak_tflops).items():
         total = hours(run.all_operations, peak, run.assumed.mfu)
@@ -148,8 +151,9 @@ def _time(count: float, unit: int) -> str:
     return f"{count:.3g}" if count >= SHORTEST else f"under {math.ceil(SHORTEST * unit)} s"
 
 
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.2f}"
+def _unit(size: int) -> tuple[str, int]:
+    """The unit in which memory is told, and its bytes: of less than a GiB nothing would be left at two digits."""
+    return ("GiB", 2**30) if size >= 2**30 else ("MiB", 2**20)
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
