@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 
 PEAK_TFLOPS = {
-    "H200 NVL": 835.0, "H200": 989.0, "GH200": 989.0, "H100 PCIe": 756.0, "H100 NVL": 835.0, "H100": 989.0, "A100": 312.0,
-    "L40S": 362.0, "RTX 4090": 165.0, "V100": 125.0,
+    "H200 NVL": 835.0, "H200": 989.0, "GH200": 989.0, "H100 PCIe": 756.0, "H100 NVL": 835.0, "H100": 989.0,
+    "A100": 312.0, "L40S": 362.0, "RTX 4090": 165.0, "V100": 125.0,
 }  # fmt: skip
 """Dense 16-bit operations a second (10^12) from data sheets, by words of the device's name."""
 FLOAT32_TFLOPS = {
-    "H200 NVL": 60.0, "H200": 67.0, "GH200": 67.0, "H100 PCIe": 51.0, "H100 NVL": 60.0, "H100": 67.0, "A100": 19.5,
-    "L40S": 91.6, "RTX 4090": 82.6, "V100": 15.7,
+    "H200 NVL": 60.0, "H200": 67.0, "GH200": 67.0, "H100 PCIe": 51.0, "H100 NVL": 60.0, "H100": 67.0,
+    "A100": 19.5, "L40S": 91.6, "RTX 4090": 82.6, "V100": 15.7,
 }  # fmt: skip
 """The same in float32 without TF32."""
 
