@@ -33,6 +33,7 @@ class PassOperations:
     tokens: int
     """Tokens in the encoder; fewer where a pass leaves some out."""
     teacher: float
+    """Of whole forwards, also where one stops after the last layer that losses read."""
     forward: float
     backward: float
     losses: dict[str, float] = field(default_factory=dict)
