@@ -129,7 +129,7 @@ def inspect(config: InspectConfig) -> Findings | TextFindings | PromptFindings:
     if config.prompt is not None:
         _refuse_idle(config, OF_PROMPT, "with prompt=...")
         return inspect_prompt(config.model, config.prompt, config.pipeline, config.call, config.layers, config.seed)
-    run = run_config(config.model)
+    run = run_values(config.model)
     model = loading.load(config.model).eval().requires_grad_(False)
     if text_config(model) is not None:
         return _of_text(config, model, run)
@@ -227,11 +227,6 @@ def inputs_of(config: InspectConfig, model: nn.Module, run: dict[str, Any]) -> I
         )
     process = process_of(model, schedule_length(run))
     return DatasetInputs(model, DATASETS.build(data, "data"), process, batches, config.seed)
-
-
-def run_config(source: str) -> dict[str, Any]:
-    """The config of a run, also of a student's folder in it; of other models what they record of theirs."""
-    return run_values(source)
 
 
 def schedule_length(run: dict[str, Any]) -> int:

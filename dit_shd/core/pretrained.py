@@ -56,6 +56,22 @@ def folder_of_weights(file: Path) -> Path | None:
     return file.parent if beside else None
 
 
+def config_of_run(place: str | Path) -> Path | None:
+    """The config.yaml of the run that a model is of; None for a model of no run.
+
+    A run's models are its folders `student` and `student_*`; what else lies in its folder may be of others.
+
+    Args:
+        place: A run, a student's folder in it, or the file of its weights; of other places, and of "", there is none.
+    """
+    if place == "":
+        return None
+    path = folder_of_weights(Path(place)) or Path(place)
+    inside = path.absolute().name.startswith("student")
+    files = [folder / "config.yaml" for folder in ((path, path.absolute().parent) if inside else (path,))]
+    return next((file for file in files if file.is_file()), None)
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """A folder's config.json; empty where there is none, or it is not readable."""
     return read_object(folder / "config.json") or {}
