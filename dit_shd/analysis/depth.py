@@ -14,7 +14,7 @@ from tqdm import tqdm
 from dit_shd.analysis.inputs import Time, on_device, try_out
 from dit_shd.analysis.inspect import InspectConfig, inputs_of, schedule_length, to_accelerator
 from dit_shd.analysis.redundancy import LinearFits, best_intervals, plan_of
-from dit_shd.core.config import option
+from dit_shd.core.config import check_ranges, option
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import MODEL, Place
 from dit_shd.core.plugins import Plugin
@@ -60,6 +60,7 @@ def find_plan(config: DepthConfig) -> tuple[nn.Module, KeptPlan]:
         UserError: No such model or list of blocks, several lists of which none is cut by a key of the config and none
             was named, nothing to leave out, blocks whose widths differ, or too few samples for a fit.
     """
+    check_ranges(config)
     run = run_values(config.model)
     model = loading.load(config.model).eval().requires_grad_(False)
     to_accelerator(model)

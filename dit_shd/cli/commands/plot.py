@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from dit_shd.cli.commands import Command
-from dit_shd.core.config import REQUIRED, checked, option
+from dit_shd.core.config import REQUIRED, check_ranges, checked, option
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import refuse_input
 from dit_shd.core.lock import is_held
@@ -33,7 +33,7 @@ class PlotConfig:
     runs: list[Place] = option(REQUIRED, "run folders")
     out: Path | None = option(None, "the page; empty: RUN/plot.html, or plot.html here for several runs")
     watch: bool = option(True, "go on while a run trains; false: write the page once")
-    every: int = option(10, "seconds between two pages")
+    every: int = option(10, "seconds between two pages", range=(1, 1e6))
     force: bool = option(False, "overwrite a file that is no page of dit_shd")
 
 
@@ -62,8 +62,7 @@ def plot(config: PlotConfig) -> Path:
         UserError: No run folder, or a file of something else at `out`.
     """
     config = checked(config, "plot")
-    if config.every < 1:
-        raise UserError(f"every: wanted 1 second or more, found {config.every}")
+    check_ranges(config)
     folders = {name: Path(text) for name, text in _named(config.runs).items()}
     for folder in folders.values():
         if not (folder / "config.yaml").is_file():

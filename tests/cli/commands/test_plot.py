@@ -129,7 +129,7 @@ def test_what_else_lies_in_a_run_is_passed_over(run, tmp_path):
 def test_what_cannot_be_plotted_is_said(run, tmp_path):
     for values, message in (
         ({"runs": [str(tmp_path)]}, "wanted a run folder"),
-        ({"runs": [str(run)], "every": 0}, "wanted 1 second or more"),
+        ({"runs": [str(run)], "every": 0}, "every: wanted 1 or more, found 0"),
         ({"runs": [str(run), str(run)]}, "runs: wanted each run once"),
         ({"runs": [str(run)], "out": str(tmp_path)}, "found a folder"),
     ):
