@@ -1,13 +1,14 @@
 """What a run is and how far it is, read from its folder without importing torch."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from dit_shd.core.errors import UserError
+from dit_shd.core.json_files import read_lines
 from dit_shd.core.weight_files import parameters
 from dit_shd.core.yaml_files import read_yaml
 from dit_shd.data.sampled_weights import are_of_earlier
@@ -22,9 +23,9 @@ class RunSummary:
     """The values of config.yaml."""
     checkpoints: list[int]
     """Steps of the checkpoints, oldest first."""
-    metrics: list[Mapping[str, Any]]
-    timing: list[Mapping[str, Any]]
-    evaluations: list[Mapping[str, Any]]
+    metrics: list[dict[str, Any]]
+    timing: list[dict[str, Any]]
+    evaluations: list[dict[str, Any]]
     students: list[Path]
     """Exported students, the one that is sampled from first."""
     results: list[Path]
@@ -68,9 +69,9 @@ def read_run(path: Path, running: bool = False) -> RunSummary:
         path=path,
         settings=read_yaml(path / "config.yaml"),
         checkpoints=sorted(int(step) for step in checkpoints if step.isdecimal()),
-        metrics=list(rows(path / "metrics.jsonl")),
-        timing=list(rows(path / "timing.jsonl")),
-        evaluations=list(rows(path / "evaluations.jsonl")),
+        metrics=read_lines(path / "metrics.jsonl"),
+        timing=read_lines(path / "timing.jsonl"),
+        evaluations=read_lines(path / "evaluations.jsonl"),
         students=[student for student in students if (student / "config.json").is_file()],
         results=sorted([*path.glob("*results.json")], key=_changed),
         running=running,
@@ -83,19 +84,6 @@ def _changed(file: Path) -> float:
         return file.lstat().st_mtime
     except OSError:
         return 0.0
-
-
-def rows(file: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a log that are whole; none where there is no file."""
-    if not file.is_file():
-        return
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:  # half a line of a process at work
-            continue
-        if isinstance(row, dict):
-            yield row
 
 
 def summary_lines(run: RunSummary) -> list[tuple[str, str]]:

@@ -31,6 +31,7 @@ from dit_shd.core.distributed import run_on_main
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import atomic_folder, cannot_be_written, recover, remove, sync, write_text
 from dit_shd.core.hashing import sha256
+from dit_shd.core.json_files import read_lines
 from dit_shd.core.lock import Lock
 from dit_shd.core.resumable import differences
 from dit_shd.core.yaml_files import dump, parse_yaml, read_yaml
@@ -227,19 +228,15 @@ class RunFolder:
         """Drop the rows of later steps, which the newest checkpoint does not have: they are about to be taken again."""
         for file in map(self.path.joinpath, LOGS):
             if file.exists():
-                text = file.read_text(encoding="utf-8", errors="replace")
-                kept = [line for line in text.splitlines() if _step(line) <= step]
-                write_text(file, "".join(line + "\n" for line in kept))
+                write_text(file, "".join(json.dumps(row) + "\n" for row in read_lines(file) if _step(row) <= step))
 
     def metrics(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl."""
         return self.rows("metrics.jsonl")
 
     def rows(self, log: str) -> list[dict[str, Any]]:
-        """The rows of a log by its file name, those that are whole; none where there is none."""
-        file = self.path / log
-        text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
-        return [json.loads(line) for line in text.splitlines() if _step(line) < NO_STEP]
+        """The rows of a log by its file name, those that are whole and of a step; none where there is none."""
+        return [row for row in read_lines(self.path / log) if _step(row) < NO_STEP]
 
 
 def is_begun(path: Path) -> bool:
@@ -276,11 +273,11 @@ def _fixed(values: dict[str, Any], resumable: Collection[str]) -> dict[str, Any]
     return fixed
 
 
-def _step(line: str) -> int:
+def _step(row: dict[str, Any]) -> int:
     try:
-        return int(json.loads(line)["step"])
+        return int(row["step"])
     except (ValueError, KeyError, TypeError, OverflowError):
-        return NO_STEP  # half a line from a kill
+        return NO_STEP
 
 
 def _check(path: Path, new: str, resumable: Collection[str], completed: Completed) -> None:
