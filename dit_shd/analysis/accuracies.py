@@ -55,10 +55,8 @@ def accuracies(config: AccuracyConfig) -> dict[str, Accuracy]:
     check_ranges(config)
     if not config.model:
         raise UserError(f"accuracy: model: wanted {MODEL}, found none")
-    if config.out is not None and config.out.exists():
-        raise UserError(f"out: {config.out} is there already; choose another name or move it away")
     if config.out is not None:
-        results.writable(config.out)
+        results.new_file(config.out)
     students = _students(config.model)
     config = _completed(config)
     assert config.data is not None, "it is completed"

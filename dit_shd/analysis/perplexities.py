@@ -62,10 +62,8 @@ def perplexities(config: PerplexityConfig) -> dict[str, Figures]:
     """
     config = checked(config, "perplexity")
     check_ranges(config)
-    if config.out is not None and config.out.exists():
-        raise UserError(f"out: {config.out} is there already; choose another name or move it away")
     if config.out is not None:
-        results.writable(config.out)
+        results.new_file(config.out)
     models = named(config.models)
     if config.data is not None and config.data.name == "text" and "split" not in config.data.options:
         raise UserError(

@@ -11,7 +11,6 @@ from dit_shd import __version__
 from dit_shd.core import environment
 from dit_shd.core.config import REQUIRED, check_ranges, checked, option
 from dit_shd.core.errors import UserError
-from dit_shd.core.files import refuse_input
 from dit_shd.core.places import Place
 from dit_shd.core.plugins import Plugin
 from dit_shd.data.image_sets import spread
@@ -62,10 +61,7 @@ def write_reference_statistics(config: StatisticsConfig) -> Path:
     config = checked(config, "statistics")
     check_ranges(config)
     out = config.out if config.out.suffix == ".npz" else config.out.with_name(config.out.name + ".npz")
-    results.writable(out)
-    refuse_input(out, config.images)
-    if out.exists() and not config.force:
-        raise UserError(f"{out}: is there already; choose another out=FILE or say force=true")
+    results.new_file(out, config.force, [config.images])
     if is_statistics(config.images):
         text = config.images
         raise UserError(f"images: {text} holds statistics already (mu, sigma); give it as reference={text}")

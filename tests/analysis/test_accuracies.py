@@ -76,7 +76,7 @@ def test_a_model_that_lies_in_a_run_and_is_no_student_of_it_is_not_of_it(tmp_pat
             "model: the data's classes are others than it knows: class 0 is '0', not '1'",
         ),
         ({}, ["data=digits", "crop=2"], "crop: wanted a number from 0.05 to 1, found 2"),
-        ({}, ["data=digits", "out=latents.npz"], "out: latents.npz is there already"),
+        ({}, ["data=digits", "out=latents.npz"], "latents.npz: is there already; choose another out=FILE"),
     ],
 )
 def test_what_cannot_be_measured_is_said_in_a_line(tmp_path, monkeypatch, capsys, changes, words, message):
