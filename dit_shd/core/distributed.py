@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dit_shd.core.devices import accelerator
-from dit_shd.core.errors import UserError
+from dit_shd.core.errors import UserError, error_line
 from dit_shd.core.meeting import PATIENCE, met
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def joining() -> Generator[None]:
     except (ValueError, RuntimeError) as error:
         if not variables or isinstance(error, UserError):
             raise
-        reason = " ".join(str(error).split())[:200]
+        reason = error_line(error)
         raise UserError(
             f"the environment is a launcher's ({', '.join(f'{k}={v}' for k, v in variables.items())}), but no group of "
             f"processes comes of it ({reason}); start by torchrun or accelerate launch, or unset these variables"

@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dit_shd.core.distributed import run_on_main
-from dit_shd.core.errors import UserError
+from dit_shd.core.errors import UserError, error_line
 from dit_shd.core.files import atomic_folder, cannot_be_written, recover, remove, sync, write_text
 from dit_shd.core.hashing import sha256
 from dit_shd.core.json_files import read_lines
@@ -198,8 +198,7 @@ class RunFolder:
             return {**loaded, **state, "optimizer": unflat(loaded["optimizer"], state["optimizer"])}
         except Exception as error:  # what agrees with its manifest can still be of another program
             raise UserError(
-                f"{folder}: not a checkpoint ({' '.join(str(error).split())[:150]}); move it away to resume from the "
-                "one before"
+                f"{folder}: not a checkpoint ({error_line(error)}); move it away to resume from the one before"
             ) from error
 
     def log(self, file: str, numbers: dict[str, Any]) -> None:
