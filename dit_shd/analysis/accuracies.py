@@ -16,6 +16,7 @@ from dit_shd.core.files import write_text
 from dit_shd.core.places import MODEL, Place, find
 from dit_shd.core.plugins import Plugin
 from dit_shd.core.pretrained import config_of_run
+from dit_shd.core.run_files import STUDENT
 from dit_shd.core.yaml_files import read_yaml
 from dit_shd.data.augmentation import EvaluationTransform, ImageInput
 from dit_shd.data.datasets import DATASETS, Dataset
@@ -77,7 +78,7 @@ def _students(model: str) -> dict[str, str]:
     place = find(model, "model", "MODEL")
     if not isinstance(place, Path):
         return {model: model}
-    inside = sorted(folder for folder in place.glob("student*") if (folder / "config.json").is_file())
+    inside = sorted(folder for folder in place.glob(f"{STUDENT}*") if (folder / "config.json").is_file())
     return {folder.name: str(folder) for folder in inside} or {place.name: model}
 
 

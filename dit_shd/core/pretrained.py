@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from dit_shd.core.errors import UserError, error_line
 from dit_shd.core.json_files import read_object
 from dit_shd.core.places import WANTED, Asset, HubName, find
+from dit_shd.core.run_files import RUN_CONFIG, STUDENT
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -33,7 +34,7 @@ def asset(name: str) -> Path:
     return known[name]
 
 
-SUBFOLDERS = ("student", ".", "transformer")
+SUBFOLDERS = (STUDENT, ".", "transformer")
 """Where the model is in the folder of a run, of a model, of a pipeline."""
 WEIGHTS = re.compile(
     r"diffusion_pytorch_model(-\d+-of-\d+)?(\.(?P<variant>\w+))?(-\d+-of-\d+)?\.(?P<kind>safetensors|bin)"
@@ -67,8 +68,8 @@ def config_of_run(place: str | Path) -> Path | None:
     if place == "":
         return None
     path = folder_of_weights(Path(place)) or Path(place)
-    inside = path.absolute().name.startswith("student")
-    files = [folder / "config.yaml" for folder in ((path, path.absolute().parent) if inside else (path,))]
+    inside = path.absolute().name.startswith(STUDENT)
+    files = [folder / RUN_CONFIG for folder in ((path, path.absolute().parent) if inside else (path,))]
     return next((file for file in files if file.is_file()), None)
 
 

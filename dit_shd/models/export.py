@@ -11,6 +11,7 @@ from dit_shd.core.files import atomic_folder
 from dit_shd.core.json_files import read_object
 from dit_shd.core.places import HubName, find
 from dit_shd.core.pretrained import TRAINING, config_of_run, folder_of_weights
+from dit_shd.core.run_files import STUDENT
 from dit_shd.core.yaml_files import parse_yaml, read_yaml
 from dit_shd.data.latent_origin import Origin, write_record
 from dit_shd.data.pipeline_record import PipelineRecord
@@ -103,7 +104,7 @@ def exported_values(source: str) -> dict[str, Any]:
         source: A student's folder, also below the one that is named, or hub:OWNER/NAME.
     """
     place = folder_of_weights(Path(source)) or Path(source)
-    files = [place / TRAINING, place / "student" / TRAINING]
+    files = [place / TRAINING, place / STUDENT / TRAINING]
     if source.startswith("hub:"):
         name = find(source, "model")
         files = [name.file(TRAINING)] if isinstance(name, HubName) else []

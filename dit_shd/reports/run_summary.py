@@ -9,6 +9,7 @@ from typing import Any
 
 from dit_shd.core.errors import UserError
 from dit_shd.core.json_files import read_lines
+from dit_shd.core.run_files import CHECKPOINTS, EVALUATIONS, METRICS, RUN_CONFIG, STUDENT, TIMING
 from dit_shd.core.weight_files import parameters
 from dit_shd.core.yaml_files import read_yaml
 from dit_shd.data.sampled_weights import are_of_earlier
@@ -60,18 +61,18 @@ def read_run(path: Path, running: bool = False) -> RunSummary:
     Raises:
         UserError: It is no run folder.
     """
-    if not (path / "config.yaml").is_file():
+    if not (path / RUN_CONFIG).is_file():
         kind = "a folder without config.yaml" if path.is_dir() else "no folder"
         raise UserError(f"{path}: wanted a run folder, found {kind}")
-    checkpoints = (folder.name.removeprefix("step_") for folder in (path / "checkpoints").glob("step_*"))
-    students = [path / "student", *sorted(path.glob("student_ema_*"))]
+    checkpoints = (folder.name.removeprefix("step_") for folder in (path / CHECKPOINTS).glob("step_*"))
+    students = [path / STUDENT, *sorted(path.glob(f"{STUDENT}_ema_*"))]
     return RunSummary(
         path=path,
-        settings=read_yaml(path / "config.yaml"),
+        settings=read_yaml(path / RUN_CONFIG),
         checkpoints=sorted(int(step) for step in checkpoints if step.isdecimal()),
-        metrics=read_lines(path / "metrics.jsonl"),
-        timing=read_lines(path / "timing.jsonl"),
-        evaluations=read_lines(path / "evaluations.jsonl"),
+        metrics=read_lines(path / METRICS),
+        timing=read_lines(path / TIMING),
+        evaluations=read_lines(path / EVALUATIONS),
         students=[student for student in students if (student / "config.json").is_file()],
         results=sorted([*path.glob("*results.json")], key=_changed),
         running=running,

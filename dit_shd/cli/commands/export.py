@@ -24,6 +24,7 @@ from dit_shd.core.hashing import sha256_of_tensors
 from dit_shd.core.lock import new_folder
 from dit_shd.core.places import Place, is_here
 from dit_shd.core.pretrained import config_of_run, model_folder
+from dit_shd.core.run_files import RUN_CONFIG
 from dit_shd.core.yaml_files import read_yaml
 from dit_shd.models import deployment, loading
 from dit_shd.models.deployment import Runtime
@@ -129,7 +130,7 @@ def _beside(run: Path) -> Path:
     """Where an export goes by default: not into a student's folder, which the next step of its run replaces."""
     if not run.is_dir():
         return Path("export")
-    of_run = (run.absolute().parent / "config.yaml").is_file() and (run / "config.json").is_file()
+    of_run = (run.absolute().parent / RUN_CONFIG).is_file() and (run / "config.json").is_file()
     return run.absolute().parent / f"export_{run.absolute().name}" if of_run else run / "export"
 
 

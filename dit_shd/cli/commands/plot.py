@@ -15,6 +15,7 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.files import refuse_input
 from dit_shd.core.lock import is_held
 from dit_shd.core.places import Place
+from dit_shd.core.run_files import DRAWN, EVALUATIONS, RUN_CONFIG, TIMING
 from dit_shd.core.yaml_files import read_yaml
 from dit_shd.reports.html import is_page
 from dit_shd.reports.run_page import TITLE, RunLog, write_run_page
@@ -65,7 +66,7 @@ def plot(config: PlotConfig) -> Path:
     check_ranges(config)
     folders = {name: Path(text) for name, text in _named(config.runs).items()}
     for folder in folders.values():
-        if not (folder / "config.yaml").is_file():
+        if not (folder / RUN_CONFIG).is_file():
             raise UserError(f"{folder}: wanted a run folder, found no config.yaml in it")
     page = config.out or (next(iter(folders.values())) / PAGE if len(folders) == 1 else Path(PAGE))
     for file in (file for folder in folders.values() for file in folder.iterdir() if not is_page(file)):
@@ -87,15 +88,15 @@ def plot(config: PlotConfig) -> Path:
 def read_log(name: str, path: Path) -> RunLog:
     """The logs of a run folder."""
     folder = RunFolder(path)
-    config = read_yaml(path / "config.yaml")
-    grids = [file for file in (path / "evaluations").glob("step_*.png") if file.stem.split("_")[1].isdecimal()]
+    config = read_yaml(path / RUN_CONFIG)
+    grids = [file for file in (path / DRAWN).glob("step_*.png") if file.stem.split("_")[1].isdecimal()]
     return RunLog(
         name=name,
         folder=path,
         steps=int(config.get("steps") or 0),
         metrics=folder.metrics(),
-        timing=folder.rows("timing.jsonl"),
-        evaluations=folder.rows("evaluations.jsonl"),
+        timing=folder.rows(TIMING),
+        evaluations=folder.rows(EVALUATIONS),
         samples={int(file.stem.split("_")[1]): file.read_bytes() for file in sorted(grids)[-SHOWN:]},
     )
 
