@@ -15,14 +15,13 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.files import drop, write_text
 from dit_shd.core.hashing import sha256
 from dit_shd.core.json_files import read_object
-from dit_shd.core.lock import Lock
+from dit_shd.core.lock import LOCK, Lock
 from dit_shd.core.pretrained import asset
 from dit_shd.core.resumable import SETTINGS, differences, read_settings
 
 PAGE, PICTURE, RESULTS, SECONDS = "report.html", "rows.png", "results.json", "seconds.json"
 FILES = (SETTINGS, RESULTS, SECONDS, PAGE, PICTURE, "samples", "logs")
 """What every demo writes into its folder."""
-LOCK = ".lock"
 OF_TEXT = {"out": "demo_text_out", "steps": 300, "images": 80, "sampling_steps": 10, "guidance": 5.0}
 """The defaults of the demo of text, where they are others."""
 

@@ -10,9 +10,17 @@ from scipy import stats
 from dit_shd.reports.tables import direction, higher_is_better
 from dit_shd.study.design import Claim, Study
 from dit_shd.study.results import CellResult
-from dit_shd.study.statistics import Difference, Summary, holm, holm_confidence, interval, paired_difference, summary
+from dit_shd.study.statistics import (
+    ALPHA,
+    Difference,
+    Summary,
+    holm,
+    holm_confidence,
+    interval,
+    paired_difference,
+    summary,
+)
 
-ALPHA = 0.05
 Verdict = Literal[
     "seen",
     "seen, too small to matter",

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import optimize, stats
 
-CONFIDENCE = 0.95
+ALPHA = 0.05
+"""Share of studies in which a difference that is none is called certain."""
+CONFIDENCE = 1 - ALPHA
 POWER = 0.8
 ROUNDING = 1e-12
 """Of float64, relative to the values: differences that are nearer to each other are equal."""
@@ -110,7 +112,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def holm_confidence(p_values: Sequence[float], alpha: float = 1 - CONFIDENCE) -> list[float]:
+def holm_confidence(p_values: Sequence[float], alpha: float = ALPHA) -> list[float]:
     """For each test the confidence of an interval that holds no difference unless Holm's correction finds one.
 
     The i-th smallest of m p-values is tested at alpha / (m - i + 1), up to the first that fails; all later ones fail at
@@ -125,7 +127,7 @@ def holm_confidence(p_values: Sequence[float], alpha: float = 1 - CONFIDENCE) ->
     return confidence
 
 
-def power_of(difference: float, deviation: float, n: int, alpha: float = 1 - CONFIDENCE) -> float:
+def power_of(difference: float, deviation: float, n: int, alpha: float = ALPHA) -> float:
     """How often a two-sided paired t-test of n pairs finds a true difference: t^2 is noncentral F(1, n - 1)."""
     if difference == 0 or deviation == 0:
         return 1.0 if difference else alpha
@@ -133,7 +135,7 @@ def power_of(difference: float, deviation: float, n: int, alpha: float = 1 - CON
     return float(stats.ncf.sf(limit, 1, n - 1, n * (difference / deviation) ** 2))
 
 
-def detectable_difference(deviation: float, n: int, power: float = POWER, alpha: float = 1 - CONFIDENCE) -> float:
+def detectable_difference(deviation: float, n: int, power: float = POWER, alpha: float = ALPHA) -> float:
     """The smallest true difference that n pairs with this deviation find with this power; NaN where it is 0."""
     if n < 2 or not deviation > 0:
         return math.nan

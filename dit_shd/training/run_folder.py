@@ -32,12 +32,12 @@ from dit_shd.core.errors import UserError, error_line
 from dit_shd.core.files import atomic_folder, cannot_be_written, recover, remove, sync, write_text
 from dit_shd.core.hashing import sha256
 from dit_shd.core.json_files import read_lines
-from dit_shd.core.lock import Lock
+from dit_shd.core.lock import LOCK, Lock
 from dit_shd.core.resumable import differences
 from dit_shd.core.run_files import CHECKPOINTS, LOGS, METRICS, RUN_CONFIG, STUDENT
 from dit_shd.core.yaml_files import dump, parse_yaml, read_yaml
 from dit_shd.training.checkpoint import MANIFEST, damage, flat, step_of, unflat
-from dit_shd.training.run_place import LOCK, refuse_other
+from dit_shd.training.run_place import refuse_other
 
 Completed = Callable[[dict[str, Any]], dict[str, Any]]
 NO_STEP = 2**62

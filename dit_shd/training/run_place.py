@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from dit_shd.core.errors import UserError
+from dit_shd.core.lock import LOCK
 from dit_shd.core.run_files import RUN_CONFIG
 
-LOCK = ".lock"
 BEGUN = (LOCK, f".{RUN_CONFIG}.")
 """All that a run folder can hold before its config.yaml."""
 

@@ -13,14 +13,13 @@ from dit_shd.cli.commands import Command
 from dit_shd.core.config import REQUIRED, check_ranges, checked, option
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import refuse_input
-from dit_shd.core.lock import is_held
+from dit_shd.core.lock import LOCK, is_held
 from dit_shd.core.places import Place
 from dit_shd.core.run_files import DRAWN, EVALUATIONS, RUN_CONFIG, TIMING
 from dit_shd.core.yaml_files import read_yaml
 from dit_shd.reports.html import is_page
 from dit_shd.reports.run_page import TITLE, RunLog, write_run_page
 from dit_shd.training.run_folder import RunFolder
-from dit_shd.training.run_place import LOCK
 
 SHOWN = 4
 """Newest evaluations whose samples are shown."""

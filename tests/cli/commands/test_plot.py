@@ -17,11 +17,10 @@ from dit_shd.cli.commands.plot import PlotConfig, is_training, plot, read_log
 from dit_shd.cli.program import main
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
-from dit_shd.core.lock import Lock
+from dit_shd.core.lock import LOCK, Lock
 from dit_shd.reports.html import page_html
 from dit_shd.reports.run_page import by_layer, findings, merges_of, shared_terms
 from dit_shd.training.config import TrainConfig
-from dit_shd.training.run_place import LOCK
 from dit_shd.training.trainer import train
 
 
