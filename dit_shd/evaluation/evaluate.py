@@ -48,9 +48,7 @@ class EvaluateConfig:
     features: Plugin = option(Plugin("inception"), "feature network, a file of dit_shd/evaluation/features")
     metrics: list[Plugin] | None = option(None, "files of dit_shd/evaluation/metrics; all that apply if left out")
     seeds: int = option(
-        1,
-        "evaluate as many files, from one with seed0 in its path: seed0, seed1, ...; mean and spread",
-        range=(1, 1e6),
+        1, "files of samples, from one with seed0 in its path: seed0, seed1, ...; mean and spread", range=(1, 1e6)
     )
     resamples: int = option(
         0, "resamplings behind 95% intervals, 10 at least (100 is a good number); 0 for none", range=(0, 1e6)
