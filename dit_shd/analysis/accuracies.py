@@ -15,14 +15,14 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.files import write_text
 from dit_shd.core.places import MODEL, Place, find
 from dit_shd.core.plugins import Plugin
+from dit_shd.core.pretrained import config_of_run
+from dit_shd.core.run_files import STUDENT
 from dit_shd.core.yaml_files import read_yaml
 from dit_shd.data.augmentation import EvaluationTransform, ImageInput
 from dit_shd.data.datasets import DATASETS, Dataset
 from dit_shd.evaluation import results
 from dit_shd.evaluation.accuracy import Accuracy, all_misnamed, measure_accuracy, misnamed, of_learned
 from dit_shd.models import loading
-
-CONFIG = "config.yaml"
 
 _log = logging.getLogger("dit_shd")
 
@@ -56,10 +56,9 @@ def accuracies(config: AccuracyConfig) -> dict[str, Accuracy]:
     check_ranges(config)
     if not config.model:
         raise UserError(f"accuracy: model: wanted {MODEL}, found none")
-    if config.out is not None and config.out.exists():
-        raise UserError(f"out: {config.out} is there already; choose another name or move it away")
     if config.out is not None:
-        results.writable(config.out)
+        results.new_file(config.out)
+    students = _students(config.model)
     config = _completed(config)
     assert config.data is not None, "it is completed"
     dataset = DATASETS.build(config.data, "data")
@@ -67,7 +66,7 @@ def accuracies(config: AccuracyConfig) -> dict[str, Accuracy]:
         raise UserError(f"data: wanted images, found {', '.join(sorted(dataset.fields))}")
     if _is_learned(config.data, config.model):
         _log.warning("%s", of_learned("data"))
-    measured = {name: _accuracy(name, source, dataset, config) for name, source in _students(config.model).items()}
+    measured = {name: _accuracy(name, source, dataset, config) for name, source in students.items()}
     if config.out is not None:
         figures = {name: accuracy.figures() for name, accuracy in measured.items()}
         write_text(config.out, json.dumps(figures, indent=1) + "\n", results.REMEDY)
@@ -79,7 +78,7 @@ def _students(model: str) -> dict[str, str]:
     place = find(model, "model", "MODEL")
     if not isinstance(place, Path):
         return {model: model}
-    inside = sorted(folder for folder in place.glob("student*") if (folder / "config.json").is_file())
+    inside = sorted(folder for folder in place.glob(f"{STUDENT}*") if (folder / "config.json").is_file())
     return {folder.name: str(folder) for folder in inside} or {place.name: model}
 
 
@@ -91,8 +90,8 @@ def _completed(config: AccuracyConfig) -> AccuracyConfig:
     """
     if config.data is not None:
         return config
-    file, run = _run_config(config.model)
-    task = run.get("task")
+    file = config_of_run(config.model)
+    task = None if file is None else read_yaml(file).get("task")
     evaluation = task.get("evaluation") if isinstance(task, Mapping) else None
     if not isinstance(evaluation, Mapping) or evaluation.get("data") is None:
         raise UserError(
@@ -104,18 +103,10 @@ def _completed(config: AccuracyConfig) -> AccuracyConfig:
     return replace(config, data=data, crop=crop if config.crop is None else config.crop)
 
 
-def _run_config(model: str) -> tuple[Path | None, Mapping[str, Any]]:
-    """The config of the run that a model is of, and where it is; nothing of other models."""
-    place = find(model, "model", "MODEL")
-    folders = [place, place.parent] if isinstance(place, Path) else []
-    file = next((folder / CONFIG for folder in folders if (folder / CONFIG).is_file()), None)
-    return file, {} if file is None else read_yaml(file)
-
-
 def _is_learned(data: Plugin, model: str) -> bool:
     """Whether images are those that the run of a model learned from, as far as its config says."""
-    file, run = _run_config(model)
-    learned = run.get("data")
+    file = config_of_run(model)
+    learned = None if file is None else read_yaml(file).get("data")
     if not isinstance(learned, Mapping) or learned.get("name") != data.name:
         return False
     try:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dit_shd.analysis.inputs import Time, on_device, try_out
-from dit_shd.analysis.inspect import InspectConfig, inputs_of, run_config, schedule_length, to_accelerator
+from dit_shd.analysis.inspect import InspectConfig, inputs_of, schedule_length, to_accelerator
 from dit_shd.analysis.redundancy import LinearFits, best_intervals, plan_of
-from dit_shd.core.config import option
+from dit_shd.core.config import check_ranges, option
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import MODEL, Place
 from dit_shd.core.plugins import Plugin
@@ -22,6 +22,7 @@ from dit_shd.distillation.initialisation.depth import depth_key
 from dit_shd.distillation.kept import KeptPlan
 from dit_shd.models import loading
 from dit_shd.models.blocks import STREAM, named_blocks, recorded
+from dit_shd.models.export import run_values
 
 GRID = (100, 300, 500, 700, 900)
 """Timesteps of calibration by default, of 1000."""
@@ -59,7 +60,8 @@ def find_plan(config: DepthConfig) -> tuple[nn.Module, KeptPlan]:
         UserError: No such model or list of blocks, several lists of which none is cut by a key of the config and none
             was named, nothing to leave out, blocks whose widths differ, or too few samples for a fit.
     """
-    run = run_config(config.model)
+    check_ranges(config)
+    run = run_values(config.model)
     model = loading.load(config.model).eval().requires_grad_(False)
     to_accelerator(model)
     blocks = _blocks(model, config)

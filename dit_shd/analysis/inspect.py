@@ -17,7 +17,7 @@ from dit_shd.analysis.map_sheets import Sheets, head_sheets
 from dit_shd.analysis.survey import LayerMaps, LayerSurvey, Scope, layer_maps, survey
 from dit_shd.analysis.synthetic_inputs import SyntheticInputs
 from dit_shd.attention.recording.joint import Block
-from dit_shd.core.config import cast, checked, option, resolve
+from dit_shd.core.config import cast, check_ranges, checked, option, resolve
 from dit_shd.core.devices import current_device
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import MODEL, Place
@@ -53,8 +53,8 @@ class InspectConfig:
     tokens: list[int] | None = option(None, "query tokens whose maps are drawn; empty: three on the diagonal")
     timestep: int | None = option(None, f"of the maps; empty: {PICTURED} of 1000")
     timesteps: list[int] | None = option(None, f"of alpha; empty: {', '.join(map(str, GRID))} of 1000")
-    samples: int = option(16, "images (or random inputs) behind the similarity of heads and alpha")
-    batch_size: int = option(4, "samples of one forward")
+    samples: int = option(16, "images (or random inputs) behind the similarity of heads and alpha", range=(1, 1e6))
+    batch_size: int = option(4, "samples of one forward", range=(1, 1e6))
     data: Plugin | None = option(
         None, "images for a class-conditional model, text for a language model; empty: the run's"
     )
@@ -79,9 +79,7 @@ class InspectConfig:
         Raises:
             UserError: Naming the key, the range and the value.
         """
-        for key in ("samples", "batch_size"):
-            if getattr(self, key) < 1:
-                raise UserError(f"{key}: wanted 1 or more, found {getattr(self, key)}")
+        check_ranges(self)
         if self.image is not None and len(self.image) != 2:
             raise UserError(f"image: wanted [first, last + 1], found {self.image}")
         if self.inputs is not None and self.data is not None:
@@ -129,7 +127,7 @@ def inspect(config: InspectConfig) -> Findings | TextFindings | PromptFindings:
     if config.prompt is not None:
         _refuse_idle(config, OF_PROMPT, "with prompt=...")
         return inspect_prompt(config.model, config.prompt, config.pipeline, config.call, config.layers, config.seed)
-    run = run_config(config.model)
+    run = run_values(config.model)
     model = loading.load(config.model).eval().requires_grad_(False)
     if text_config(model) is not None:
         return _of_text(config, model, run)
@@ -227,11 +225,6 @@ def inputs_of(config: InspectConfig, model: nn.Module, run: dict[str, Any]) -> I
         )
     process = process_of(model, schedule_length(run))
     return DatasetInputs(model, DATASETS.build(data, "data"), process, batches, config.seed)
-
-
-def run_config(source: str) -> dict[str, Any]:
-    """The config of a run, also of a student's folder in it; of other models what they record of theirs."""
-    return run_values(source)
 
 
 def schedule_length(run: dict[str, Any]) -> int:

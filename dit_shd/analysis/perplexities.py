@@ -7,7 +7,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -17,6 +16,7 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.files import write_text
 from dit_shd.core.places import MODEL, Place, find
 from dit_shd.core.plugins import Plugin
+from dit_shd.core.pretrained import config_of_run
 from dit_shd.core.yaml_files import read_yaml
 from dit_shd.data.datasets import DATASETS
 from dit_shd.data.datasets.text import Text
@@ -25,7 +25,6 @@ from dit_shd.evaluation import results
 from dit_shd.models import loading
 from dit_shd.tasks.language_modeling import LanguageModeling, TextEvaluation
 
-CONFIG = "config.yaml"
 _log = logging.getLogger("dit_shd")
 SEED = re.compile(r"[/_-]?seed_?\d+$")
 """The end of the name of a run; runs of one name before it differ in their seed."""
@@ -63,10 +62,9 @@ def perplexities(config: PerplexityConfig) -> dict[str, Figures]:
     """
     config = checked(config, "perplexity")
     check_ranges(config)
-    if config.out is not None and config.out.exists():
-        raise UserError(f"out: {config.out} is there already; choose another name or move it away")
     if config.out is not None:
-        results.writable(config.out)
+        results.new_file(config.out)
+    models = named(config.models)
     if config.data is not None and config.data.name == "text" and "split" not in config.data.options:
         raise UserError(
             "data: wanted its split, found none, which would be what training learns from; say split: validation of a "
@@ -84,7 +82,7 @@ def perplexities(config: PerplexityConfig) -> dict[str, Figures]:
     data = DATASETS.build(plugins[config.models[0]], "data")
     if not isinstance(data, Text):
         raise UserError(f"data: wanted text, found {', '.join(sorted(data.fields))}")
-    figures = {name: _measured(place, data, config) for name, place in named(config.models).items()}
+    figures = {name: _measured(place, data, config) for name, place in models.items()}
     if config.out is not None:
         write_text(config.out, json.dumps(figures, indent=1) + "\n", results.REMEDY)
     return figures
@@ -113,18 +111,10 @@ def _with_tokenizer(data: Plugin, place: str) -> Plugin:
     if data.name != "text" or {"tokenizer", "vocabulary"} & data.options.keys():
         return data
     if not has_tokenizer(place):
-        if _run_config(place)[0] is None:
+        if config_of_run(place) is None:
             _log.warning("data: %s has no tokenizer.json, so the text is read as bytes; data.tokenizer=FOLDER", place)
         return data
     return replace(data, options={**data.options, "tokenizer": place})
-
-
-def _run_config(place: str) -> tuple[Path | None, Mapping[str, Any]]:
-    """The config of the run that a model is of, and where it is; nothing of other models."""
-    path = find(place, "model", "MODELS")
-    folders = [path, path.parent] if isinstance(path, Path) else []
-    file = next((folder / CONFIG for folder in folders if (folder / CONFIG).is_file()), None)
-    return file, {} if file is None else read_yaml(file)
 
 
 def _held_out(place: str) -> Plugin:
@@ -133,8 +123,8 @@ def _held_out(place: str) -> Plugin:
     Raises:
         UserError: Nothing says it, or it learned from all of its text.
     """
-    file, run = _run_config(place)
-    data = run.get("data")
+    file = config_of_run(place)
+    data = None if file is None else read_yaml(file).get("data")
     if not isinstance(data, Mapping) or data.get("name") != "text":
         raise UserError(
             f"data: wanted the text to measure on, found none, and no run of {place} says it; "
@@ -165,7 +155,8 @@ def named(places: Sequence[str]) -> dict[str, str]:
 
 def _separate(place: str, config: PerplexityConfig) -> bool:
     """Whether packed documents are kept apart: as the command says, else as the model's run has it."""
-    task = _run_config(place)[1].get("task")
+    file = config_of_run(place)
+    task = None if file is None else read_yaml(file).get("task")
     known = task.get("separate", True) if isinstance(task, Mapping) else True
     return config.separate if config.separate is not None else bool(known)
 

@@ -167,10 +167,8 @@ def rouge(config: RougeConfig) -> Scores:
     check_ranges(config)
     if not config.seeds:
         raise UserError("seeds: wanted at least one seed of sampling, found none")
-    if config.out is not None and config.out.exists():
-        raise UserError(f"out: {config.out} is there already; choose another name or move it away")
     if config.out is not None:
-        results.writable(config.out)
+        results.new_file(config.out)
     plugins = {name: cast(Plugin, value, f"{config.sets}: {name}") for name, value in read_yaml(config.sets).items()}
     if not plugins:
         raise UserError(f"{config.sets}: wanted sets of instructions by name, found none")

@@ -10,19 +10,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dit_shd.core import shipped_configs
-from dit_shd.core.config import option, resolve
+from dit_shd.core.config import check_ranges, option, resolve
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import drop, write_text
 from dit_shd.core.hashing import sha256
 from dit_shd.core.json_files import read_object
-from dit_shd.core.lock import Lock
+from dit_shd.core.lock import LOCK, Lock
 from dit_shd.core.pretrained import asset
 from dit_shd.core.resumable import SETTINGS, differences, read_settings
 
 PAGE, PICTURE, RESULTS, SECONDS = "report.html", "rows.png", "results.json", "seconds.json"
 FILES = (SETTINGS, RESULTS, SECONDS, PAGE, PICTURE, "samples", "logs")
 """What every demo writes into its folder."""
-LOCK = ".lock"
 OF_TEXT = {"out": "demo_text_out", "steps": 300, "images": 80, "sampling_steps": 10, "guidance": 5.0}
 """The defaults of the demo of text, where they are others."""
 
@@ -35,10 +34,10 @@ class DemoConfig:
         "digits", "digits by class, or text: pictures of digits by captions, with the defaults in brackets"
     )
     out: Path = option(Path("demo_out"), "[demo_text_out] the folder for everything; run again, it goes on")
-    steps: int = option(600, "[300] training steps; the digits' third student takes 3/2 as many")
-    images: int = option(500, "[80] images sampled from each model")
-    sampling_steps: int = option(50, "[10] steps of each image: of DDPM, or of the flow")
-    guidance: float = option(2.0, "[5] classifier-free guidance scale; 1 for none")
+    steps: int = option(600, "[300] training steps; the digits' third student takes 3/2 as many", range=(1, 1e9))
+    images: int = option(500, "[80] images sampled from each model", range=(10, 1e8))
+    sampling_steps: int = option(50, "[10] steps of each image: of DDPM, or of the flow", range=(1, 1000))
+    guidance: float = option(2.0, "[5] classifier-free guidance scale; 1 for none", range=(0, 1e6))
     guidance_schedule: Literal["power-cosine", "constant"] = option("constant", "of digits: constant, or MDT's ramp")
     seed: int = option(0, "of data, training and sampling", range=(0, 2**63 - 1))
     fresh: bool = option(False, "remove what an earlier demo left in `out` and start over")
@@ -60,11 +59,7 @@ class DemoConfig:
         return OF_TEXT | values
 
     def check(self) -> None:
-        for key, low, high in (("steps", 1, None), ("images", 10, None), ("sampling_steps", 1, 1000)):
-            value = getattr(self, key)
-            if value < low or (high is not None and value > high):
-                wanted = f"{low} or more" if high is None else f"{low} to {high}"
-                raise UserError(f"demo.{key}: wanted {wanted}, found {value}")
+        check_ranges(self, "demo.")
 
 
 def student_config(name: str) -> Path:

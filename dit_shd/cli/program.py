@@ -21,7 +21,7 @@ from dit_shd.cli.specification import Specification, command_names, specificatio
 from dit_shd.core import plugins, status, streams
 from dit_shd.core.config import make
 from dit_shd.core.distributed import check_alone, leave_group
-from dit_shd.core.errors import UserError
+from dit_shd.core.errors import UserError, error_line
 from dit_shd.core.memory import is_out_of_memory, memory_line
 from dit_shd.core.places import check_values
 from dit_shd.core.signals import Stopped, terminable
@@ -78,8 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 2
         if isinstance(error, RuntimeError) and not isinstance(error, RecursionError):
             raise
-        reason = " ".join(str(error).split()) or type(error).__name__
-        print(f"dit-shd {command.name}: {reason}", file=sys.stderr)
+        print(f"dit-shd {command.name}: {error_line(error, 1000)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\ndit-shd {command.name}: interrupted; {words}", file=sys.stderr)

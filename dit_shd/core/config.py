@@ -20,6 +20,9 @@ T = TypeVar("T")
 REQUIRED: Any = dataclasses.MISSING
 """The default of an option that has none: a value must be given."""
 
+LARGE = 1e6
+"""Largest numbers from here on only keep nonsense out; help does not name them."""
+
 
 def option(
     default: T, doc: str, range: tuple[float, float] | None = None, resumable: bool = False, heading: str = ""
@@ -58,12 +61,14 @@ def check_ranges(config: object, where: str = "") -> None:
         value, name = getattr(config, f.name), f"{where}{f.name}"
         if dataclasses.is_dataclass(value):
             check_ranges(value, f"{name}.")
-        bounds = f.metadata.get("range")
-        if bounds is None:
+        if f.metadata.get("range") is None:
             continue
+        low, high = f.metadata["range"]
         for number in value if isinstance(value, (list, tuple)) else [value]:
-            if isinstance(number, (int, float)) and not bounds[0] <= number <= bounds[1]:
-                raise UserError(f"{name}: wanted a number from {bounds[0]} to {bounds[1]:g}, found {number}")
+            if isinstance(number, (int, float)) and not low <= number <= high:
+                least = number < low and high >= LARGE
+                wanted = f"{low} or more" if least else f"a number from {low} to {high:g}"
+                raise UserError(f"{name}: wanted {wanted}, found {number}")
 
 
 def make(cls: type[T], values: object, where: str = "config") -> T:

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from dit_shd.core.config import REQUIRED
+from dit_shd.core.config import LARGE, REQUIRED
 
 ROOT = Path(__file__).resolve().parents[2]
 """The folder that holds the package dit_shd."""
@@ -158,11 +158,9 @@ def _bounds(node: ast.expr, known: dict[str, Any]) -> tuple[float, float] | None
 
 
 def _range(low: float, high: float) -> str:
-    """The range of a number; limits that only keep nonsense out are not named."""
     return f", {low:g} or more" if high >= LARGE else f", {low:g} to {high:g}"
 
 
-LARGE = 1e6
 WORDS = {
     "int": "whole number",
     "float": "number",

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dit_shd.core.errors import error_line
+
 _log = logging.getLogger("dit_shd")
 
 
@@ -105,8 +107,9 @@ class CudaGraphs:
         except Exception as error:  # a library in between that cannot be captured, say
             torch.cuda.set_stream(current)  # a capture that fails stays in its own
             self.works = False
-            reason = " ".join(str(error).split())[:160]
-            _log.warning("layers are not replayed as CUDA graphs (%s): their kernels are issued one by one", reason)
+            _log.warning(
+                "layers are not replayed as CUDA graphs (%s): their kernels are issued one by one", error_line(error)
+            )
             return None
         return self._graphs.setdefault(key, _Graph(graph, inputs, outputs))
 

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dit_shd.core.devices import accelerator
-from dit_shd.core.errors import UserError
+from dit_shd.core.errors import UserError, error_line
+from dit_shd.core.launcher import process_count
 from dit_shd.core.meeting import PATIENCE, met
 
 if TYPE_CHECKING:
@@ -25,11 +26,6 @@ def leave_group(ended: bool = False) -> None:
     group = None if torch is None or not torch.distributed.is_available() else torch.distributed
     if group is not None and group.is_initialized() and (ended or group.get_backend() == "gloo"):
         group.destroy_process_group()
-
-
-def is_first_process() -> bool:
-    """Whether this process prints, by the launcher's RANK."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 T = TypeVar("T")
@@ -54,7 +50,7 @@ def joining() -> Generator[None]:
     except (ValueError, RuntimeError) as error:
         if not variables or isinstance(error, UserError):
             raise
-        reason = " ".join(str(error).split())[:200]
+        reason = error_line(error)
         raise UserError(
             f"the environment is a launcher's ({', '.join(f'{k}={v}' for k, v in variables.items())}), but no group of "
             f"processes comes of it ({reason}); start by torchrun or accelerate launch, or unset these variables"
@@ -95,8 +91,8 @@ def check_alone(what: str) -> None:
     Raises:
         UserError: There are several.
     """
-    started = os.environ.get("WORLD_SIZE", "1")
-    if "LOCAL_RANK" in os.environ and started != "1":
+    started = process_count()
+    if "LOCAL_RANK" in os.environ and started != 1:
         raise UserError(f"the launcher started {started} processes, and {what} works in one; start it by itself")
 
 
@@ -106,7 +102,7 @@ def launched(processes: int) -> None:
     Raises:
         UserError: The numbers differ.
     """
-    started = int(os.environ.get("WORLD_SIZE", "1"))
+    started = process_count()
     if started != processes:
         raise UserError(
             f"the launcher started {started} processes, but accelerate works with {processes}; see accelerate config"

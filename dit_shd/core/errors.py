@@ -17,8 +17,12 @@ def unknown(where: str, key: str, known: Collection[str]) -> UserError:
 
 def describe(value: object) -> str:
     """A value and its type, for an error."""
-    text = repr(value)
-    return f"{text if len(text) < 60 else text[:57] + '...'} ({type(value).__name__})"
+    return f"{shortened(repr(value))} ({type(value).__name__})"
+
+
+def shortened(text: str) -> str:
+    """A text, or its beginning."""
+    return text if len(text) < 60 else f"{text[:57]}..."
 
 
 def wrong(where: str, wanted: str, value: object) -> UserError:

@@ -12,7 +12,7 @@ from typing import IO
 
 from safetensors import SafetensorError
 
-from dit_shd.core.errors import UserError
+from dit_shd.core.errors import UserError, error_line
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NO_SYNC = {errno.EINVAL, errno.EBADF, errno.ENOTSUP}
@@ -213,7 +213,7 @@ def cannot_be_written(final: Path, error: Exception, remedy: str = REMEDY) -> Us
     """The line for a failed write: OSError, or what safetensors makes of one."""
     match = re.search(r"(?:os error|code:) (\d+)", str(error))
     number = error.errno if isinstance(error, OSError) else int(match[1]) if match else 0
-    words = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())[:150]
+    words = (error.strerror if isinstance(error, OSError) else None) or error_line(error)
     reason = "the disk is full" if number in FULL else words
     return UserError(f"{final}: cannot be written: {reason}; {remedy}")
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,15 @@ def read_object(file: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """The objects in a log of JSON lines, but for those that a kill left half written; none where there is no file."""
+    rows = list[Any]()
+    for line in file.read_bytes().splitlines() if file.exists() else ():
+        with suppress(ValueError, RecursionError):
+            rows.append(json.loads(line))
+    return [row for row in rows if isinstance(row, dict)]
 
 
 def finite(value: object) -> object:

@@ -1,6 +1,6 @@
 """One command at a time in a folder.
 
-    with Lock(folder / ".lock", "dit-shd train"):
+    with Lock(folder / LOCK, "dit-shd train"):
         ...
 
 The lock is the kernel's (flock) on a small file, so it ends with its process however that dies, kill -9 included. The
@@ -31,6 +31,8 @@ from dit_shd.core.distributed import run_on_main
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import atomic_folder
 
+LOCK = ".lock"
+"""The file of the lock of a folder that is one command's: a run, a demo."""
 HEARTBEAT_SECONDS = 20
 TIMEOUT_SECONDS = 120
 """A holder on another host whose last heartbeat is older is dead."""

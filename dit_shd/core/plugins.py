@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 from dit_shd.core.config import cast, resolve
-from dit_shd.core.errors import UserError, unknown, wrong
+from dit_shd.core.errors import UserError, shortened, unknown, wrong
 
 Base = TypeVar("Base")
 _trusted: set[str] = set()
@@ -95,7 +95,7 @@ class PluginFolder(Generic[Base]):
             meant = self.synonyms.get(name.lower())
             near = difflib.get_close_matches(name, known, 1) if meant is None else [meant]
             raise UserError(
-                f"{self.kind}: no plug-in called '{name if len(name) < 60 else name[:57] + '...'}'"
+                f"{self.kind}: no plug-in called '{shortened(name)}'"
                 + (f", did you mean '{near[0]}'?" if near else ".")
                 + f" Available: {', '.join(known)}."
             )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from dit_shd.core.errors import UserError, error_line
 from dit_shd.core.json_files import read_object
 from dit_shd.core.places import WANTED, Asset, HubName, find
+from dit_shd.core.run_files import RUN_CONFIG, STUDENT
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -33,7 +34,7 @@ def asset(name: str) -> Path:
     return known[name]
 
 
-SUBFOLDERS = ("student", ".", "transformer")
+SUBFOLDERS = (STUDENT, ".", "transformer")
 """Where the model is in the folder of a run, of a model, of a pipeline."""
 WEIGHTS = re.compile(
     r"diffusion_pytorch_model(-\d+-of-\d+)?(\.(?P<variant>\w+))?(-\d+-of-\d+)?\.(?P<kind>safetensors|bin)"
@@ -54,6 +55,22 @@ def folder_of_weights(file: Path) -> Path | None:
     """The folder of the model whose weights a file holds; None for a checkpoint by itself, without config.json."""
     beside = WEIGHTS.fullmatch(file.name) is not None and file.is_file() and (file.parent / "config.json").is_file()
     return file.parent if beside else None
+
+
+def config_of_run(place: str | Path) -> Path | None:
+    """The config.yaml of the run that a model is of; None for a model of no run.
+
+    A run's models are its folders `student` and `student_*`; what else lies in its folder may be of others.
+
+    Args:
+        place: A run, a student's folder in it, or the file of its weights; of other places, and of "", there is none.
+    """
+    if place == "":
+        return None
+    path = folder_of_weights(Path(place)) or Path(place)
+    inside = path.absolute().name.startswith(STUDENT)
+    files = [folder / RUN_CONFIG for folder in ((path, path.absolute().parent) if inside else (path,))]
+    return next((file for file in files if file.is_file()), None)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dit_shd.core.errors import UserError
+from dit_shd.core.errors import UserError, shortened
 from dit_shd.core.files import PART, atomic_file
 
 if TYPE_CHECKING:
@@ -102,8 +102,7 @@ def _shown(value: object) -> str:
     """A value in few words: plug-ins by their names."""
     if isinstance(value, dict) and isinstance(value.get("name"), str):
         return value["name"]
-    text = f"[{', '.join(map(_shown, value))}]" if isinstance(value, list) else repr(value)
-    return text if len(text) < 60 else f"{text[:57]}..."
+    return shortened(f"[{', '.join(map(_shown, value))}]" if isinstance(value, list) else repr(value))
 
 
 def share_of_missing(

@@ -8,6 +8,7 @@ from typing import Any
 
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import expanded, instead
+from dit_shd.core.run_files import RUN_CONFIG
 from dit_shd.core.yaml_files import read_yaml
 
 LAUNCHERS = "accelerate"
@@ -47,8 +48,8 @@ def config_file(text: str | Path) -> Path:
     path = Path(expanded(text))
     if path.is_file():
         return path
-    if (path / "config.yaml").is_file():
-        return path / "config.yaml"
+    if (path / RUN_CONFIG).is_file():
+        return path / RUN_CONFIG
     shipped = None if path.exists() else find_shipped(str(text))
     if shipped is not None:
         return shipped

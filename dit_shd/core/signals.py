@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 
+from dit_shd.core.launcher import is_first_process
 from dit_shd.core.streams import discard
 
 ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
@@ -81,7 +82,7 @@ class StopRequest:
         if not self.signal:
             self.request(number)
             again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
-            if int(os.environ.get("RANK", "0")) == 0:  # not print: the signal may have interrupted a print
+            if is_first_process():  # not print: the signal may have interrupted a print
                 with suppress(OSError):
                     os.write(2, f"\n{signal.Signals(number).name}: finishing this step, then saving{again}\n".encode())
         elif number == signal.SIGINT and time.monotonic() - self._requested_at > ECHO_SECONDS:
@@ -116,7 +117,7 @@ def leave(number: int) -> None:
     """End the process for a signal at once, without unwinding the stack, as a kill does."""
     with suppress(Exception):  # the signal may have interrupted a print
         sys.stdout.flush()
-    if int(os.environ.get("RANK", "0")) == 0:
+    if is_first_process():
         with suppress(OSError):
             os.write(2, b"\ninterrupted\n")
     os._exit(128 + number)

@@ -1,9 +1,10 @@
 """A line for a person who waits at a terminal, gone when the wait is over; logs and pipes do not get it."""
 
-import os
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
+
+from dit_shd.core.launcher import is_first_process
 
 
 @contextmanager
@@ -13,7 +14,7 @@ def shown(text: str) -> Generator[None]:
     Args:
         text: The text of the line.
     """
-    visible = sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"
+    visible = sys.stderr.isatty() and is_first_process()
     if visible:
         sys.stderr.write(text)
         sys.stderr.flush()

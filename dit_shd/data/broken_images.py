@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dit_shd.core.errors import UserError
+from dit_shd.core.errors import UserError, error_line
 from dit_shd.core.names import printable
 from dit_shd.data.sources.decoding import opened
 
@@ -41,5 +41,5 @@ def opened_image(raw: Path | bytes, where: str) -> Generator[Any]:
 
 def broken_error(where: str, error: Exception) -> BrokenFileError:
     """The error for an image that cannot be read, from a library's."""
-    words = printable(" ".join(str(error).split()))[:200]
+    words = printable(error_line(error))
     return BrokenFileError(f"{printable(where)}: wanted an image, found a broken file ({words}); write it again")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from dit_shd.core.config import REQUIRED, option
+from dit_shd.core.config import REQUIRED, check_ranges, option
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import Place
 
@@ -21,7 +21,7 @@ class EncodeConfig:
         "uint8 [n,y,x,c], arr_1 labels), or a Hugging Face dataset (a folder of save_to_disk, or hub:OWNER/NAME)",
     )
     out: Path = option(REQUIRED, "the folder of latents; the same command again goes on there")
-    size: int = option(256, "the images' side after the ADM centre crop")
+    size: int = option(256, "the images' side after the ADM centre crop", range=(1, 8192))
     buckets: bool = option(
         False,
         "crop each image to the height and width, of about size x size pixels in all, that are nearest to its shape "
@@ -38,7 +38,9 @@ class EncodeConfig:
         None, "of tables and metadata files, or a key in IMAGE.json (not IMAGE.txt); empty: text, caption, prompt, ..."
     )
     text_tokens: int | None = option(
-        None, "tokens of a caption (max_sequence_length of the pipeline's call); empty: the pipeline's default"
+        None,
+        "tokens of a caption (max_sequence_length of the pipeline's call); empty: the pipeline's default",
+        range=(1, 32768),
     )
     text_dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "of the embeddings")
     adapter: str | None = option(None, "somebody's own adapter of the pipeline's transformer, with dots; empty: ours")
@@ -59,20 +61,17 @@ class EncodeConfig:
         None, "number of each class by its name, as {cat: 281, dog: 207} for a teacher's; empty: in their order"
     )
     follow_links: bool = option(False, "follow links that lead out of the folder of images")
-    batch_size: int = option(32, "images in one forward of the autoencoder")
-    shard_size: int = option(1024, "images in one shard: what a kill costs at most")
-    workers: int = option(4, "threads of each process that decode images")
+    batch_size: int = option(32, "images in one forward of the autoencoder", range=(1, 65536))
+    shard_size: int = option(1024, "images in one shard: what a kill costs at most", range=(1, 1e6))
+    workers: int = option(4, "threads of each process that decode images", range=(1, 1024))
 
     def check(self) -> None:
-        """Check that the values are in their ranges.
+        """Check that the values are in their ranges, and fit each other.
 
         Raises:
             UserError: Naming the key, the range and the value.
         """
-        limits = {"size": 2**13, "batch_size": 2**16, "shard_size": 2**20, "workers": 2**10, "text_tokens": 2**15}
-        for key, most in limits.items():
-            if getattr(self, key) is not None and not 1 <= getattr(self, key) <= most:
-                raise UserError(f"{key}: wanted 1 to {most}, found {getattr(self, key)}")
+        check_ranges(self)
         if self.pipeline is not None and self.vae != SD_VAE:
             raise UserError(f"vae: the autoencoder is the pipeline's; leave vae={self.vae} out")
         if self.pipeline is None:

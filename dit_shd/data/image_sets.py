@@ -20,6 +20,7 @@ from dit_shd.core import hashing
 from dit_shd.core.errors import UserError
 from dit_shd.core.json_files import read_object
 from dit_shd.core.names import counted
+from dit_shd.data.class_order import ordered
 from dit_shd.data.image_prompts import MODEL, prompts_of
 from dit_shd.data.npz_files import BROKEN_FILE, broken_file_error, check_images, read_npy_header
 
@@ -199,7 +200,8 @@ class NpzImages(ImageSet):
         name: The file in errors and records.
 
     Raises:
-        UserError: Not an npz file, no arr_0 or two, or an arr_0 that is cut short or not uint8 [n,y,x,c].
+        UserError: Not an npz file, no arr_0 or two, an arr_0 that is cut short or not uint8 [n,y,x,c], or
+            two texts in arr_1 that are the same number.
     """
 
     def __init__(self, path: Path, name: str) -> None:
@@ -219,7 +221,7 @@ class NpzImages(ImageSet):
                     raise UserError(f"{name}: arr_0 is cut short: wanted {self.shape[0]} images; write the file again")
                 if "arr_1.npy" in members:
                     labels, self.notes = _labels(archive, self.shape[0], name)
-                    self.labels, self.class_names = (labels, None) if labels is None else _numbered(labels)
+                    self.labels, self.class_names = (labels, None) if labels is None else _numbered(labels, name)
         except UserError:
             raise
         except BROKEN_FILE as error:
@@ -283,20 +285,15 @@ def _labels(archive: zipfile.ZipFile, count: int, name: str) -> tuple[np.ndarray
     return np.concatenate(blocks), []
 
 
-def _numbered(labels: np.ndarray) -> tuple[np.ndarray, tuple[str, ...] | None]:
+def _numbered(labels: np.ndarray, where: str) -> tuple[np.ndarray, tuple[str, ...] | None]:
     """Labels as int64 [n], and the texts that they are of, if they are texts [n]."""
     if labels.dtype.kind not in "SU":
         return labels, None
     texts, numbers = np.unique(labels, return_inverse=True)
-    names = [text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text) for text in texts.tolist()]
-    order = sorted(range(len(names)), key=lambda i: int(names[i])) if all(map(_is_number, names)) else range(len(names))
-    place = np.empty(len(names), np.int64)
-    place[list(order)] = np.arange(len(names))
-    return place[numbers], tuple(names[i] for i in order)
-
-
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdecimal() and len(text) < 19
+    names = [x.decode("utf-8", "backslashreplace") if isinstance(x, bytes) else str(x) for x in texts.tolist()]
+    classes, _ = ordered(set(names), where)
+    number = {name: label for label, name in enumerate(classes)}
+    return np.array([number[name] for name in names], np.int64)[numbers], classes
 
 
 def _classes(rows: np.ndarray) -> np.ndarray | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import PIXELS, Asset, HubName, find, is_here
-from dit_shd.core.pretrained import COPY, RECORD, folder_of_weights, model_folder
+from dit_shd.core.pretrained import COPY, RECORD, config_of_run, folder_of_weights, model_folder
 from dit_shd.core.yaml_files import read_yaml
 from dit_shd.data.autoencoder import read_autoencoder
 from dit_shd.data.latent_origin import AUTO, COLOURS, Origin, origin_of, read_record
@@ -29,8 +29,8 @@ def of_source(source: str, channels: int) -> Origin | None:
     folder = model_folder(path) if path.is_dir() else None
     if folder is not None and folder.name == "transformer" and (folder.parent / COPY).is_dir():  # a pipeline
         return Origin(str(folder.parent / COPY))
-    run = next((place for place in (path, path.parent) if (place / "config.yaml").is_file()), None)
-    return default if run is None or folder is None else _of_old_run(run, channels, default)
+    config = config_of_run(path)
+    return default if config is None or folder is None else _of_old_run(config, channels, default)
 
 
 def other_latents(place: str, origin: Origin | None, channels: int) -> str | None:
@@ -69,12 +69,12 @@ def _on_hub(name: HubName, default: Origin | None) -> Origin | None:
     return Origin(str(name)) if pipeline else default
 
 
-def _of_old_run(run: Path, channels: int, default: Origin | None) -> Origin | None:
+def _of_old_run(config: Path, channels: int, default: Origin | None) -> Origin | None:
     """The origin of a run without a record: that of its data, if they are latents.
 
     A run whose config has `vae` recorded every autoencoder before its first step, but none for pixels.
     """
-    values = read_yaml(run / "config.yaml")
+    values = read_yaml(config)
     data = values.get("data")
     if not isinstance(data, dict) or data.get("name") != "latents":
         return default

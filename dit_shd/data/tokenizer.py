@@ -14,6 +14,7 @@ from dit_shd.core.errors import UserError, error_line
 from dit_shd.core.files import atomic_file
 from dit_shd.core.json_files import read_object
 from dit_shd.core.places import HubName, expanded, find
+from dit_shd.core.run_files import STUDENT
 from dit_shd.data.document_rows import Document
 
 if TYPE_CHECKING:
@@ -211,7 +212,7 @@ def _files(place: Path | HubName) -> tuple[Path | None, Path | None]:
         return place.file(FILE), place.file(CONFIG)
     if not place.is_dir():
         return place, place.with_name(CONFIG)
-    folder = next((x for x in (place / "student", place) if (x / FILE).is_file()), place)
+    folder = next((x for x in (place / STUDENT, place) if (x / FILE).is_file()), place)
     return folder / FILE, folder / CONFIG
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from dit_shd.core import hashing, rng
-from dit_shd.core.config import checked
+from dit_shd.core.config import check_ranges, checked
 from dit_shd.core.distributed import joined, launched
 from dit_shd.core.errors import UserError, error_line
 from dit_shd.core.memory import is_out_of_memory
@@ -43,7 +43,6 @@ REWRITE = "enable_prompt_rewrite"
 ONE_BY_ONE = ("PRXPipeline",)
 """Pipelines that fail on several prompts with guidance; those with an ocr_guider take it for all prompts if one has
 words in quotes."""
-MOST_COUNT = 10**8
 FRAMES = ("num_frames", "video_length", "frames")
 """Arguments of calls that make videos, each the number of frames; one frame is an image."""
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet", ".xlsx")
@@ -66,8 +65,7 @@ def sample_prompts(config: SampleConfig) -> Path:
     assert config.prompts is not None
     prompts = read_prompts(config.prompts)
     config = replace(config, count=config.count or len(prompts))
-    if not 1 <= config.images <= MOST_COUNT or config.batch_size < 1:
-        raise UserError(f"count: wanted 1 to {MOST_COUNT} images in batches of 1 or more, found {config.images}")
+    check_ranges(config)
     out = output_path(config)
     state = joined()
     launched(state.num_processes)

@@ -18,6 +18,7 @@ from dit_shd.core.hashing import sha256_of_tensors
 from dit_shd.core.json_files import read_object
 from dit_shd.core.places import Place
 from dit_shd.core.plugins import Plugin
+from dit_shd.core.run_files import DRAWN
 from dit_shd.data.decoder import Decoder
 from dit_shd.data.image_sets import ArrayImages
 from dit_shd.data.latent_origin import AUTO, Kept, decoder
@@ -55,7 +56,7 @@ class SampleEvaluation:
     def sampling(self, run: Path, step: int) -> SampleConfig:
         """The config of `dit-shd sample`."""
         values = {"count": self.count, "steps": self.steps, "guidance": self.guidance, "labels": self.labels}
-        out = run / "evaluations" / f"step_{step:08d}.npz"
+        out = run / DRAWN / f"step_{step:08d}.npz"
         return make(
             SampleConfig,
             {**values, **self.sample, "run": str(run), "out": out, "force": True},
@@ -133,7 +134,7 @@ class SampleEvaluation:
 
     def place(self, run: Path, step: int) -> Path:
         """The grid of a step's samples; the other files have its name."""
-        return run / "evaluations" / f"step_{step:08d}.png"
+        return run / DRAWN / f"step_{step:08d}.png"
 
     def finished(self, run: Path, step: int, logged: bool) -> bool:
         """Whether nothing is left to do.

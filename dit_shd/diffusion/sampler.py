@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from dit_shd.core import rng
 from dit_shd.core.config import cast, make
 from dit_shd.core.devices import current_device
-from dit_shd.core.errors import UserError
+from dit_shd.core.errors import UserError, error_line
 from dit_shd.core.files import atomic_file
 from dit_shd.data.decoder import Decoder, finished
 from dit_shd.data.latent_origin import decoder
@@ -253,7 +253,7 @@ def draw(
     except RuntimeError as error:
         if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise
-        raise UserError(f"compile=true: torch.compile failed ({' '.join(str(error).split())[:160]})") from error
+        raise UserError(f"compile=true: torch.compile failed ({error_line(error)})") from error
     finally:
         model.train(was_training)
     where = f"sampling images {indices[0]}..{indices[-1]}"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dit_shd.core.config import changed
-from dit_shd.core.pretrained import COPY, folder_of_weights
+from dit_shd.core.pretrained import COPY, config_of_run, folder_of_weights
 from dit_shd.core.yaml_files import read_yaml, words_of
 from dit_shd.data.latent_origin import AUTO
 from dit_shd.diffusion.sample_config import SampleConfig
@@ -22,9 +22,7 @@ def about_teacher(run: str) -> dict[str, str]:
     Args:
         run: A run, a student's folder in it or the file of its weights, or a model that is of no run.
     """
-    folder = folder_of_weights(Path(run)) or Path(run)
-    places = [folder, *([folder.parent] if folder.name.startswith("student") else [])]
-    file = next((place / "config.yaml" for place in places if (place / "config.yaml").is_file()), None)
+    file = config_of_run(run)
     teacher = None if file is None else read_yaml(file).get("teacher")
     first = next(iter(teacher.values()), None) if isinstance(teacher, dict) else teacher
     return {"teacher": first} if isinstance(first, str) else {}

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dit_shd.core.errors import UserError, one_line
 from dit_shd.data.datasets import Dataset
-from dit_shd.evaluation.bootstrap import NORMAL
+from dit_shd.evaluation.metrics import NORMAL
 
 RANKS = (1, 5)
 

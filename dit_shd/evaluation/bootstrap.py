@@ -20,11 +20,9 @@ import torch
 from tqdm import tqdm
 
 from dit_shd.evaluation.feature_set import FeatureSet
-from dit_shd.evaluation.metrics import Metric
+from dit_shd.evaluation.metrics import NORMAL, Metric
 
 SEED = 0
-NORMAL = 1.959964
-"""Standard deviations on both sides that hold 95% of a normal distribution."""
 
 
 def intervals(

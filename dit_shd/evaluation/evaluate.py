@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from dit_shd.core import environment
-from dit_shd.core.config import REQUIRED, changed, checked, option, resolve
+from dit_shd.core.config import REQUIRED, changed, check_ranges, checked, option, resolve
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import Place
 from dit_shd.core.plugins import Plugin
@@ -48,10 +48,12 @@ class EvaluateConfig:
     features: Plugin = option(Plugin("inception"), "feature network, a file of dit_shd/evaluation/features")
     metrics: list[Plugin] | None = option(None, "files of dit_shd/evaluation/metrics; all that apply if left out")
     seeds: int = option(
-        1, "evaluate as many files, from one with seed0 in its path: seed0, seed1, ...; mean and spread"
+        1, "files of samples, from one with seed0 in its path: seed0, seed1, ...; mean and spread", range=(1, 1e6)
     )
-    resamples: int = option(0, "resamplings behind 95% intervals (100 is a good number); 0 for none")
-    batch_size: int = option(64, "images per forward pass of the feature network")
+    resamples: int = option(
+        0, "resamplings behind 95% intervals, 10 at least (100 is a good number); 0 for none", range=(0, 1e6)
+    )
+    batch_size: int = option(64, "images per forward pass of the feature network", range=(1, 1e6))
     device: str = option("auto", "where the feature network runs: auto, cpu, cuda, cuda:1")
     out: Path | None = option(
         None, "the results file; if left out results.json beside the samples, NAME.results.json where that is taken"
@@ -71,7 +73,7 @@ class EvaluateConfig:
         if self.seeds == 1:
             return files
         split = re.split(r"(?<=seed)(\d+)", files[0]) if len(files) == 1 else []
-        if self.seeds < 1 or len(split) != 3:
+        if len(split) != 3:
             raise UserError(
                 f"seeds={self.seeds}: wanted one file with seedN in its path, once, found {', '.join(files)}; "
                 "name the files one by one instead"
@@ -85,8 +87,7 @@ class EvaluateConfig:
         Raises:
             UserError: Naming the key, the range and the value.
         """
-        if self.batch_size < 1:
-            raise UserError(f"batch_size: wanted at least 1 image, found {self.batch_size}")
+        check_ranges(self)
         if self.resamples and self.resamples < 10:
             raise UserError(f"resamples: wanted 0, or at least 10 for an interval, found {self.resamples}")
 

@@ -9,9 +9,8 @@ import numpy as np
 
 from dit_shd import __version__
 from dit_shd.core import environment
-from dit_shd.core.config import REQUIRED, checked, option
+from dit_shd.core.config import REQUIRED, check_ranges, checked, option
 from dit_shd.core.errors import UserError
-from dit_shd.core.files import refuse_input
 from dit_shd.core.places import Place
 from dit_shd.core.plugins import Plugin
 from dit_shd.data.image_sets import spread
@@ -32,11 +31,15 @@ class StatisticsConfig:
     images: Place = option(REQUIRED, "npz (arr_0: uint8 [n,y,x,c]), images (folder, Parquet, tars), or dataset[:split]")
     out: Path = option(REQUIRED, "the npz to be written: mu, sigma (mu_s, sigma_s), n, network, sha256s, shape")
     size: int | list[int] | None = option(
-        None, "side, or height and width, of the centre crop of stored images of any size; empty: all are of one size"
+        None,
+        "side, or height and width, of the centre crop of stored images of any size; empty: all are of one size",
+        range=(1, LARGEST),
     )
     features: Plugin = option(Plugin("inception"), "feature network, a file of dit_shd/evaluation/features")
-    keep_images: int = option(0, "number of images to keep in the file (ADM: 10000), for precision, recall and KID")
-    batch_size: int = option(64, "images per forward pass of the feature network")
+    keep_images: int = option(
+        0, "number of images to keep in the file (ADM: 10000), for precision, recall and KID", range=(0, 1e9)
+    )
+    batch_size: int = option(64, "images per forward pass of the feature network", range=(1, 1e6))
     device: str = option("auto", "where the feature network runs: auto, cpu, cuda, cuda:1")
     force: bool = option(False, "overwrite a file that is there")
 
@@ -56,20 +59,16 @@ def write_reference_statistics(config: StatisticsConfig) -> Path:
         UserError: Images that cannot be read, a file at `out`, or one that cannot be written.
     """
     config = checked(config, "statistics")
-    if config.batch_size < 1:
-        raise UserError(f"batch_size: wanted at least 1 image, found {config.batch_size}")
+    check_ranges(config)
     out = config.out if config.out.suffix == ".npz" else config.out.with_name(config.out.name + ".npz")
-    results.writable(out)
-    refuse_input(out, config.images)
-    if out.exists() and not config.force:
-        raise UserError(f"{out}: is there already; choose another out=FILE or say force=true")
+    results.new_file(out, config.force, [config.images])
     if is_statistics(config.images):
         text = config.images
         raise UserError(f"images: {text} holds statistics already (mu, sigma); give it as reference={text}")
     network = build_network(config.features)
     images = open_images(config.images, "images", _crop(config.size, network.channels), lenient=True)
     n = images.shape[0]
-    if not 0 <= config.keep_images <= n:
+    if config.keep_images > n:
         raise UserError(f"keep_images: wanted 0 to {n}, the number of images, found {config.keep_images}")
     network.check(images.shape[1:], "images")
     network.to(find_device(config.device))
@@ -103,6 +102,6 @@ def _crop(size: int | list[int] | None, channels: int) -> tuple[int, ...] | None
     if size is None:
         return None
     sides = [size, size] if isinstance(size, int) else size
-    if len(sides) != 2 or not all(1 <= side <= LARGEST for side in sides):
-        raise UserError(f"size: wanted a side, or height and width, of 1 to {LARGEST} pixels, found {size}")
+    if len(sides) != 2:
+        raise UserError(f"size: wanted a side, or height and width, found {size}")
     return (*sides, channels)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +136,7 @@ def check_before(out: Path, record: dict[str, Any], force: bool) -> None:
                 f"out={out}: there stand the settings that {run['samples']['path']} was sampled with; choose another "
                 "out=FILE"
             )
-    writable(out)
+    _writable(out)
     if out.exists() and not force and _of_same_inputs(out, record) is None:
         raise _another(out)
 
@@ -244,7 +244,7 @@ def evaluator_difference(record: Mapping[str, Any], other: Mapping[str, Any]) ->
     return None
 
 
-def writable(out: Path) -> None:
+def _writable(out: Path) -> None:
     """Make the folder of a file that is to be written.
 
     Raises:
@@ -256,6 +256,26 @@ def writable(out: Path) -> None:
         raise UserError(f"out={out}: wanted a path in a folder, found {error.strerror}") from error
     if not os.access(out.parent, os.W_OK):
         raise UserError(f"out={out}: this folder cannot be written to; choose another out=FILE")
+
+
+def new_file(out: Path, force: bool | None = None, inputs: Iterable[str | Path] = ()) -> None:
+    """Refuse, before the work, a file that could not be written after it, or that nobody said to replace.
+
+    Args:
+        out: The file to be written.
+        force: Whether it may be replaced; None where that cannot be asked for.
+        inputs: What is read.
+
+    Raises:
+        UserError: It is there already, is one of the inputs or a folder, or cannot be written.
+    """
+    _check_file(out)
+    _writable(out)
+    for used in inputs:
+        refuse_input(out, used)
+    if out.exists() and not force:
+        remedy = "" if force is None else " or say force=true"
+        raise UserError(f"{out}: is there already; choose another out=FILE{remedy}")
 
 
 def write(out: Path, record: dict[str, Any]) -> None:

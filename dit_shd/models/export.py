@@ -10,7 +10,8 @@ from diffusers import ModelMixin
 from dit_shd.core.files import atomic_folder
 from dit_shd.core.json_files import read_object
 from dit_shd.core.places import HubName, find
-from dit_shd.core.pretrained import TRAINING, folder_of_weights
+from dit_shd.core.pretrained import TRAINING, config_of_run, folder_of_weights
+from dit_shd.core.run_files import STUDENT
 from dit_shd.core.yaml_files import parse_yaml, read_yaml
 from dit_shd.data.latent_origin import Origin, write_record
 from dit_shd.data.pipeline_record import PipelineRecord
@@ -92,11 +93,7 @@ def run_values(place: str) -> dict[str, Any]:
     Args:
         place: A run or model, or the file of its weights; empty for none.
     """
-    if not place:
-        return {}
-    path = folder_of_weights(Path(place)) or Path(place)
-    folders = [path, path.absolute().parent] if path.name.startswith("student") else [path]
-    file = next((folder / "config.yaml" for folder in folders if (folder / "config.yaml").is_file()), None)
+    file = config_of_run(place)
     return (read_yaml(file) if file is not None else {}) or exported_values(place)
 
 
@@ -107,7 +104,7 @@ def exported_values(source: str) -> dict[str, Any]:
         source: A student's folder, also below the one that is named, or hub:OWNER/NAME.
     """
     place = folder_of_weights(Path(source)) or Path(source)
-    files = [place / TRAINING, place / "student" / TRAINING]
+    files = [place / TRAINING, place / STUDENT / TRAINING]
     if source.startswith("hub:"):
         name = find(source, "model")
         files = [name.file(TRAINING)] if isinstance(name, HubName) else []

@@ -24,6 +24,7 @@ from dit_shd.core.pretrained import (
     read_config,
     read_weights,
 )
+from dit_shd.core.run_files import CHECKPOINTS, RUN_CONFIG, STUDENT
 from dit_shd.models import public_checkpoints, velocity
 from dit_shd.models.bfloat16 import KEPT, in_bfloat16
 from dit_shd.models.families import FAMILIES, LibraryModel
@@ -201,8 +202,8 @@ def read_file(
     """
     checkpoints = path.absolute().parent.parent
     run = checkpoints.parent
-    if checkpoints.name == "checkpoints" and (run / "config.yaml").is_file():
-        students = " or ".join(str(place) for place in sorted(run.glob("student*"))) or str(run)
+    if checkpoints.name == CHECKPOINTS and (run / RUN_CONFIG).is_file():
+        students = " or ".join(str(place) for place in sorted(run.glob(f"{STUDENT}*"))) or str(run)
         raise UserError(
             f"{path}: a checkpoint of {run} is what that run goes on from, and does not say what model it is of; what "
             f"can be sampled or learned from is {students}"

@@ -1,13 +1,15 @@
 """What a run is and how far it is, read from its folder without importing torch."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from dit_shd.core.errors import UserError
+from dit_shd.core.json_files import read_lines
+from dit_shd.core.run_files import CHECKPOINTS, EVALUATIONS, METRICS, RUN_CONFIG, STUDENT, TIMING
 from dit_shd.core.weight_files import parameters
 from dit_shd.core.yaml_files import read_yaml
 from dit_shd.data.sampled_weights import are_of_earlier
@@ -22,9 +24,9 @@ class RunSummary:
     """The values of config.yaml."""
     checkpoints: list[int]
     """Steps of the checkpoints, oldest first."""
-    metrics: list[Mapping[str, Any]]
-    timing: list[Mapping[str, Any]]
-    evaluations: list[Mapping[str, Any]]
+    metrics: list[dict[str, Any]]
+    timing: list[dict[str, Any]]
+    evaluations: list[dict[str, Any]]
     students: list[Path]
     """Exported students, the one that is sampled from first."""
     results: list[Path]
@@ -59,18 +61,18 @@ def read_run(path: Path, running: bool = False) -> RunSummary:
     Raises:
         UserError: It is no run folder.
     """
-    if not (path / "config.yaml").is_file():
+    if not (path / RUN_CONFIG).is_file():
         kind = "a folder without config.yaml" if path.is_dir() else "no folder"
         raise UserError(f"{path}: wanted a run folder, found {kind}")
-    checkpoints = (folder.name.removeprefix("step_") for folder in (path / "checkpoints").glob("step_*"))
-    students = [path / "student", *sorted(path.glob("student_ema_*"))]
+    checkpoints = (folder.name.removeprefix("step_") for folder in (path / CHECKPOINTS).glob("step_*"))
+    students = [path / STUDENT, *sorted(path.glob(f"{STUDENT}_ema_*"))]
     return RunSummary(
         path=path,
-        settings=read_yaml(path / "config.yaml"),
+        settings=read_yaml(path / RUN_CONFIG),
         checkpoints=sorted(int(step) for step in checkpoints if step.isdecimal()),
-        metrics=list(rows(path / "metrics.jsonl")),
-        timing=list(rows(path / "timing.jsonl")),
-        evaluations=list(rows(path / "evaluations.jsonl")),
+        metrics=read_lines(path / METRICS),
+        timing=read_lines(path / TIMING),
+        evaluations=read_lines(path / EVALUATIONS),
         students=[student for student in students if (student / "config.json").is_file()],
         results=sorted([*path.glob("*results.json")], key=_changed),
         running=running,
@@ -83,19 +85,6 @@ def _changed(file: Path) -> float:
         return file.lstat().st_mtime
     except OSError:
         return 0.0
-
-
-def rows(file: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a log that are whole; none where there is no file."""
-    if not file.is_file():
-        return
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:  # half a line of a process at work
-            continue
-        if isinstance(row, dict):
-            yield row
 
 
 def summary_lines(run: RunSummary) -> list[tuple[str, str]]:

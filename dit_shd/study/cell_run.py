@@ -19,15 +19,15 @@ from typing import Any
 from dit_shd.core.environment import about_process
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import write_text
-from dit_shd.core.json_files import read_object
+from dit_shd.core.json_files import read_lines, read_object
+from dit_shd.core.run_files import EVALUATIONS, INPUTS, METRICS, RUN_CONFIG
 from dit_shd.core.signals import Stopped
 from dit_shd.core.yaml_files import dump, read_yaml
 from dit_shd.study import origins
 from dit_shd.study.design import Cell, Evaluator, Study
 from dit_shd.study.processes import DIT_SHD, Commands, Usage, commit
-from dit_shd.study.results import PROGRAM, ROW, CellResult, json_lines, read_results, rounded, write_row
+from dit_shd.study.results import PROGRAM, ROW, CellResult, read_results, rounded, write_row
 from dit_shd.study.settings import canonical_sha256
-from dit_shd.training.validation import LOG as EVALUATIONS
 
 POINTS = 60
 """Of a loss curve that a row keeps."""
@@ -75,21 +75,21 @@ def run_cell(study: Study, cell: Cell, folder: Path, references: Mapping[str, st
         status="failed" if error else "done",
         error=error,
         failures=_earlier_failures(folder, cell),
-        config_sha256=_config_sha256(folder / "run" / "config.yaml"),
+        config_sha256=_config_sha256(folder / "run" / RUN_CONFIG),
         figures=figures,
         seconds={name: round(usage.seconds, 1) for name, usage in stages.usage.items()},
         cpu_seconds={name: round(usage.cpu_seconds, 1) for name, usage in stages.usage.items()},
         uncounted=stages.cut,
         memory_mib=round(max((usage.memory_mib for usage in stages.usage.values()), default=0.0)),
-        curve=thinned(json_lines(folder / "run" / "metrics.jsonl")),
+        curve=thinned(read_lines(folder / "run" / METRICS)),
         versions={
             **about_process()["versions"],
             "commit": commit(),
-            **origins.of_weights(cell, folder / SAMPLES, folder / "run" / "inputs.json"),
+            **origins.of_weights(cell, folder / SAMPLES, folder / "run" / INPUTS),
             **(origins.of_evaluators(study, folder) if figures else {}),
             **{f"{PROGRAM} {name}": digest for name, digest in stages.programs.items() if digest},
         },
-        data=origins.of_data(folder / "run" / "inputs.json"),
+        data=origins.of_data(folder / "run" / INPUTS),
         early=_early(folder / "run") if figures else "",
         finished=time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
     )
@@ -231,7 +231,7 @@ def _figures(study: Study, folder: Path) -> dict[str, float]:
         scores = _figures_of_program(file) if evaluator.program else json.loads(file.read_text("utf-8"))["figures"]
         for figure, value in scores.items():
             figures[f"{figure} by {name}" if figure in figures else figure] = value
-    for line in json_lines(folder / "run" / EVALUATIONS)[-1:]:
+    for line in read_lines(folder / "run" / EVALUATIONS)[-1:]:
         numbers = {key: value for key, value in line.items() if isinstance(value, (int, float)) and key != "step"}
         figures |= {f"training/{key}": value for key, value in numbers.items()}
     return figures
@@ -239,9 +239,9 @@ def _figures(study: Study, folder: Path) -> dict[str, float]:
 
 def _early(run: Path) -> str:
     """Of which step a run's last evaluation is, unless it is of the last one."""
-    config = run / "config.yaml"
+    config = run / RUN_CONFIG
     steps = read_yaml(config).get("steps") if config.is_file() else None
-    evaluated = [line.get("step") for line in json_lines(run / EVALUATIONS)[-1:]]
+    evaluated = [line.get("step") for line in read_lines(run / EVALUATIONS)[-1:]]
     return f"step {evaluated[0]} of {steps}" if evaluated and steps and evaluated[0] != steps else ""
 
 

@@ -46,7 +46,7 @@ class Evaluator:
 
     reference: str = option("", "images, dataset[:split] or a statistics file")
     size: int | None = option(
-        None, "side of the samples, to which reference images are cut; empty: they are of one size", (1, LARGEST)
+        None, "side of the samples, to which reference images are cut; empty: they are of one size", range=(1, LARGEST)
     )
     features: Plugin = option(Plugin("inception"), "feature network")
     metrics: list[Plugin] = option([Plugin("frechet")], "metrics")

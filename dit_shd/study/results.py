@@ -6,10 +6,8 @@ and machines can end at once.
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import write_text
@@ -101,15 +99,6 @@ def read_results(file: Path) -> list[CellResult]:
         except (ValueError, TypeError, AttributeError) as error:
             raise UserError(f"{file}:{number}: wanted a row of a study, found something else ({error})") from error
     return rows
-
-
-def json_lines(file: Path) -> list[dict[str, Any]]:
-    """The lines of a log, but for those that a kill left half written; none where there is no such file."""
-    rows = []
-    for line in file.read_bytes().splitlines() if file.exists() else []:
-        with suppress(ValueError):
-            rows.append(json.loads(line))
-    return [row for row in rows if isinstance(row, dict)]
 
 
 def rounded(value: float | None) -> float | None:

@@ -12,7 +12,7 @@ from typing import Any
 from dit_shd.core.config import REQUIRED, check_ranges, option
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import write_text
-from dit_shd.core.lock import Lock
+from dit_shd.core.lock import LOCK, Lock
 from dit_shd.core.places import expanded
 from dit_shd.core.signals import Stopped
 from dit_shd.core.yaml_files import parse_yaml, read_yaml
@@ -26,7 +26,6 @@ from dit_shd.study.places import YAML, check_places, outputs_of
 from dit_shd.study.processes import DIT_SHD, Commands
 from dit_shd.study.results import RESULTS, CellResult, Progress, collect, of_cells
 from dit_shd.study.settings import canonical_sha256
-from dit_shd.training.run_place import LOCK as RUN_LOCK
 
 CELL_LOCK = ".cell.lock"
 SHARED_LOCK = ".shared.lock"
@@ -182,7 +181,7 @@ class Runner:
         try:
             with Lock(place / CELL_LOCK, "dit-shd study"):
                 if (place / "run").is_dir():  # a kill of the study may have left its training at work
-                    Lock(place / "run" / RUN_LOCK, "dit-shd study").release()
+                    Lock(place / "run" / LOCK, "dit-shd study").release()
                 free = True
                 return run_cell(self.study, cell, place, references, self.commands)
         except UserError as error:

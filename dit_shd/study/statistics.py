@@ -11,6 +11,7 @@ import numpy as np
 from scipy import optimize, stats
 
 ALPHA = 0.05
+"""Share of studies in which a difference that is none is called certain."""
 CONFIDENCE = 1 - ALPHA
 POWER = 0.8
 ROUNDING = 1e-12

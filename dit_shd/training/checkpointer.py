@@ -7,7 +7,7 @@ from diffusers import ModelMixin
 from torch import Tensor
 
 from dit_shd.core.distributed import run_on_main
-from dit_shd.core.errors import UserError
+from dit_shd.core.errors import UserError, error_line
 from dit_shd.core.memory import give_back
 from dit_shd.core.yaml_files import dump
 from dit_shd.data.datasets import DATASETS
@@ -136,8 +136,7 @@ class Checkpointer:
             self.state.restore(saved)
             self.guard.skipped = int(saved["skipped_steps"])
         except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:150]
-            raise UserError(f"{self.folder.path}: {name} does not fit this run ({reason})") from error
+            raise UserError(f"{self.folder.path}: {name} does not fit this run ({error_line(error)})") from error
         run_on_main(lambda: self._export(saved, self.step, again=False))
         return self.step
 

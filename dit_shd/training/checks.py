@@ -1,7 +1,6 @@
 """Checks of a training config, before anything is written."""
 
 import logging
-import os
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from dit_shd.core.config import check_ranges
 from dit_shd.core.devices import accelerator
 from dit_shd.core.distributed import launched
 from dit_shd.core.errors import UserError
+from dit_shd.core.launcher import is_first_process, process_count
 from dit_shd.distillation.losses import Loss, Reads
 from dit_shd.distillation.schedule import schedule
 from dit_shd.distillation.teachers import TEACHER, chosen
@@ -57,7 +57,7 @@ def ranges(config: TrainConfig, counting: bool = False) -> None:
 
 
 def _sharding(config: TrainConfig, counting: bool) -> None:
-    if not counting and int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    if not counting and process_count() < 2:
         raise UserError("sharding: fsdp2 needs two processes or more; start it by torchrun or accelerate launch")
     reason = fsdp2_refusal(config)
     if reason is not None:
@@ -135,7 +135,7 @@ def teaching(config: TrainConfig, losses: Sequence[Loss]) -> None:
         )
     by_losses = reading and config.initialisation.weights != "teacher"
     idle = [i for i, loss in enumerate(losses) if loss.heaviest(config.steps) == 0]
-    if int(os.environ.get("RANK", "0")):
+    if not is_first_process():
         return
     if by_losses and len(idle) == len(losses):
         _log.warning("losses: the weights are 0 in all %d steps (%s): no teacher is learned from", config.steps, names)

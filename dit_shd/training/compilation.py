@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from dit_shd.core.errors import UserError
+from dit_shd.core.errors import UserError, error_line
 from dit_shd.models import compilation
 from dit_shd.models.compilation import Backend
 
@@ -27,7 +27,7 @@ def compile_blocks(*models: nn.Module, backend: Backend = "inductor") -> None:
     try:
         torch.compile(torch.sin, backend=backend)(torch.zeros(1))
     except Exception as error:  # inductor fails in many ways
-        reason = " ".join(str(error).split())[:160]
+        reason = error_line(error)
         raise UserError(f"compile: torch.compile does not work here ({reason}); set compile=false") from error
     setattr(torch._dynamo.config, ONCE, True)
     for model in models:

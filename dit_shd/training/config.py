@@ -10,6 +10,7 @@ from dit_shd.core.config import cast, make, option, resolve, resumable_keys
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import MODEL, Place
 from dit_shd.core.plugins import Plugin
+from dit_shd.core.run_files import RUN_CONFIG
 from dit_shd.core.yaml_files import read_yaml
 from dit_shd.data.datasets import DATASETS
 from dit_shd.distillation.initialisation.initialise import Initialisation
@@ -264,8 +265,7 @@ def sized(config: TrainConfig, defaults: Mapping[str, Any]) -> TrainConfig:
         config: The config of the run.
         defaults: Keywords of families; those that the student's family does not have are left out.
     """
-    student = filled(config.student, defaults)
-    file = config.run / "config.yaml"
+    student, file = filled(config.student, defaults), config.run / RUN_CONFIG
     saved = read_yaml(file).get("student") if file.is_file() else None
     new = student.options.keys() - config.student.options.keys()
     if isinstance(saved, dict) and saved.get("name") == student.name and not new & saved.keys():

@@ -1,7 +1,6 @@
 """`dit-shd train CONFIG dry_run=true`: the cost of a run, by count and by one real step. Nothing is written."""
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,6 +13,7 @@ from dit_shd.core.clock import finished
 from dit_shd.core.config import checked
 from dit_shd.core.devices import current_device
 from dit_shd.core.errors import UserError
+from dit_shd.core.launcher import process_count
 from dit_shd.core.plugins import Plugin
 from dit_shd.distillation.calibration import calibrate
 from dit_shd.distillation.distiller import Distiller
@@ -59,7 +59,7 @@ def dry_run(config: TrainConfig) -> DryRun:
     config = following(checked(config, "train"))
     checks.ranges(replace(config, dry_run=False), counting=True)
     before = peak_memory(current_device())
-    images = checks.micro_batch_size(config, int(os.environ.get("WORLD_SIZE", "1")))
+    images = checks.micro_batch_size(config, process_count())
     step = step_shape(config, images)
     task = step.task
     checks.teaching(config, step.losses)

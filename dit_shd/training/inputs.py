@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import write_text
 from dit_shd.core.json_files import read_object
+from dit_shd.core.run_files import INPUTS, RUN_CONFIG
 from dit_shd.core.yaml_files import read_yaml
 from dit_shd.data.datasets import Dataset
 from dit_shd.data.glance import alike, glance
@@ -25,7 +26,6 @@ from dit_shd.distillation.teachers import TEACHER, Teachers, role
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.run_folder import is_begun
 
-FILE = "inputs.json"
 LIKE = "student.like"
 PLACES = ("data.path", "teacher", LIKE)
 """Keys of a config that may differ when a run goes on, as long as teachers and data are the same."""
@@ -53,7 +53,7 @@ def following(config: TrainConfig) -> TrainConfig:
     Args:
         config: Of a run, which may be in its folder already.
     """
-    file, like = config.run / "config.yaml", config.student.options.get("like")
+    file, like = config.run / RUN_CONFIG, config.student.options.get("like")
     if like is None or like in config.teachers.values() or not file.is_file():
         return config
     teacher = read_yaml(file).get("teacher")
@@ -80,9 +80,9 @@ def check_moved(run: Path, old: Mapping[str, Any], new: Mapping[str, Any], now: 
     moved = [key for key in PLACES if _value(old, key) != _value(new, key)]
     if not moved:
         return
-    before = _read(run / FILE)
+    before = _read(run / INPUTS)
     if before is None or "glance" not in before:
-        raise UserError(f"{run}: has no {FILE} to compare another {moved[0]} with; give the one that it began with")
+        raise UserError(f"{run}: has no {INPUTS} to compare another {moved[0]} with; give the one that it began with")
     others = [*_changes(before, now)]
     if LIKE in moved and not all(_value(values, LIKE) in _teachers(values) for values in (old, new)):
         others.append(f"{LIKE}: {_value(new, LIKE)}, which is no teacher's, and nothing says what it was")
@@ -115,9 +115,9 @@ def keep(run: Path, now: Mapping[str, Any]) -> None:
         run: The folder.
         now: What is seen.
     """
-    before = _read(run / FILE) if is_begun(run) else None
+    before = _read(run / INPUTS) if is_begun(run) else None
     if before is None:
-        write_text(run / FILE, json.dumps(now, indent=1) + "\n")
+        write_text(run / INPUTS, json.dumps(now, indent=1) + "\n")
         return
     for line in _changes(before, now):
         _log.warning("%s", line)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dit_shd.core.run_files import METRICS, TIMING
 from dit_shd.profiling.throughput import Throughput
 from dit_shd.training.nan_guard import Guard
 from dit_shd.training.run_folder import RunFolder
@@ -41,8 +42,8 @@ class LogBook:
         if self.guard.skipped:
             step.metrics["skipped_steps"] = self.guard.skipped
         if self.tracker.accelerator.is_main_process:
-            self.folder.log("metrics.jsonl", step.metrics)
-            self.folder.log("timing.jsonl", {"step": step.number, **self.throughput.row(step.number - 1)})
+            self.folder.log(METRICS, step.metrics)
+            self.folder.log(TIMING, {"step": step.number, **self.throughput.row(step.number - 1)})
         self.tracker.log("training", {k: v for k, v in step.metrics.items() if k != "step"}, step.number)
 
     def _means(self, terms: dict[str, Tensor]) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 import gc
 import logging
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -12,7 +11,9 @@ from torch import nn
 from dit_shd.core.devices import current_device
 from dit_shd.core.distributed import run_on_main
 from dit_shd.core.errors import UserError
+from dit_shd.core.launcher import process_count
 from dit_shd.core.memory import is_out_of_memory
+from dit_shd.core.run_files import RUN_CONFIG
 from dit_shd.core.yaml_files import read_yaml
 from dit_shd.models.lora import add_lora
 from dit_shd.models.offload import moved
@@ -43,8 +44,8 @@ def with_micro_batch(parts: Parts) -> Parts:
     config = parts.config
     if config.micro_batch_size != AUTO_SIZE:
         return parts
-    saved = read_yaml(config.run / "config.yaml").get("micro_batch_size") if is_begun(config.run) else None
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    saved = read_yaml(config.run / RUN_CONFIG).get("micro_batch_size") if is_begun(config.run) else None
+    processes = process_count()
     if isinstance(saved, int):
         size = next((size for size in _sizes(config.batch_size, processes) if size <= saved), saved)
     else:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable
 
+from dit_shd.core.run_files import RUN_CONFIG
 from dit_shd.core.yaml_files import read_yaml
 from dit_shd.distillation.initialisation import initialise as initialisation
 from dit_shd.models import batch_norms
@@ -23,7 +24,7 @@ def warn(parts: Parts, remarks: Iterable[str] = ()) -> None:
         taught = parts.losses_of_teacher, parts.student, parts.teacher
         begins = [f"initialisation: {line}" for line in initialisation.remarks(config.initialisation, *taught)]
     else:
-        planned = read_yaml(config.run / "config.yaml").get("steps", config.steps)
+        planned = read_yaml(config.run / RUN_CONFIG).get("steps", config.steps)
         planned = planned if isinstance(planned, int) else config.steps  # what is no number is refused further on
         jump = optim.jump(config.optimizer, step_of(newest), planned, config.steps)
     slow = too_slow(config.ema_rates, config.steps, config.ema_warmup)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
+from dit_shd.core.run_files import RUN_CONFIG
 from dit_shd.core.yaml_files import read_yaml
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.diagnosis import Diagnosis
@@ -26,7 +27,7 @@ def replay(run: str | Path, step: int) -> Diagnosis:
     """
     if isinstance(step, bool) or not isinstance(step, int):
         raise UserError(f"step: wanted a number from 1, found {step!r}")
-    trainer = Trainer.from_config(replace(make(TrainConfig, read_yaml(Path(run) / "config.yaml")), run=Path(run)))
+    trainer = Trainer.from_config(replace(make(TrainConfig, read_yaml(Path(run) / RUN_CONFIG)), run=Path(run)))
     try:
         if trainer.first_step != step - 1:
             raise UserError(

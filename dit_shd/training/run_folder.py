@@ -28,18 +28,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dit_shd.core.distributed import run_on_main
-from dit_shd.core.errors import UserError
+from dit_shd.core.errors import UserError, error_line
 from dit_shd.core.files import atomic_folder, cannot_be_written, recover, remove, sync, write_text
 from dit_shd.core.hashing import sha256
-from dit_shd.core.lock import Lock
+from dit_shd.core.json_files import read_lines
+from dit_shd.core.lock import LOCK, Lock
 from dit_shd.core.resumable import differences
+from dit_shd.core.run_files import CHECKPOINTS, LOGS, METRICS, RUN_CONFIG, STUDENT
 from dit_shd.core.yaml_files import dump, parse_yaml, read_yaml
 from dit_shd.training.checkpoint import MANIFEST, damage, flat, step_of, unflat
-from dit_shd.training.run_place import LOCK, refuse_other
+from dit_shd.training.run_place import refuse_other
 
 Completed = Callable[[dict[str, Any]], dict[str, Any]]
-LOGS = ("metrics.jsonl", "timing.jsonl", "evaluations.jsonl")
-"""Rows by step; only the second one differs when a run is repeated."""
 NO_STEP = 2**62
 SHARES = " Weights by shares of a run (20%) stand in its config.yaml as steps; to raise steps, write those."
 _log = logging.getLogger("dit_shd")
@@ -77,11 +77,11 @@ class RunFolder:
                 raise UserError(f"{path}: cannot be made a run folder ({error.strerror})") from error
             locks.append(Lock(path / LOCK, "dit-shd train"))
             _check(path, config, resumable, completed)  # again, under the lock
-            for place in (path, path / "checkpoints"):
+            for place in (path, path / CHECKPOINTS):
                 recover(place)
-            _keep_given(path / "config.yaml")
-            write_text(path / "config.yaml", config)
-            (path / "checkpoints").mkdir(exist_ok=True)
+            _keep_given(path / RUN_CONFIG)
+            write_text(path / RUN_CONFIG, config)
+            (path / CHECKPOINTS).mkdir(exist_ok=True)
             sync(path)
 
         run_on_main(begin)
@@ -95,15 +95,15 @@ class RunFolder:
     @property
     def student(self) -> Path:
         """The exported student with the weights of the first average."""
-        return self.path / "student"
+        return self.path / STUDENT
 
     def student_of(self, rate: float, rates: Sequence[float]) -> Path:
         """The exported student of one weight average: student/ for the first of all rates."""
-        return self.student if rate == rates[0] else self.path / f"student_ema_{rate:g}"
+        return self.student if rate == rates[0] else self.path / f"{STUDENT}_ema_{rate:g}"
 
     def checkpoints(self) -> list[Path]:
         """All of them, sound or not, oldest first."""
-        folders = (self.path / "checkpoints").glob("step_*")
+        folders = (self.path / CHECKPOINTS).glob("step_*")
         return sorted((f for f in folders if re.fullmatch(r"step_\d+", f.name)), key=step_of)
 
     @property
@@ -135,7 +135,7 @@ class RunFolder:
         """
         self._check_latest()
         held, groups = flat(optimizer)
-        with atomic_folder(self.path / "checkpoints" / f"step_{step:08d}") as folder:
+        with atomic_folder(self.path / CHECKPOINTS / f"step_{step:08d}") as folder:
             for name, state in {**tensors, "optimizer": held}.items():
                 save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / f"{name}.safetensors")
             (folder / "state.json").write_text(json.dumps({"step": step, "optimizer": groups, **extra}))
@@ -164,7 +164,7 @@ class RunFolder:
                 return folder.name
             damaged[folder] = reason
         reasons = [f"{folder.name}: {reason}" for folder, reason in damaged.items()]
-        reasons += [file.name for file in sorted((self.path / "checkpoints").glob("step_*.damaged*"))]
+        reasons += [file.name for file in sorted((self.path / CHECKPOINTS).glob("step_*.damaged*"))]
         if reasons:
             raise UserError(
                 f"{self.path / 'checkpoints'}: no checkpoint is sound ({'; '.join(reasons)[:300]}); put a copy of one "
@@ -187,7 +187,7 @@ class RunFolder:
         name = name or self.pick()
         if name is None:
             return None
-        folder = self.path / "checkpoints" / name
+        folder = self.path / CHECKPOINTS / name
         try:
             files = [folder / Path(file).name for file in json.loads((folder / MANIFEST).read_text(encoding="utf-8"))]
             loaded: dict[str, Any] = {file.stem: load_file(file) for file in files if file.suffix == ".safetensors"}
@@ -197,8 +197,7 @@ class RunFolder:
             return {**loaded, **state, "optimizer": unflat(loaded["optimizer"], state["optimizer"])}
         except Exception as error:  # what agrees with its manifest can still be of another program
             raise UserError(
-                f"{folder}: not a checkpoint ({' '.join(str(error).split())[:150]}); move it away to resume from the "
-                "one before"
+                f"{folder}: not a checkpoint ({error_line(error)}); move it away to resume from the one before"
             ) from error
 
     def log(self, file: str, numbers: dict[str, Any]) -> None:
@@ -227,19 +226,15 @@ class RunFolder:
         """Drop the rows of later steps, which the newest checkpoint does not have: they are about to be taken again."""
         for file in map(self.path.joinpath, LOGS):
             if file.exists():
-                text = file.read_text(encoding="utf-8", errors="replace")
-                kept = [line for line in text.splitlines() if _step(line) <= step]
-                write_text(file, "".join(line + "\n" for line in kept))
+                write_text(file, "".join(json.dumps(row) + "\n" for row in read_lines(file) if _step(row) <= step))
 
     def metrics(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl."""
-        return self.rows("metrics.jsonl")
+        return self.rows(METRICS)
 
     def rows(self, log: str) -> list[dict[str, Any]]:
-        """The rows of a log by its file name, those that are whole; none where there is none."""
-        file = self.path / log
-        text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
-        return [json.loads(line) for line in text.splitlines() if _step(line) < NO_STEP]
+        """The rows of a log by its file name, those that are whole and of a step; none where there is none."""
+        return [row for row in read_lines(self.path / log) if _step(row) < NO_STEP]
 
 
 def is_begun(path: Path) -> bool:
@@ -276,18 +271,18 @@ def _fixed(values: dict[str, Any], resumable: Collection[str]) -> dict[str, Any]
     return fixed
 
 
-def _step(line: str) -> int:
+def _step(row: dict[str, Any]) -> int:
     try:
-        return int(json.loads(line)["step"])
+        return int(row["step"])
     except (ValueError, KeyError, TypeError, OverflowError):
-        return NO_STEP  # half a line from a kill
+        return NO_STEP
 
 
 def _check(path: Path, new: str, resumable: Collection[str], completed: Completed) -> None:
     """Refuse a folder that holds another config, or something that is not a run."""
     refuse_other(path)
-    if (path / "config.yaml").exists():
-        check_same(path, completed(read_yaml(path / "config.yaml")), new, resumable)
+    if (path / RUN_CONFIG).exists():
+        check_same(path, completed(read_yaml(path / RUN_CONFIG)), new, resumable)
         _check_steps(path, parse_yaml(new).get("steps"))
 
 

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from dit_shd.core.errors import UserError
+from dit_shd.core.lock import LOCK
+from dit_shd.core.run_files import RUN_CONFIG
 
-LOCK = ".lock"
-BEGUN = (LOCK, ".config.yaml.")
+BEGUN = (LOCK, f".{RUN_CONFIG}.")
 """All that a run folder can hold before its config.yaml."""
 
 
@@ -18,7 +19,7 @@ def refuse_other(path: Path) -> None:
     Raises:
         UserError: A file, or a folder of other things.
     """
-    if (path / "config.yaml").exists() or not path.exists():
+    if (path / RUN_CONFIG).exists() or not path.exists():
         return
     if not path.is_dir() or any(not file.name.startswith(BEGUN) for file in path.iterdir()):
         raise UserError(f"{path}: exists and is not a run folder; choose another run=FOLDER")

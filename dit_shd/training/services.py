@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from dit_shd.core.errors import UserError
+from dit_shd.core.run_files import STUDENT
 from dit_shd.distillation.teachers import Teachers
 from dit_shd.profiling.flops import operations_by_step
 from dit_shd.profiling.hardware import known_peak
@@ -61,7 +62,7 @@ class Services:
         """
         accelerator, task = tracker.accelerator, batches.task
         rates = config.ema_rates if task.evaluates_averages else config.ema_rates[:1]
-        suffixes = [folder.student_of(rate, config.ema_rates).name.removeprefix("student") for rate in rates]
+        suffixes = [folder.student_of(rate, config.ema_rates).name.removeprefix(STUDENT) for rate in rates]
         students = {suffix: partial(_student, config, task, state, rate) for suffix, rate in zip(suffixes, rates)}
         meter = throughput(config, state.distiller.student, teachers, batches.micro_size, accelerator)
         guard = Guard(folder.path, accelerator, config.skip_bad_steps)

@@ -13,6 +13,7 @@ from dit_shd.core.config import checked, resolve
 from dit_shd.core.distributed import run_on_main
 from dit_shd.core.dtensor import is_sharded
 from dit_shd.core.files import write_text
+from dit_shd.core.run_files import RUN_CONFIG
 from dit_shd.core.yaml_files import dump, read_yaml
 from dit_shd.data.datasets import DATASETS
 from dit_shd.data.latent_origin import Kept, before_training
@@ -201,7 +202,7 @@ def open_folder(parts: Parts, accelerator: "Accelerator") -> tuple[RunFolder, Tr
     config, task = parts.config, parts.task
     seen, run = inputs.seen(parts.teachers, task.dataset), config.run
     if is_begun(run):
-        old = completed(read_yaml(run / "config.yaml"))
+        old = completed(read_yaml(run / RUN_CONFIG))
         run_on_main(lambda: inputs.check_moved(run, old, resolve(config), seen))
     folder = RunFolder.open(run, dump(config), [*may_change(task), *inputs.MAY_DIFFER], completed)
     run_on_main(lambda: (parts.kept.write(run), inputs.keep(run, seen)))

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from dit_shd.core.config import resolve
 from dit_shd.core.distributed import run_on_main
-from dit_shd.core.errors import UserError
+from dit_shd.core.errors import UserError, error_line
 from dit_shd.core.files import write_text
+from dit_shd.core.json_files import read_lines
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.run_folder import RunFolder
 
@@ -42,7 +43,7 @@ class Tracker:
         try:
             accelerator.init_trackers("dit_shd", config=hyperparameters(resolve(config)))
         except Exception as error:  # each has its own
-            raise UserError(f"tracker: {self.name} cannot begin ({' '.join(str(error).split())[:200]})") from error
+            raise UserError(f"tracker: {self.name} cannot begin ({error_line(error)})") from error
 
     def log(self, kind: str, numbers: dict[str, float], step: int) -> None:
         """Send the numbers of a step, unless they were sent before.
@@ -62,9 +63,8 @@ class Tracker:
         """The last step that was sent by kind. Half a line of a kill is dropped, of the others the last are kept."""
         last: dict[tuple[str, str], int] = {}
         file = self.folder.path / FILE
-        for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []:
+        for row in read_lines(file):
             try:
-                row = json.loads(line)
                 key, step = (str(row["tracker"]), str(row["kind"])), int(row["step"])
             except (ValueError, KeyError, TypeError, OverflowError):
                 continue

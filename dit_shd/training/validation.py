@@ -8,6 +8,7 @@ from torch import nn
 
 from dit_shd.core.config import resolve
 from dit_shd.core.distributed import run_on_main
+from dit_shd.core.run_files import EVALUATIONS, RUN_CONFIG
 from dit_shd.core.yaml_files import read_yaml
 from dit_shd.profiling.throughput import Throughput
 from dit_shd.tasks import Task
@@ -16,7 +17,6 @@ from dit_shd.training.run_folder import RunFolder
 from dit_shd.training.step import Step
 from dit_shd.training.tracker import Tracker
 
-LOG = "evaluations.jsonl"
 NEUTRAL = ("batch_size", "keep")
 """Keys of evaluations that change no figure."""
 
@@ -50,7 +50,7 @@ class Validation:
         """Whether an evaluation that was due has not been finished."""
 
         def unfinished() -> bool:
-            logged = any(row["step"] == number for row in self.folder.rows(LOG))
+            logged = any(row["step"] == number for row in self.folder.rows(EVALUATIONS))
             return not self.task.evaluated(self.folder.path, number, logged)
 
         return self.due(number) and run_on_main(unfinished)
@@ -62,19 +62,18 @@ class Validation:
             evaluated = self.task.evaluate(student(), self.folder.path, number)
             figures |= {f"{name}{suffix}": value for name, value in (evaluated or {}).items()}
         if figures:
-            self.folder.log(LOG, {"step": number, **figures})
+            self.folder.log(EVALUATIONS, {"step": number, **figures})
             self.tracker.log("evaluation", {f"evaluation/{k}": v for k, v in figures.items()}, number)
         self.tracker.accelerator.wait_for_everyone()
 
 
 def incomparable(config: TrainConfig) -> str | None:
     """A warning of a run that goes on with another evaluation than that of its figures; None elsewhere."""
-    rows = RunFolder(config.run).rows(LOG)
+    rows = RunFolder(config.run).rows(EVALUATIONS)
     if not rows:
         return None
     before, now = (
-        values["task"].get("evaluation")
-        for values in (completed(read_yaml(config.run / "config.yaml")), resolve(config))
+        values["task"].get("evaluation") for values in (completed(read_yaml(config.run / RUN_CONFIG)), resolve(config))
     )
     changed = [key for key in now or {} if key not in NEUTRAL and (before or {}).get(key) != now[key]]
     if not changed or not config.validate_every:

@@ -52,6 +52,17 @@ def test_a_run_s_students_and_a_model_are_measured_by_the_run_s_images(tmp_path,
     assert f"{100 * figures['student_ema_0']['top1']:.2f} [" in capsys.readouterr().out
 
 
+def test_a_model_that_lies_in_a_run_and_is_no_student_of_it_is_not_of_it(tmp_path, capsys):
+    run, data = tmp_path / "run", {"name": "digits", "split": "validation"}
+    for name in ("student", "other"):
+        save(run / name, 0)
+    config = {"task": {"name": "classification", "evaluation": {"data": data, "crop": 1.0}}}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    assert main(["accuracy", str(run / "student")]) == 0
+    assert main(["accuracy", str(run / "other")]) == 2
+    assert "found none, and no run of" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("changes", "words", "message"),
     [
@@ -65,7 +76,7 @@ def test_a_run_s_students_and_a_model_are_measured_by_the_run_s_images(tmp_path,
             "model: the data's classes are others than it knows: class 0 is '0', not '1'",
         ),
         ({}, ["data=digits", "crop=2"], "crop: wanted a number from 0.05 to 1, found 2"),
-        ({}, ["data=digits", "out=latents.npz"], "out: latents.npz is there already"),
+        ({}, ["data=digits", "out=latents.npz"], "latents.npz: is there already; choose another out=FILE"),
     ],
 )
 def test_what_cannot_be_measured_is_said_in_a_line(tmp_path, monkeypatch, capsys, changes, words, message):

@@ -214,7 +214,7 @@ def test_a_folder_that_is_none_is_refused():
         claim(DemoConfig(out=Path("/dev/null")), TEACHER, {})
 
 
-@pytest.mark.parametrize(("key", "value"), [("steps", 0), ("images", 9), ("sampling_steps", 1001)])
+@pytest.mark.parametrize(("key", "value"), [("steps", 0), ("images", 9), ("sampling_steps", 1001), ("guidance", -1.0)])
 def test_impossible_counts_are_refused(tmp_path, key, value):
     with pytest.raises(UserError, match=rf"demo\.{key}: wanted .* found {value}"):
         demo(settings(tmp_path / "out", **{key: value}))

@@ -325,8 +325,8 @@ def test_two_processes_encode_what_one_does(by_two):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"size": 0}, "size: wanted 1 to 8192, found 0"),
-        ({"shard_size": 0}, "shard_size: wanted 1 to"),
+        ({"size": 0}, "size: wanted a number from 1 to 8192, found 0"),
+        ({"shard_size": 0}, "shard_size: wanted 1 or more, found 0"),
         ({"images": "nowhere.npz"}, r"in class folders, or with captions\), tars, .* found nothing at 'nowhere\.npz'"),
         ({"images": "no/dataset"}, "found nothing at 'no/dataset' .* is named hub:no/dataset"),
         ({"images": __file__}, "found text .* at "),

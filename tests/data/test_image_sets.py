@@ -70,6 +70,10 @@ BAD_FILES = {
     "no images": (lambda p: np.savez(p, pictures(9, 0)[:0]), "wanted at least 1 image"),
     "objects": (lambda p: np.savez(p, np.array([Trap(p.parent / "mark")])), "found object"),
     "object labels": (lambda p: np.savez(p, pictures(9, 0), np.array([Trap(p.parent / "mark")])), "never unpickled"),
+    "one number": (
+        lambda p: np.savez(p, pictures(9, 0), np.array(["01", "1", "2"] * 3)),
+        "wanted classes of different numbers, found 01 and 1; rename one of them",
+    ),
     "fortran": (lambda p: np.savez(p, np.asfortranarray(pictures(9, 0))), "Fortran order"),
 }
 
@@ -197,3 +201,9 @@ def test_what_is_spread_is_of_every_class_sorted_or_in_turn(classes):
     for labels in (np.arange(n) % classes, np.arange(n) * classes // n):
         assert len(set(labels[chosen])) == classes
     assert spread(7, 7).tolist() == list(range(7)) and not len(spread(7, 0))
+
+
+def test_names_that_are_no_utf8_are_classes_of_their_own(tmp_path):
+    np.savez(tmp_path / "x.npz", pictures(3, 0), np.array([b"\xff", b"\xfe", b"ant"]))
+    images = NpzImages(tmp_path / "x.npz", "x")
+    assert images.class_names == ("\\xfe", "\\xff", "ant") and images.labels.tolist() == [1, 0, 2]

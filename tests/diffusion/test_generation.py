@@ -267,7 +267,7 @@ def test_other_batch_sizes_give_the_same_images(teacher, straight, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"steps": 0}, "steps: wanted 1 to 1000"),
+        ({"steps": 0}, "steps: wanted 1 or more, found 0"),
         ({"steps": 1001}, "steps: wanted 1 to 1000"),
         ({"count": 0}, "count: wanted 1 or more"),
         ({"run": "nowhere"}, "wanted a run folder"),

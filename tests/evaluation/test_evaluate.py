@@ -239,7 +239,7 @@ def test_seeds_count_up_from_the_one_file_that_is_named(files, seeds):
     record = run(files, samples=seeds[0], seeds=3)
     assert [run["samples"]["path"] for run in record["runs"]] == seeds
     assert "wanted one file with seedN in its path" in refused(files, seeds=3)
-    assert "wanted one file with seedN in its path" in refused(files, samples=seeds[0], seeds=0)
+    assert "seeds: wanted 1 or more, found 0" in refused(files, samples=seeds[0], seeds=0)
     assert "found nothing at" in refused(files, samples=seeds[0], seeds=4)
 
 

@@ -14,6 +14,7 @@ from dit_shd.core.errors import UserError
 from dit_shd.data.image_sets import CRC, NpzImages
 from dit_shd.evaluation.features.digits import ASSET, DigitsFeatures
 from dit_shd.evaluation.reference_statistics import StatisticsConfig, write_reference_statistics
+from dit_shd.evaluation.results import new_file
 
 
 def retrained(files: dict[str, Path]) -> Path:
@@ -164,6 +165,21 @@ def test_what_is_read_is_never_written(files, which):
     with pytest.raises(UserError, match="is what is read here, and would be lost"):
         write_reference_statistics(make(StatisticsConfig, values))
     assert files[which].read_bytes() == before
+
+
+def test_a_file_to_be_written_is_refused_before_the_work(tmp_path):
+    out = tmp_path / "made" / "x.json"
+    new_file(out)
+    assert out.parent.is_dir() and not out.exists()
+    out.write_text("")
+    new_file(out, force=True, inputs=["digits:validation", out.parent])
+    for force, remedy in ((None, "FILE$"), (False, "FILE or say force=true$")):
+        with pytest.raises(UserError, match=rf"x\.json: is there already; choose another out={remedy}"):
+            new_file(out, force)
+    with pytest.raises(UserError, match="is what is read here, and would be lost"):
+        new_file(out, True, [out])
+    with pytest.raises(UserError, match="wanted a file, found a folder"):
+        new_file(out.parent, force=True)
 
 
 def test_settings_of_other_images_are_not_taken_and_named(files):

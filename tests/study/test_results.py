@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from dit_shd.core.errors import UserError
-from dit_shd.study.results import CellResult, collect, json_lines, read_results, write_row
+from dit_shd.study.results import CellResult, collect, read_results, write_row
 
 
 def row(cell, **changes):
@@ -81,12 +81,3 @@ def test_a_file_of_something_else(line, tmp_path):
     file.write_bytes((line + "\n").encode(errors="surrogateescape"))
     with pytest.raises(UserError, match=r"results.jsonl:1: wanted a row of a study"):
         read_results(file)
-
-
-def test_half_a_line_of_a_log_is_left_out(tmp_path):
-    file = tmp_path / "metrics.jsonl"
-    assert json_lines(file) == []
-    file.write_text('{"step": 1}\n{"step": 2, "lo')
-    assert json_lines(file) == [{"step": 1}]
-    file.write_bytes(b'{"step": 1}\n{"step": 2, "lo{"step": 2}\n3\n{"\xff": 1}\n{"step": 3}\n')
-    assert json_lines(file) == [{"step": 1}, {"step": 3}]

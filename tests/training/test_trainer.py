@@ -124,7 +124,7 @@ def test_shd_in_the_masked_pass(values):
         ({"losses": []}, "was given, but losses is empty, so nothing would be learned from it"),
         ({"teacher": "nowhere"}, "wanted a run folder"),
         ({"teacher": "asset:nobody"}, "no such model"),
-        ({"steps": 0}, "steps: wanted a number from 1"),
+        ({"steps": 0}, "steps: wanted 1 or more, found 0"),
         ({"batch_size": 7, "micro_batch_size": 2}, "not a multiple"),
         ({"mask_ratio": 0.9}, r"task\.mask_ratio: wanted a number from 0 to 0.8, found 0.9"),
         ({"ema": 1.5}, "ema: wanted a number from 0 to 1"),

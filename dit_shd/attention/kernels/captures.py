@@ -15,6 +15,7 @@ from dit_shd.attention.bias import Bias, DenseBias
 from dit_shd.attention.capture import Capture
 from dit_shd.attention.relative_bias import RelativeBias, lines_of
 from dit_shd.attention.tiles import index_tensor
+from dit_shd.core.errors import error_line
 
 if importlib.util.find_spec("triton"):
     from dit_shd.attention.kernels import launch as operators
@@ -181,8 +182,7 @@ def _works(device: torch.device, dtype: torch.dtype, d: int, width: int, bias: s
             attention(query, key, key.new_zeros(1, 1, 4, width), 1.0, added).sum().backward()
         return True
     except Exception as error:  # a compiler fails in many ways
-        reason = " ".join(str(error).split())[:160]
-        _log.warning("attention by Triton kernels fails on %s (%s): it is streamed", device, reason)
+        _log.warning("attention by Triton kernels fails on %s (%s): it is streamed", device, error_line(error))
         return False
 
 

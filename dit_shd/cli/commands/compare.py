@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 from dit_shd.cli.commands import Command
 from dit_shd.core.config import REQUIRED, checked, option
 from dit_shd.core.errors import UserError
-from dit_shd.core.files import refuse_input
 from dit_shd.core.places import Place
 from dit_shd.evaluation import results
 from dit_shd.reports.comparison_page import about_result, comparison_notes, cost_columns, write_comparison_page
@@ -62,11 +61,7 @@ def compare(config: CompareConfig) -> list[Row]:
         actual = f"{len(names)}, {len(set(names))} of them different"
         raise UserError(f"names: wanted {len(records)} different ones, one for each results file, found {actual}")
     _check_comparable(config.results, records)
-    results.writable(config.out)
-    for text in config.results:
-        refuse_input(config.out, text)
-    if config.out.exists() and not config.force:
-        raise UserError(f"{config.out}: is there already; choose another out=FILE or say force=true")
+    results.new_file(config.out, config.force, config.results)
     notes: list[str] = []
     rows = [
         Row(

@@ -24,6 +24,7 @@ from dit_shd.core import hashing
 from dit_shd.core.config import checked
 from dit_shd.core.errors import UserError
 from dit_shd.core.lock import new_folder
+from dit_shd.core.run_files import STUDENT
 from dit_shd.data.model_origin import of_source
 from dit_shd.data.pipeline_record import read_record
 from dit_shd.diffusion.assembly import student_folder
@@ -74,7 +75,7 @@ def depth_to_folder(config: DepthConfig) -> tuple[Path, KeptPlan]:
     with new_folder(out, "dit-shd depth") as part:
         (part / "plan.json").write_text(plan.text(), encoding="utf-8")
         if student is not None:
-            _write(student, part / "student", config.model)
+            _write(student, part / STUDENT, config.model)
     return out, plan
 
 

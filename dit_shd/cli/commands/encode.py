@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch
 
 from dit_shd.cli.commands import Command
-from dit_shd.core.distributed import is_first_process, joined
+from dit_shd.core.distributed import joined
+from dit_shd.core.launcher import is_first_process
 from dit_shd.data.buckets import encode_buckets
 from dit_shd.data.encode_config import EncodeConfig
 from dit_shd.data.encoding import encode_to_shards

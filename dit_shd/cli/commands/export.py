@@ -23,7 +23,8 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.hashing import sha256_of_tensors
 from dit_shd.core.lock import new_folder
 from dit_shd.core.places import Place, is_here
-from dit_shd.core.pretrained import model_folder
+from dit_shd.core.pretrained import config_of_run, model_folder
+from dit_shd.core.run_files import RUN_CONFIG
 from dit_shd.core.yaml_files import read_yaml
 from dit_shd.models import deployment, loading
 from dit_shd.models.deployment import Runtime
@@ -129,7 +130,7 @@ def _beside(run: Path) -> Path:
     """Where an export goes by default: not into a student's folder, which the next step of its run replaces."""
     if not run.is_dir():
         return Path("export")
-    of_run = (run.absolute().parent / "config.yaml").is_file() and (run / "config.json").is_file()
+    of_run = (run.absolute().parent / RUN_CONFIG).is_file() and (run / "config.json").is_file()
     return run.absolute().parent / f"export_{run.absolute().name}" if of_run else run / "export"
 
 
@@ -151,8 +152,8 @@ def _torch(model: nn.Module, program: torch.export.ExportedProgram, config: Expo
 
 def _teachers(config: ExportConfig) -> Iterator[Measured]:
     """The teachers of a run, where they are on this machine and can be called in the same way."""
-    file = Path(config.run) / "config.yaml"
-    teacher = read_yaml(file).get("teacher") if file.is_file() and config.latency else None
+    file = config_of_run(config.run) if config.latency else None
+    teacher = None if file is None else read_yaml(file).get("teacher")
     for name, place in (teacher if isinstance(teacher, dict) else {"teacher": teacher} if teacher else {}).items():
         if not is_here(place, "model"):
             continue

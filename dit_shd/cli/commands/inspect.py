@@ -20,13 +20,14 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
-from dit_shd.analysis.inspect import InspectConfig, inspect, numbers, run_config, schedule_length, short_name
+from dit_shd.analysis.inspect import InspectConfig, inspect, numbers, schedule_length, short_name
 from dit_shd.analysis.inspect_prompt import PromptFindings, prompt_numbers
 from dit_shd.analysis.inspect_text import TextFindings, text_numbers
 from dit_shd.cli.commands import Command
 from dit_shd.core.config import checked, resolve
 from dit_shd.core.errors import UserError
 from dit_shd.core.lock import new_folder
+from dit_shd.models.export import run_values
 from dit_shd.reports.inspection_page import picture_files, write_inspect_page
 from dit_shd.reports.prompt_inspection_page import write_prompt_inspection
 from dit_shd.reports.text_inspection_page import text_pictures, write_text_inspection
@@ -60,7 +61,7 @@ def inspect_to_folder(config: InspectConfig) -> Path:
         UserError: No such model, one whose attention cannot be recorded, or a folder that holds other files.
     """
     config = checked(config, "inspect")
-    config.check(schedule_length(run_config(config.model)))
+    config.check(schedule_length(run_values(config.model)))
     out = config.out or Path(f"inspect_{short_name(config.model)}")
     _refuse_overwrite(out, config.force)
     findings = inspect(config)

@@ -14,7 +14,6 @@ from typing import ClassVar
 from dit_shd.cli.commands import Command
 from dit_shd.core.config import REQUIRED, check_ranges, checked, option
 from dit_shd.core.errors import UserError
-from dit_shd.core.files import refuse_input
 from dit_shd.core.places import Place
 from dit_shd.data.image_sets import ImageSet
 from dit_shd.data.open_images import open_images
@@ -58,11 +57,7 @@ def show_pictures(config: PicturesConfig) -> Path:
     """
     config = checked(config, "pictures")
     check_ranges(config)
-    results.writable(config.out)
-    for text in config.samples:
-        refuse_input(config.out, text)
-    if config.out.exists() and not config.force:
-        raise UserError(f"{config.out}: is there already; choose another out=FILE or say force=true")
+    results.new_file(config.out, config.force, config.samples)
     samples = [_open(text) for text in config.samples]
     if not samples:
         raise UserError("samples: wanted at least one npz of dit-shd sample, found none")

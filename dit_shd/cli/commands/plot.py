@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import ClassVar
 
 from dit_shd.cli.commands import Command
-from dit_shd.core.config import REQUIRED, checked, option
+from dit_shd.core.config import REQUIRED, check_ranges, checked, option
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import refuse_input
-from dit_shd.core.lock import is_held
+from dit_shd.core.lock import LOCK, is_held
 from dit_shd.core.places import Place
+from dit_shd.core.run_files import DRAWN, EVALUATIONS, RUN_CONFIG, TIMING
 from dit_shd.core.yaml_files import read_yaml
 from dit_shd.reports.html import is_page
 from dit_shd.reports.run_page import TITLE, RunLog, write_run_page
 from dit_shd.training.run_folder import RunFolder
-from dit_shd.training.run_place import LOCK
 
 SHOWN = 4
 """Newest evaluations whose samples are shown."""
@@ -33,7 +33,7 @@ class PlotConfig:
     runs: list[Place] = option(REQUIRED, "run folders")
     out: Path | None = option(None, "the page; empty: RUN/plot.html, or plot.html here for several runs")
     watch: bool = option(True, "go on while a run trains; false: write the page once")
-    every: int = option(10, "seconds between two pages")
+    every: int = option(10, "seconds between two pages", range=(1, 1e6))
     force: bool = option(False, "overwrite a file that is no page of dit_shd")
 
 
@@ -62,11 +62,10 @@ def plot(config: PlotConfig) -> Path:
         UserError: No run folder, or a file of something else at `out`.
     """
     config = checked(config, "plot")
-    if config.every < 1:
-        raise UserError(f"every: wanted 1 second or more, found {config.every}")
+    check_ranges(config)
     folders = {name: Path(text) for name, text in _named(config.runs).items()}
     for folder in folders.values():
-        if not (folder / "config.yaml").is_file():
+        if not (folder / RUN_CONFIG).is_file():
             raise UserError(f"{folder}: wanted a run folder, found no config.yaml in it")
     page = config.out or (next(iter(folders.values())) / PAGE if len(folders) == 1 else Path(PAGE))
     for file in (file for folder in folders.values() for file in folder.iterdir() if not is_page(file)):
@@ -88,15 +87,15 @@ def plot(config: PlotConfig) -> Path:
 def read_log(name: str, path: Path) -> RunLog:
     """The logs of a run folder."""
     folder = RunFolder(path)
-    config = read_yaml(path / "config.yaml")
-    grids = [file for file in (path / "evaluations").glob("step_*.png") if file.stem.split("_")[1].isdecimal()]
+    config = read_yaml(path / RUN_CONFIG)
+    grids = [file for file in (path / DRAWN).glob("step_*.png") if file.stem.split("_")[1].isdecimal()]
     return RunLog(
         name=name,
         folder=path,
         steps=int(config.get("steps") or 0),
         metrics=folder.metrics(),
-        timing=folder.rows("timing.jsonl"),
-        evaluations=folder.rows("evaluations.jsonl"),
+        timing=folder.rows(TIMING),
+        evaluations=folder.rows(EVALUATIONS),
         samples={int(file.stem.split("_")[1]): file.read_bytes() for file in sorted(grids)[-SHOWN:]},
     )
 

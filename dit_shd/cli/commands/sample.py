@@ -8,7 +8,7 @@ dit-shd sample RUN prompts=prompts.txt                       of a text-to-image 
 from typing import ClassVar
 
 from dit_shd.cli.commands import Command
-from dit_shd.core.distributed import is_first_process
+from dit_shd.core.launcher import is_first_process
 from dit_shd.diffusion.generation import sample_to_file, words
 from dit_shd.diffusion.prompt_generation import sample_prompts
 from dit_shd.diffusion.sample_config import SampleConfig

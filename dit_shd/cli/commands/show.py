@@ -13,7 +13,8 @@ from typing import ClassVar
 from dit_shd.cli.commands import Command
 from dit_shd.core.config import REQUIRED, option
 from dit_shd.core.errors import UserError
-from dit_shd.core.lock import is_held
+from dit_shd.core.lock import LOCK, is_held
+from dit_shd.core.run_files import RUN_CONFIG
 from dit_shd.reports.run_summary import RunSummary, read_run, summary_lines
 
 
@@ -34,11 +35,11 @@ class Show(Command[ShowConfig]):
     def run(self, config: ShowConfig) -> None:
         """Print a block of lines for each run."""
         for number, path in enumerate(config.runs):
-            if path.is_dir() and not (path / "config.yaml").is_file():
-                near = sorted(str(file.parent) for file in path.glob("*/config.yaml"))
+            if path.is_dir() and not (path / RUN_CONFIG).is_file():
+                near = sorted(str(file.parent) for file in path.glob(f"*/{RUN_CONFIG}"))
                 if near:
                     raise UserError(f"{path}: wanted a run folder; it holds some: {' '.join(near[:5])}")
-            run = read_run(path, running=is_held(path / ".lock"))
+            run = read_run(path, running=is_held(path / LOCK))
             print(*([""] if number else []), *text(run), sep="\n")
 
 

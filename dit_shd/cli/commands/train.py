@@ -9,8 +9,8 @@ from tqdm.auto import tqdm
 from dit_shd.cli.commands import Command
 from dit_shd.cli.run_header import RemainingTime, run_header, shown_terms
 from dit_shd.core import status
-from dit_shd.core.distributed import is_first_process
 from dit_shd.core.errors import error_line
+from dit_shd.core.launcher import is_first_process
 from dit_shd.core.signals import Stopped
 from dit_shd.data.model_origin import following
 from dit_shd.reports.dry_run import dry_run_text

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from dit_shd.core.distributed import is_first_process
 from dit_shd.core.errors import UserError
+from dit_shd.core.launcher import is_first_process
 from dit_shd.core.places import Place
 from dit_shd.core.rng import Draws
 from dit_shd.data.datasets import Dataset

@@ -8,6 +8,7 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.file_kinds import NPZ, PARQUET, file_kind
 from dit_shd.core.names import counted
 from dit_shd.core.places import WANTED, HubName, find
+from dit_shd.core.run_files import RUN_CONFIG, STUDENT
 from dit_shd.data.sources import folder, hub, npz, parquet, splits, webdataset
 from dit_shd.data.sources.base import ImageSource, Selection
 from dit_shd.data.sources.listing import scan
@@ -55,7 +56,7 @@ def refuse_run(path: Path, text: str, what: str) -> None:
     Raises:
         UserError: Naming its newest samples.
     """
-    if not ((path / "config.yaml").is_file() and (path / "student").is_dir()):
+    if not ((path / RUN_CONFIG).is_file() and (path / STUDENT).is_dir()):
         return
     samples = sorted(path.glob("samples_*.npz"), key=lambda file: file.stat().st_mtime)
     remedy = (

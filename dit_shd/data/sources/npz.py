@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from dit_shd.core.errors import UserError
+from dit_shd.data.class_order import ordered
 from dit_shd.data.image_sets import NpzImages
 from dit_shd.data.sources.base import (
     MAX_PIXELS,
@@ -17,7 +18,7 @@ from dit_shd.data.sources.base import (
     fingerprint,
     one_class,
 )
-from dit_shd.data.sources.classes import ordered, unused
+from dit_shd.data.sources.classes import unused
 
 CHUNK = 2**22
 """Number of bytes read at once."""

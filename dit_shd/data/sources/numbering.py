@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from dit_shd.core.errors import UserError, one_line
+from dit_shd.data.class_order import BY_PLACE, BY_TEXT
 from dit_shd.data.sources.base import ImageSource
-from dit_shd.data.sources.classes import BY_PLACE, BY_TEXT
 
 MOST = 2**20
 """Largest number of classes."""

@@ -13,6 +13,9 @@ from torch import Tensor
 from dit_shd.core.plugins import PluginFolder
 from dit_shd.evaluation.feature_set import FeatureSet
 
+NORMAL = 1.959964
+"""Standard deviations on both sides that hold 95% of a normal distribution."""
+
 
 class Metric(ABC):
     """A figure, or several that are computed together.

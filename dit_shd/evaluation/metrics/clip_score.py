@@ -11,9 +11,7 @@ from torch import Tensor
 
 from dit_shd.core.errors import UserError
 from dit_shd.evaluation.feature_set import FeatureSet
-from dit_shd.evaluation.metrics import Metric
-
-NORMAL = 1.959964
+from dit_shd.evaluation.metrics import NORMAL, Metric
 
 
 class CLIPScore(Metric):

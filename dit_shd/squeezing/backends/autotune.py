@@ -11,6 +11,7 @@ import torch
 from dit_shd.attention.capture import Capture
 from dit_shd.attention.kernels import captures
 from dit_shd.core.clock import finished
+from dit_shd.core.errors import error_line
 from dit_shd.squeezing.backends import fused, streamed, triton
 from dit_shd.squeezing.backends.job import Job, Result
 
@@ -95,7 +96,7 @@ def fastest(
             except Exception as error:  # a compiler fails in many ways
                 if name != "triton":
                     raise
-                not_triton = " ".join(str(error).split())[:160]
+                not_triton = error_line(error)
         _chosen[kind] = min(seconds, key=lambda name: seconds[name])
     notes = [f"{name} {1e3 * s:.1f} ms" for name, s in seconds.items()]
     notes += [f"not triton: {not_triton}"] if not_triton else []

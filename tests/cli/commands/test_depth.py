@@ -82,6 +82,7 @@ def test_blocks_that_do_nothing_are_found_and_a_run_begins_without_them(
         (["keep=1"], "keep: wanted 2 to 4 of the 5 blocks of blocks"),
         (["keep=5"], "keep: blocks has 5 blocks, keep=5 leaves out none"),
         (["timesteps=[-5]"], "timesteps: wanted 0 to 799, found -5"),
+        (["longest=0"], "longest: wanted a number from 1 to 1000, found 0"),
         (["blocks=layers"], "blocks: wanted one of blocks, found layers"),
         (["samples=2", "batch_size=2", "timesteps=[1]", "keep=4"], "tokens are too few"),
     ],

@@ -17,11 +17,10 @@ from dit_shd.cli.commands.plot import PlotConfig, is_training, plot, read_log
 from dit_shd.cli.program import main
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
-from dit_shd.core.lock import Lock
+from dit_shd.core.lock import LOCK, Lock
 from dit_shd.reports.html import page_html
 from dit_shd.reports.run_page import by_layer, findings, merges_of, shared_terms
 from dit_shd.training.config import TrainConfig
-from dit_shd.training.run_place import LOCK
 from dit_shd.training.trainer import train
 
 
@@ -129,7 +128,7 @@ def test_what_else_lies_in_a_run_is_passed_over(run, tmp_path):
 def test_what_cannot_be_plotted_is_said(run, tmp_path):
     for values, message in (
         ({"runs": [str(tmp_path)]}, "wanted a run folder"),
-        ({"runs": [str(run)], "every": 0}, "wanted 1 second or more"),
+        ({"runs": [str(run)], "every": 0}, "every: wanted 1 or more, found 0"),
         ({"runs": [str(run), str(run)]}, "runs: wanted each run once"),
         ({"runs": [str(run)], "out": str(tmp_path)}, "found a folder"),
     ):

@@ -1,0 +1,15 @@
+"""The names of a run's files and folders, for those who write them and those who read them. Imports nothing."""
+
+RUN_CONFIG = "config.yaml"
+"""Resolved: every default written out."""
+CHECKPOINTS = "checkpoints"
+"""The folder of step_<n>/."""
+STUDENT = "student"
+"""The exported student; those of further averages have names that begin so."""
+METRICS, TIMING, EVALUATIONS = "metrics.jsonl", "timing.jsonl", "evaluations.jsonl"
+LOGS = (METRICS, TIMING, EVALUATIONS)
+"""Rows by step; only the second one differs when a run is repeated."""
+DRAWN = "evaluations"
+"""The folder of samples that were drawn while it trained."""
+INPUTS = "inputs.json"
+"""What it learns from, as it was when it began."""
