@@ -1,5 +1,6 @@
 """torch.compile for training."""
 
+import torch
 from torch import nn
 
 from dit_shd.core.errors import UserError, error_line
@@ -24,11 +25,24 @@ def compile_blocks(*models: nn.Module, backend: Backend = "inductor") -> None:
 
     if not hasattr(torch._dynamo.config, ONCE):
         raise UserError(f"compile: torch {torch.__version__} is too old for it; update torch or set compile=false")
-    try:
-        torch.compile(torch.sin, backend=backend)(torch.zeros(1))
-    except Exception as error:  # inductor fails in many ways
-        reason = error_line(error)
-        raise UserError(f"compile: torch.compile does not work here ({reason}); set compile=false") from error
+    check_compiler("compile", "set compile=false", backend)
     setattr(torch._dynamo.config, ONCE, True)
     for model in models:
         compilation.compile_blocks(model, backend)
+
+
+def check_compiler(key: str, remedy: str, backend: Backend = "inductor") -> None:
+    """Refuse what is compiled on a machine where nothing can be.
+
+    Args:
+        key: What was asked for, for the error.
+        remedy: What to do without, for the error.
+        backend: Of torch.compile.
+
+    Raises:
+        UserError: Compilation does not work here (no C++ compiler, as a rule).
+    """
+    try:
+        torch.compile(torch.sin, backend=backend)(torch.zeros(1))
+    except Exception as error:  # inductor fails in many ways
+        raise UserError(f"{key}: torch.compile does not work here ({error_line(error)}); {remedy}") from error

@@ -37,7 +37,7 @@ from dit_shd.profiling.memory import step_memory
 from dit_shd.profiling.step import StepShape
 from dit_shd.tasks import TASKS, Batch, Task
 from dit_shd.training import checks, optim
-from dit_shd.training.config import TrainConfig, filled
+from dit_shd.training.config import AUTO_SIZE, TrainConfig, filled
 from dit_shd.training.dry_sizes import data_sizes, with_sizes
 from dit_shd.training.ema import EMA, too_slow
 from dit_shd.training.inputs import following
@@ -105,11 +105,18 @@ def dry_run(config: TrainConfig) -> DryRun:
         precision=config.precision,
         peak_tflops=config.peak_tflops,
         assumed=config.estimate,
-        sizes=assumed,
+        sizes=[*assumed, *_tried(config, images)],
         warning=too_slow(config.ema_rates, config.steps, config.ema_warmup) or None,
         beginning=beginning,
         fsdp2_refusal=checks.fsdp2_refusal(config),
     )
+
+
+def _tried(config: TrainConfig, images: int) -> list[str]:
+    """That a run will try how many images a forward takes, in words."""
+    if config.micro_batch_size != AUTO_SIZE:
+        return []
+    return [f"micro_batch_size=auto: counted with {images} images in a forward; a run takes as many as fit its device."]
 
 
 def _beginning(

@@ -18,7 +18,9 @@ class OptimizerConfig:
     """The optimizer; the defaults are MDT's recipe."""
 
     name: Literal["adan", "adamw", "adamw8bit"] = option(
-        "adan", "adan (MDT's, from timm), adamw, or adamw8bit (torchao's: states of 8 bits, arXiv 2110.02861)"
+        "adan",
+        "adan (MDT's, from timm), adamw, or adamw8bit (torchao's: states of 8 bits, arXiv 2110.02861; compiled, "
+        "which wants a C++ compiler and takes a minute)",
     )
     lr: float = option(5e-4, "peak learning rate", range=(0, 1e3))
     betas: list[float] = option([], "empty: adan 0.98 0.92 0.99, adamw 0.9 0.999")

@@ -32,6 +32,10 @@ def test_a_student_of_a_folder_is_measured_as_it_trains(tmp_path, monkeypatch):
     }
     assert dry_run(make(TrainConfig, values)).measured is not None
     assert modes == [True]
+    auto = {**values, "micro_batch_size": "auto", "batch_size": 4, "estimate": {"measure": False}}
+    assert "micro_batch_size=auto: counted with 4 images in a forward;" in dry_run_text(
+        dry_run(make(TrainConfig, auto))
+    )
 
 
 def test_a_teacher_that_is_not_there_yet_may_have_more_stochastic_depth_than_the_student(tmp_path):

@@ -369,3 +369,7 @@ def test_without_a_compiler_compile_is_one_line(values, monkeypatch):
     monkeypatch.setattr(torch, "compile", broken)
     with pytest.raises(UserError, match=r"^compile: torch.compile does not work here \(no C\+\+ compiler was found\)"):
         run({**values, "compile": True})
+    with pytest.raises(
+        UserError, match=r"^optimizer\.name=adamw8bit: torch.compile does not work here \(no C\+\+ comp"
+    ):
+        run({**values, "optimizer": {"name": "adamw8bit"}, "run": f"{values['run']}8"})
