@@ -108,9 +108,9 @@ class NoisedImages:
     noise: Tensor
     """Of the same shape."""
     x_t: Tensor
-    """x_0 noised to `step`."""
-    step: Tensor
-    """Of the process [b]."""
+    """x_0 noised to time t."""
+    t: Tensor
+    """Times of the process [b]."""
     labels: Tensor
     """Classes [b]."""
     positions: Tensor
@@ -258,8 +258,9 @@ def _add_round(teacher: nn.Module, process: Process, images: NoisedImages, sums:
 
 
 def _predict_noise(teacher: nn.Module, process: Process, images: NoisedImages, labels: Tensor) -> Tensor:
-    output = Denoiser(teacher)(images.x_t, process.time(images.step), labels).float()
-    return process.noise(output, images.x_t, images.step)
+    output = Denoiser(teacher).predict(images.x_t, images.t, labels)
+    prediction, _ = process.prediction(output, images.x_t, images.t)
+    return process.noise(prediction, images.x_t, images.t)
 
 
 def _errors(predicted: Tensor, batch: NoisedImages) -> Tensor:
@@ -275,10 +276,10 @@ def _draw_images(dataset: Dataset, process: Process, seed: int, number: int) -> 
     sample = dataset.batch(draws.indices(len(dataset)), draws)
     x_0, labels = sample["latents"], sample["labels"]
     levels = torch.arange(count) % len(SNRS)
-    step = torch.tensor([process.step_at(snr) for snr in SNRS])[levels]
+    t = torch.tensor([process.time_at(snr) for snr in SNRS])[levels]
     noise = draws.normal("teacher check", x_0.shape[1:])
-    x_t = process.add_noise(x_0, noise, step)
-    return NoisedImages(x_0, noise, x_t, step, labels, torch.tensor(positions), levels)
+    x_t = process.add_noise(x_0, noise, t)
+    return NoisedImages(x_0, noise, x_t, t, labels, torch.tensor(positions), levels)
 
 
 def _wrong_labels(classes: Sequence[int], seed: int, batch: NoisedImages) -> Tensor:

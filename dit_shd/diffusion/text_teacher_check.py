@@ -15,6 +15,7 @@ from dit_shd.core.rng import Draws
 from dit_shd.data.datasets import Dataset
 from dit_shd.data.text_condition import TextCondition
 from dit_shd.diffusion.adapters import Adapter
+from dit_shd.diffusion.process import Process
 from dit_shd.diffusion.teacher_check import (
     CLEAR,
     ENOUGH,
@@ -26,7 +27,6 @@ from dit_shd.diffusion.teacher_check import (
     Sums,
     TeacherMeasurement,
 )
-from dit_shd.diffusion.text_process import TextProcess
 from dit_shd.models.offload import moved
 
 ROUNDS = (2, 6)
@@ -38,7 +38,7 @@ class TextTeacherCheck:
     """What is asked of a teacher, and on which samples."""
 
     adapter: Adapter
-    process: TextProcess
+    process: Process
     dataset: Dataset
     empty: TextCondition
     """No caption [1,...]."""
@@ -94,9 +94,9 @@ class TextTeacherCheck:
             sums.gains[name].append((_errors(self._noise(teacher, part, other), part.noise) - true) / linear)
 
     def _noise(self, teacher: nn.Module, images: NoisedImages, text: TextCondition) -> Tensor:
-        output = self.adapter.predict(teacher, images.x_t, images.step, text, self.guidance)
-        prediction, _ = self.process.prediction(output, images.x_t, images.step)
-        return self.process.noise(prediction, images.x_t, images.step)
+        output = self.adapter.predict(teacher, images.x_t, images.t, text, self.guidance)
+        prediction, _ = self.process.prediction(output, images.x_t, images.t)
+        return self.process.noise(prediction, images.x_t, images.t)
 
     def _draw(self, number: int) -> tuple[NoisedImages, TextCondition]:
         """The samples of one round, noised to the levels in turn: the run's first ones, whatever its batch size."""

@@ -15,22 +15,14 @@ from dit_shd.data.latent_origin import Kept
 from dit_shd.diffusion import class_names, teacher_check
 from dit_shd.diffusion.conditioning import MASKED, PASSES, Conditioning, check_conditional, check_fit
 from dit_shd.diffusion.denoiser import NO_LABEL, Denoiser
-from dit_shd.diffusion.flow import (
-    TimestepDensity,
-    Weighting,
-    loss_weight,
-    no_velocity,
-    point_on_path,
-    predict_velocity,
-    velocity_error,
-)
+from dit_shd.diffusion.flow import TimestepDensity, Weighting
 from dit_shd.diffusion.guidance import Guidance
-from dit_shd.diffusion.process import process_of
+from dit_shd.diffusion.process import UNIFORM, Flow
 from dit_shd.diffusion.sample_evaluation import SampleEvaluation
-from dit_shd.models.prediction import convention_of
+from dit_shd.models.prediction import NOISE, convention_of
 from dit_shd.tasks import Batch, Output, Task, TeacherFinding, Terms
 
-UNIFORM, PLAIN = TimestepDensity(), SampleEvaluation()
+PLAIN = SampleEvaluation()
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,8 +79,7 @@ class FlowMatching(Task[FlowBatch]):
         timestep_density.check("task.timestep_density.")
         self.conditioning = Conditioning(label_dropout, mask_ratio)
         self.passes, self.convention = self.conditioning.passes, convention
-        self.density, self.evaluation = timestep_density, evaluation
-        self.weighting: Weighting = weighting
+        self.process, self.evaluation = Flow(timestep_density, weighting), evaluation
         self.tokens = 0
         """n of the student, for masked passes."""
 
@@ -109,8 +100,7 @@ class FlowMatching(Task[FlowBatch]):
     def check_model(self, role: str, model: nn.Module) -> None:
         """It must denoise latents by class, its config name a velocity, and it know the masked pass if there is one."""
         check_conditional(role, model)
-        if convention_of(model) is None:
-            raise UserError(f"{role}: {no_velocity(model)}")
+        _check_velocity(role, model)
         self.conditioning.check_model(role, model)
 
     def remarks(self, student: nn.Module) -> Sequence[str]:
@@ -125,8 +115,10 @@ class FlowMatching(Task[FlowBatch]):
     def check_teacher(
         self, teacher: nn.Module, seed: int, device: torch.device, measure: bool
     ) -> Iterator[TeacherFinding]:
-        process, dropout = process_of(teacher), self.conditioning.label_dropout
-        for message, fault in teacher_check.findings(teacher, self.dataset, process, seed, device, dropout, measure):
+        dropout = self.conditioning.label_dropout
+        for message, fault in teacher_check.findings(
+            teacher, self.dataset, self.process, seed, device, dropout, measure
+        ):
             yield TeacherFinding(message, fault)
 
     def draw(self, draws: Draws) -> Sequence[FlowBatch]:
@@ -134,7 +126,7 @@ class FlowMatching(Task[FlowBatch]):
         indices = draws.indices(len(self.dataset))
         sample = self.dataset.batch(indices, draws)
         x_0 = sample["latents"]
-        sigma = self.density.sigmas(draws.uniform("timestep"), x_0.shape[-1]).float()
+        sigma = self.process.times(draws.uniform("timestep"), x_0.shape)
         batches = []
         for name in self.passes:
             noise = draws.normal(f"noise/{name}", x_0.shape[1:])
@@ -144,7 +136,7 @@ class FlowMatching(Task[FlowBatch]):
                 indices=torch.from_numpy(indices),
                 x_0=x_0,
                 noise=noise,
-                x_t=point_on_path(x_0, noise, sigma),
+                x_t=self.process.add_noise(x_0, noise, sigma),
                 sigma=sigma,
                 labels=self.conditioning.labels(draws, name, sample["labels"]),
                 keep=self.conditioning.keep(draws, name, self.tokens),
@@ -153,7 +145,9 @@ class FlowMatching(Task[FlowBatch]):
         return batches
 
     def predict(self, model: nn.Module, batch: FlowBatch) -> Output:
-        return Output(predict_velocity(model, batch.x_t, batch.sigma, batch.labels, batch.keep))
+        _check_velocity("model", model)
+        output = Denoiser(model).predict(batch.x_t, batch.sigma, batch.labels, batch.keep)
+        return Output(*self.process.prediction(output, batch.x_t, batch.sigma))
 
     def unconditional(self, batch: FlowBatch) -> FlowBatch:
         return replace(batch, labels=torch.full_like(batch.labels, NO_LABEL))
@@ -162,8 +156,8 @@ class FlowMatching(Task[FlowBatch]):
         return Output(guidance.combined(conditional.prediction, unconditional.prediction, batch.sigma))
 
     def losses(self, output: Output, batch: FlowBatch) -> Terms:
-        weight = loss_weight(self.weighting, batch.sigma)
-        return {"velocity": velocity_error(output.prediction, batch.noise - batch.x_0, weight)}
+        x_0, noise, x_t = batch.x_0, batch.noise, batch.x_t
+        return self.process.losses(output.prediction, output.extra, x_0, noise, x_t, batch.sigma)
 
     def tokens_seen(self, model: nn.Module, batch: FlowBatch) -> int:
         return Denoiser(model).tokens if batch.keep is None else batch.keep.shape[1]
@@ -172,7 +166,7 @@ class FlowMatching(Task[FlowBatch]):
         denoiser = Denoiser(model)
         draw = None if device.type == "meta" else torch.Generator(device).manual_seed(0)
         x = torch.randn(images, *denoiser.shape, device=device, generator=draw)
-        sigma = torch.rand(images, device=device, generator=draw)
+        sigma = self.process.times(torch.full((images,), 0.5, device=device), x.shape)
         labels = torch.zeros(images, dtype=torch.long, device=device)
         batches = []
         for name in self.passes:
@@ -190,3 +184,11 @@ class FlowMatching(Task[FlowBatch]):
 
     def evaluated(self, run: Path, step: int, logged: bool) -> bool:
         return self.evaluation.finished(run, step, logged)
+
+
+def _check_velocity(role: str, model: nn.Module) -> None:
+    if convention_of(model) is None:
+        raise UserError(
+            f"{role}: predicts {NOISE} ({type(model).__name__}); wanted one whose config says that it predicts a "
+            "velocity (rectified flow)"
+        )

@@ -16,14 +16,14 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
 from dit_shd.data.datasets import DATASETS
 from dit_shd.diffusion import teacher_check
-from dit_shd.diffusion.process import DDPM
+from dit_shd.diffusion.process import Ddpm
 from dit_shd.diffusion.schedule import Schedule
 from dit_shd.models import loading
 from dit_shd.models.families import mdt
 
 CPU = torch.device("cpu")
 SCHEDULE = Schedule.linear()
-PROCESS = DDPM(SCHEDULE)
+PROCESS = Ddpm(SCHEDULE)
 
 
 @cache
