@@ -1,4 +1,7 @@
-"""Class-conditional diffusion: the student predicts the noise of DDPM, in MDT's masked pass, too."""
+"""Class-conditional diffusion: the student predicts the noise of DDPM, in MDT's masked pass, too.
+
+flow_matching.py is the same along another process.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +20,7 @@ from dit_shd.diffusion.conditioning import MASKED, PASSES, Conditioning, check_c
 from dit_shd.diffusion.denoiser import NO_LABEL, Denoiser
 from dit_shd.diffusion.guidance import Guidance
 from dit_shd.diffusion.objectives import checked_gamma
-from dit_shd.diffusion.process import Ddpm
+from dit_shd.diffusion.process import Ddpm, Process
 from dit_shd.diffusion.sample_evaluation import SampleEvaluation
 from dit_shd.diffusion.schedule import Schedule
 from dit_shd.models.prediction import NOISE, prediction_of
@@ -33,11 +36,11 @@ class NoisyBatch(Batch):
     x_0: Tensor
     """Latents [b,c,y,x]."""
     noise: Tensor
-    """The noise to predict, shaped like x_0."""
+    """Shaped like x_0."""
     x_t: Tensor
-    """x_0 noised to timestep t."""
+    """x_0 noised to time t."""
     t: Tensor
-    """Timesteps [b]."""
+    """Timesteps [b] of DDPM, or shares of noise [b] of rectified flow."""
     labels: Tensor
     """Class labels [b] after dropping; NO_LABEL where there is none."""
     keep: Tensor | None = None
@@ -73,7 +76,8 @@ class Diffusion(Task[NoisyBatch]):
     ):
         self.conditioning = Conditioning(label_dropout, mask_ratio)
         gamma = checked_gamma(min_snr_gamma)
-        self.process = Ddpm(Schedule.linear(timesteps, "task.timesteps"), gamma=gamma)
+        self.process: Process = Ddpm(Schedule.linear(timesteps, "task.timesteps"), gamma=gamma)
+        self.prediction, self.timesteps = NOISE, timesteps
         self.passes, self.evaluation = self.conditioning.passes, evaluation
         self.tokens = 0
         """n of the student, for masked passes."""
@@ -170,7 +174,7 @@ class Diffusion(Task[NoisyBatch]):
         return batches
 
     def check_evaluation(self, student: nn.Module, kept: Kept | None) -> None:
-        self.evaluation.check(NOISE, len(self.process.schedule))
+        self.evaluation.check(self.prediction, self.timesteps)
         if kept is not None:
             self.evaluation.fit(student, kept)
 

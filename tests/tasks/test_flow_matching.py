@@ -97,7 +97,7 @@ def _normal_quantile(p):
 def test_passes_share_images_and_sigma_and_have_noise_drops_and_masks_of_their_own(shapes):
     own = task(shapes, mask_ratio=0.3, label_dropout=0.5)
     plain, masked = drawn(own, 2, range(8)).values()
-    assert torch.equal(plain.x_0, masked.x_0) and torch.equal(plain.sigma, masked.sigma)
+    assert torch.equal(plain.x_0, masked.x_0) and torch.equal(plain.t, masked.t)
     assert not torch.equal(plain.noise, masked.noise) and not torch.equal(plain.labels, masked.labels)
     assert plain.keep is None and 8 <= masked.keep.shape[1] + 1 <= 12
 
