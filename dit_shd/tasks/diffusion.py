@@ -15,14 +15,16 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.rng import Draws
 from dit_shd.data.datasets import Dataset
 from dit_shd.data.latent_origin import Kept
-from dit_shd.diffusion import class_names, teacher_check
+from dit_shd.diffusion import class_names
 from dit_shd.diffusion.conditioning import MASKED, PASSES, Conditioning, check_conditional, check_fit
 from dit_shd.diffusion.denoiser import NO_LABEL, Denoiser
 from dit_shd.diffusion.guidance import Guidance
+from dit_shd.diffusion.label_teacher_check import LabelTeacherCheck
 from dit_shd.diffusion.objectives import checked_gamma
 from dit_shd.diffusion.process import Ddpm, Process
 from dit_shd.diffusion.sample_evaluation import SampleEvaluation
 from dit_shd.diffusion.schedule import Schedule
+from dit_shd.diffusion.teacher_check import latents_fault
 from dit_shd.models.prediction import NOISE, prediction_of
 from dit_shd.tasks import Batch, Output, Task, TeacherFinding, Terms
 
@@ -112,10 +114,9 @@ class Diffusion(Task[NoisyBatch]):
     def check_teacher(
         self, teacher: nn.Module, seed: int, device: torch.device, measure: bool
     ) -> Iterator[TeacherFinding]:
-        dropout = self.conditioning.label_dropout
-        for message, fault in teacher_check.findings(
-            teacher, self.dataset, self.process, seed, device, dropout, measure
-        ):
+        yield TeacherFinding("", latents_fault(teacher, self.dataset))
+        check = LabelTeacherCheck(self.process, self.dataset, seed, device)
+        for message, fault in check.questions(teacher, self.conditioning.label_dropout, measure):
             yield TeacherFinding(message, fault)
 
     def draw(self, draws: Draws) -> Sequence[NoisyBatch]:

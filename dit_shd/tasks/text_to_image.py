@@ -189,8 +189,8 @@ class TextToImage(Task[TextBatch]):
         if not measure:
             return
         adapter, guidance = self._adapter(teacher), self.embedded_guidance
-        check = TextTeacherCheck(adapter, self.process, self.dataset, self.empty, seed, device, guidance)
-        for message, fault in check.findings(teacher, captions=self.text_dropout < 1):
+        check = TextTeacherCheck(self.process, self.dataset, seed, device, adapter, self.empty, guidance)
+        for message, fault in check.findings(teacher, compare=self.text_dropout < 1):
             yield TeacherFinding(message, fault)
 
     def draw(self, draws: Draws) -> Sequence[TextBatch]:

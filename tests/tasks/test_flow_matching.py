@@ -18,7 +18,7 @@ from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
 from dit_shd.data.datasets import DATASETS
-from dit_shd.diffusion import teacher_check
+from dit_shd.diffusion.label_teacher_check import LabelTeacherCheck
 from dit_shd.diffusion.process import Flow
 from dit_shd.diffusion.sample_config import SampleConfig
 from dit_shd.diffusion.sampler import of_model, sample
@@ -273,7 +273,7 @@ class Velocity(nn.Module):
 
 def measured(model):
     data = DATASETS.build(Plugin("digits"))
-    return teacher_check.measure(model, data, Flow(), 0, torch.device("cpu"))
+    return LabelTeacherCheck(Flow(), data, 0, torch.device("cpu")).measure(model)
 
 
 def test_a_good_teacher_of_velocity_is_taken():
