@@ -41,7 +41,7 @@ def batches(tokens: int, b: int | None = None) -> list[NoisyBatch]:
     x, noise, t = torch.randn(b, 4, side, side), torch.randn(b, 4, side, side), torch.full((b,), 300)
     keep = torch.stack([torch.randperm(tokens)[: int(tokens * 0.6)].sort().values for _ in range(b)])
     labels = torch.arange(b)
-    x_t = TASK.schedule.add_noise(x, noise, t)
+    x_t = TASK.process.add_noise(x, noise, t)
     kept = {"plain": None, "masked": keep}
     return [NoisyBatch(name, 0, labels, x, noise, x_t, t, labels, kept[name]) for name in TASK.passes]
 

@@ -23,11 +23,14 @@ from dit_shd.core.file_kinds import NPZ, SAFETENSORS, file_kind
 from dit_shd.data.datasets import Dataset
 from dit_shd.diffusion.conditioning import check_shape
 from dit_shd.diffusion.denoiser import Denoiser
-from dit_shd.diffusion.process import FLOW_STEPS, Process
+from dit_shd.diffusion.process import Ddpm, Flow, Process
+from dit_shd.diffusion.schedule import Schedule
 from dit_shd.models.prediction import Convention, convention_of
 
 Time = Literal["auto", "steps", "fraction"]
 """The unit of a model's `timestep`: steps 0..1000, or the fraction t / 1000."""
+FLOW_STEPS = 1000
+"""Of a path, which has none by itself: a share of noise is t / 1000."""
 REMEDY = "give the forward's arguments by inputs=FILE (npz or safetensors)"
 
 
@@ -62,16 +65,17 @@ class Inputs(ABC):
 
 
 class DatasetInputs(Inputs):
-    """Images (or latents) of a dataset, noised to timestep t, with their labels."""
+    """Images (or latents) of a dataset, noised to timestep t of a schedule or of rectified flow, with their labels."""
 
     name = "images of the data"
 
-    def __init__(self, model: nn.Module, dataset: Dataset, process: Process, batches: Sequence[range], seed: int):
+    def __init__(self, model: nn.Module, dataset: Dataset, schedule: Schedule, batches: Sequence[range], seed: int):
         denoiser = Denoiser(model)
         check_shape("data: the model takes", denoiser.shape, dataset)
         if denoiser.classes < dataset.classes:
             raise UserError(f"data: the model knows {denoiser.classes} classes, the data has {dataset.classes}")
-        self.batches, self._process, self._seed = batches, process, seed
+        self.batches, self._seed, self.convention = batches, seed, convention_of(model)
+        self._process: Process = Ddpm(schedule) if self.convention is None else Flow()
         chosen = rng.permutation(seed, "inspect", 0, len(dataset))[: batches[-1].stop]
         sample = dataset.batch(chosen, rng.Draws(seed, 0, range(len(chosen)), len(chosen)))
         self.x_0, self._labels = sample["latents"], sample["labels"]
@@ -82,9 +86,11 @@ class DatasetInputs(Inputs):
     def keywords(self, samples: range, t: int) -> dict[str, Any]:
         x_0 = self.x_0[samples.start : samples.stop]
         noise = rng.normal(self._seed, "inspect noise", 0, samples, x_0.shape[1:])
-        step = torch.full((len(samples),), t)
-        x_t, labels = self._process.add_noise(x_0, noise, step), self._labels[samples.start : samples.stop]
-        return {"hidden_states": x_t, "timestep": self._process.time(step), "class_labels": labels}
+        step, convention = torch.full((len(samples),), t), self.convention
+        time = step if convention is None else step.float() / FLOW_STEPS
+        x_t, labels = self._process.add_noise(x_0, noise, time), self._labels[samples.start : samples.stop]
+        given = time if convention is None else convention.time(time)
+        return {"hidden_states": x_t, "timestep": given, "class_labels": labels}
 
 
 class FileInputs(Inputs):

@@ -23,8 +23,8 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.places import MODEL, Place
 from dit_shd.core.plugins import Plugin
 from dit_shd.data.datasets import DATASETS
-from dit_shd.diffusion.process import process_of
 from dit_shd.diffusion.sampled_run import timesteps_of
+from dit_shd.diffusion.schedule import Schedule
 from dit_shd.models import loading
 from dit_shd.models.export import run_values
 from dit_shd.models.language_model import text_config
@@ -223,8 +223,8 @@ def inputs_of(config: InspectConfig, model: nn.Module, run: dict[str, Any]) -> I
             f"{whose}: {type(model).__name__} takes more than images and labels; use inputs=FILE, or dit-shd inspect "
             "of a pipeline with prompt=TEXT"
         )
-    process = process_of(model, schedule_length(run))
-    return DatasetInputs(model, DATASETS.build(data, "data"), process, batches, config.seed)
+    schedule = Schedule.linear(schedule_length(run))
+    return DatasetInputs(model, DATASETS.build(data, "data"), schedule, batches, config.seed)
 
 
 def schedule_length(run: dict[str, Any]) -> int:

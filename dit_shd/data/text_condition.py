@@ -34,14 +34,14 @@ class TextCondition:
         pooled = None if self.pooled is None else self.pooled.to(like)
         return TextCondition(self.embeddings.to(like), self.mask.to(like.device), pooled)
 
-    def rows(self, chosen: Tensor) -> "TextCondition":
+    def __getitem__(self, chosen: Tensor) -> "TextCondition":
         """Those of some prompts, by a mask [b] or indices."""
         pooled = None if self.pooled is None else self.pooled[chosen]
         return TextCondition(self.embeddings[chosen], self.mask[chosen], pooled)
 
     def rolled(self) -> "TextCondition":
         """Each prompt's in the place of the one before it."""
-        return self.rows(torch.arange(len(self.mask), device=self.mask.device).roll(1))
+        return self[torch.arange(len(self.mask), device=self.mask.device).roll(1)]
 
     def padded(self, tokens: int) -> "TextCondition":
         """With masked zeros behind the embeddings, up to a number of tokens."""

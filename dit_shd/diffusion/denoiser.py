@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from dit_shd.core.errors import UserError
+from dit_shd.diffusion.objectives import split
+from dit_shd.models.prediction import convention_of
 from dit_shd.models.shape import shape_of
 
 NO_LABEL = -1
@@ -56,6 +58,25 @@ class Denoiser:
         labels = torch.where(labels == NO_LABEL, self.classes, labels)
         x_t = x_t.to(next((p.dtype for p in self.model.parameters()), x_t.dtype))  # a teacher may be held in bfloat16
         return self.model(x_t, t, class_labels=labels, return_dict=False, **masked)[0]
+
+    def predict(self, x_t: Tensor, time: Tensor, labels: Tensor, keep: Tensor | None = None) -> Tensor:
+        """What the model predicts in float32, called in the convention that its config names.
+
+        Args:
+            x_t: Noised latents [b,c,y,x].
+            time: Timesteps [b]; of a model of velocities shares of noise [b].
+            labels: Classes [b], NO_LABEL for none.
+            keep: As in a call.
+
+        Returns:
+            Noise, perhaps with a variance [b, c or 2c, y, x], or the velocity noise - x_0 [b,c,y,x]; other channels of
+            a model of velocities are left out: SiT has the variance half of DiT and does not use it.
+        """
+        convention = convention_of(self.model)
+        if convention is None:
+            return self(x_t, time, labels, keep).float()
+        output = self(x_t, convention.time(time), labels, keep).float()
+        return convention.velocity(split(output, x_t.shape[1])[0])
 
 
 def keep_labels(model: nn.Module) -> None:

@@ -9,13 +9,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dit_shd.core.config import check_ranges, option
 from dit_shd.core.errors import UserError
-from dit_shd.diffusion.denoiser import Denoiser
-from dit_shd.diffusion.objectives import split
-from dit_shd.models.prediction import convention_of, prediction_of
 
 Weighting = Literal["none", "cosmap", "sigma_sqrt"]
 """Of the loss by sigma; diffusers' training scripts for SD3 have the same."""
@@ -80,10 +77,6 @@ class TimestepDensity:
             return 1 - 1 / (torch.tan(math.pi / 2 * u) + 1)
         return u
 
-    def sigmas(self, u: Tensor, side: int) -> Tensor:
-        """Sigmas [b] of uniform numbers [b] in float64, for latents of a side."""
-        return shifted(self.quantile(u), self.alpha(side))
-
 
 def shifted(sigma: Tensor, alpha: float) -> Tensor:
     """SD3 eq. 23: the sigma that leaves as much of an image alpha^2 times as large as `sigma` leaves of the image."""
@@ -99,39 +92,6 @@ def point_on_path(x_0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
 def noise_end(x: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:
     """The noise at which the straight line through x with that velocity ends."""
     return x + (1 - _beside(sigma, x)) * velocity
-
-
-def predict_velocity(model: nn.Module, x: Tensor, sigma: Tensor, labels: Tensor, keep: Tensor | None = None) -> Tensor:
-    """The velocity noise - x_0 that a model predicts, called in its own convention.
-
-    Channels beyond the latents' are left out: SiT has the variance half of DiT and does not use it.
-
-    Args:
-        model: A model of velocities.
-        x: Points on paths [b,c,y,x].
-        sigma: Their shares of noise [b].
-        labels: Classes [b], NO_LABEL for none.
-        keep: Kept token indices [b,kept] of a masked pass, as in Denoiser.
-
-    Returns:
-        The velocity [b,c,y,x] in float32.
-
-    Raises:
-        UserError: The model predicts noise.
-    """
-    convention = convention_of(model)
-    if convention is None:
-        raise UserError(f"model: {no_velocity(model)}")
-    output = Denoiser(model)(x, convention.time(sigma), labels, keep).float()
-    return convention.velocity(split(output, x.shape[1])[0])
-
-
-def no_velocity(model: nn.Module) -> str:
-    """Why a model is not one of velocities, in words."""
-    return (
-        f"predicts {prediction_of(model)} ({type(model).__name__}); wanted one whose config says that it predicts a "
-        "velocity (rectified flow)"
-    )
 
 
 def loss_weight(weighting: Weighting, sigma: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.diffusion.denoiser import NO_LABEL, Denoiser
-from dit_shd.diffusion.objectives import split
 from dit_shd.diffusion.sample_config import SampleConfig
 from dit_shd.models.prediction import convention_of
 
@@ -115,8 +114,5 @@ class Guided:
 
     def _predict(self, x: Tensor, time: float, labels: Tensor) -> Tensor:
         t = torch.full((len(x),), time, device=x.device)
-        if self.convention is not None:
-            t = self.convention.time(t)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            output = self.denoiser(x, t, labels).float()
-        return output if self.convention is None else self.convention.velocity(split(output, x.shape[1])[0])
+            return self.denoiser.predict(x, t, labels)

@@ -1,8 +1,7 @@
-"""What a diffusion model is trained on: the error of its noise, and the bits of its variance."""
+"""What a diffusion model of noise is trained on: its output in parts, and the bits of its variance."""
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,14 +37,6 @@ def split(output: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:
         raise ValueError(f"output: wanted {channels} or {2 * channels} channels, found {output.shape[1]}")
     noise, v = output.chunk(2, dim=1)
     return noise, v
-
-
-def noise_error(schedule: Schedule, noise: Tensor, target: Tensor, step: Tensor, gamma: float | None) -> Tensor:
-    """MSE of the predicted noise per sample [b], weighted by min(SNR, gamma) / SNR (min-SNR; gamma None: weight 1)."""
-    error = (target - noise).square().flatten(1).mean(1)
-    if gamma is None:
-        return error
-    return schedule.at(np.minimum(schedule.snr, gamma) / schedule.snr, step, 1) * error
 
 
 def variational_bits(schedule: Schedule, x_0: Tensor, x_t: Tensor, noise: Tensor, v: Tensor, step: Tensor) -> Tensor:

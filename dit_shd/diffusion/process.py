@@ -1,93 +1,169 @@
-"""The two ways from data to noise, DDPM's and rectified flow's, behind one interface, for checks and analysis of both.
+"""The two ways from data to noise, rectified flow's and DDPM's: times, noised latents, what is predicted, and the loss.
 
-A step counts the noise from 0 up, whatever the model is given as its time.
+A model's output comes here in these terms, whatever its own convention: Denoiser.predict of class-conditional models,
+Adapter.predict of text to image.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dit_shd.diffusion.flow import noise_end, point_on_path
-from dit_shd.diffusion.objectives import split
+from dit_shd.diffusion.flow import (
+    TimestepDensity,
+    Weighting,
+    loss_weight,
+    noise_end,
+    point_on_path,
+    shifted,
+    velocity_error,
+)
+from dit_shd.diffusion.objectives import split, variational_bits
 from dit_shd.diffusion.schedule import Schedule
-from dit_shd.models.prediction import Convention, convention_of
 
-FLOW_STEPS = 1000
-"""Of a path, which has none by itself: sigma = step / 1000."""
+Terms = dict[str, Tensor]
+UNIFORM = TimestepDensity()
 
 
 class Process(ABC):
-    """A way from data to noise, and how a model of it is called."""
+    """A way to noise and the loss along it."""
+
+    kind: Literal["flow", "ddpm"]
 
     @abstractmethod
-    def add_noise(self, x_0: Tensor, noise: Tensor, step: Tensor) -> Tensor:
-        """x_t [b,...] at steps [b]."""
+    def times(self, u: Tensor, shape: Sequence[int]) -> Tensor:
+        """Times of uniform numbers [b], for latents of shape [b,c,y,x]."""
 
     @abstractmethod
-    def time(self, step: Tensor) -> Tensor:
-        """What the model is given at steps [b]."""
+    def share(self, t: Tensor) -> Tensor:
+        """How far times [b] are on the way, 0 at the data and 1 at the noise."""
 
     @abstractmethod
-    def noise(self, output: Tensor, x_t: Tensor, step: Tensor) -> Tensor:
-        """The noise that a model's output [b, c or 2c, y, x] predicts [b,c,y,x]."""
+    def add_noise(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """x_t [b,c,y,x]."""
+
+    def prediction(self, output: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Terms]:
+        """What a model's output [b, c or 2c, y, x] predicts [b,c,y,x], and what else there is in it."""
+        prediction, v = split(output, x_t.shape[1])
+        return prediction, self.extra(prediction, v, x_t, t)
+
+    def extra(self, prediction: Tensor, v: Tensor | None, x_t: Tensor, t: Tensor) -> Terms:
+        """What else there is in an output of a prediction and, where there is one, a variance share v, by name."""
+        return {}
 
     @abstractmethod
-    def step_at(self, snr: float) -> int:
-        """The step whose signal-to-noise ratio is nearest to `snr`."""
+    def time_at(self, snr: float) -> float:
+        """The time whose signal-to-noise ratio is, or is nearest to, `snr`."""
+
+    @abstractmethod
+    def noise(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The noise [b,c,y,x] that follows from a prediction."""
+
+    @abstractmethod
+    def losses(
+        self, prediction: Tensor, extra: Mapping[str, Tensor], x_0: Tensor, noise: Tensor, x_t: Tensor, t: Tensor
+    ) -> Terms:
+        """The base terms [b]."""
 
 
 @dataclass(frozen=True)
-class DDPM(Process):
-    """The process of models that predict noise."""
+class Flow(Process):
+    """Rectified flow; times are shares of noise, and the prediction is the velocity noise - x_0."""
+
+    density: TimestepDensity = UNIFORM
+    weighting: Weighting = "none"
+    shift: Callable[[int], float] | None = None
+    """alpha of an area of latents, where the density says none; None: no shift."""
+    kind = "flow"
+
+    def times(self, u: Tensor, shape: Sequence[int]) -> Tensor:
+        area, density = shape[-2] * shape[-1], self.density
+        if self.shift is None or density.shift is not None or density.base_side is not None:
+            alpha = density.alpha(area**0.5)
+        else:
+            alpha = self.shift(area)
+        return shifted(density.quantile(u), alpha).float()
+
+    def share(self, t: Tensor) -> Tensor:
+        return t
+
+    def add_noise(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        return point_on_path(x_0, noise, t)
+
+    def time_at(self, snr: float) -> float:
+        return 1 / (1 + snr**0.5)
+
+    def noise(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        return noise_end(x_t, prediction, t)
+
+    def losses(
+        self, prediction: Tensor, extra: Mapping[str, Tensor], x_0: Tensor, noise: Tensor, x_t: Tensor, t: Tensor
+    ) -> Terms:
+        return {"velocity": velocity_error(prediction, noise - x_0, loss_weight(self.weighting, t))}
+
+
+@dataclass(frozen=True)
+class Ddpm(Process):
+    """DDPM; times are timesteps, and the prediction is the noise or v (arXiv 2202.00512)."""
 
     schedule: Schedule
+    target: Literal["epsilon", "v_prediction"] = "epsilon"
+    gamma: float | None = None
+    """Of min-SNR; None for weight 1."""
+    kind = "ddpm"
 
-    def add_noise(self, x_0: Tensor, noise: Tensor, step: Tensor) -> Tensor:
-        return self.schedule.add_noise(x_0, noise, step)
+    def times(self, u: Tensor, shape: Sequence[int]) -> Tensor:
+        return (u * len(self.schedule)).long()
 
-    def time(self, step: Tensor) -> Tensor:
-        return step
+    def share(self, t: Tensor) -> Tensor:
+        return t / len(self.schedule)
 
-    def noise(self, output: Tensor, x_t: Tensor, step: Tensor) -> Tensor:
-        return split(output, x_t.shape[1])[0]
+    def add_noise(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        return self.schedule.add_noise(x_0, noise, t)
 
-    def step_at(self, snr: float) -> int:
+    def extra(self, prediction: Tensor, v: Tensor | None, x_t: Tensor, t: Tensor) -> Terms:
+        if v is None:
+            return {}
+        mean = self.schedule.posterior_mean(self._x_0(prediction, x_t, t), x_t, t)
+        return {"variance": v, "mean": mean, "log_variance": self.schedule.log_variance(v, t)}
+
+    def losses(
+        self, prediction: Tensor, extra: Mapping[str, Tensor], x_0: Tensor, noise: Tensor, x_t: Tensor, t: Tensor
+    ) -> Terms:
+        target = noise if self.target == "epsilon" else self._v(x_0, noise, t)
+        error = (prediction - target).square().flatten(1).mean(1)
+        terms = {"noise": error if self.gamma is None else self._weight(self.gamma, t) * error}
+        if "variance" in extra and self.target == "epsilon":
+            terms["variational"] = variational_bits(self.schedule, x_0, x_t, prediction, extra["variance"], t)
+        return terms
+
+    def time_at(self, snr: float) -> float:
         return int(np.abs(np.log(self.schedule.snr / snr)).argmin())
 
+    def noise(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        if self.target == "epsilon":
+            return prediction
+        signal, sigma = self._scales(t, x_t.ndim)
+        return sigma * x_t + signal * prediction
 
-@dataclass(frozen=True)
-class RectifiedFlow(Process):
-    """The process of models that predict velocities in some convention."""
+    def _weight(self, gamma: float, t: Tensor) -> Tensor:
+        """min(SNR, gamma) / SNR of the noise, / (SNR + 1) of v (min-SNR, arXiv 2303.09556)."""
+        snr = self.schedule.snr
+        return self.schedule.at(np.minimum(snr, gamma) / (snr + (self.target == "v_prediction")), t, 1)
 
-    convention: Convention
+    def _x_0(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        if self.target == "epsilon":
+            return self.schedule.predict_x_0(x_t, prediction, t)
+        signal, sigma = self._scales(t, x_t.ndim)
+        return signal * x_t - sigma * prediction
 
-    def add_noise(self, x_0: Tensor, noise: Tensor, step: Tensor) -> Tensor:
-        return point_on_path(x_0, noise, self.sigma(step))
+    def _v(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        signal, sigma = self._scales(t, x_0.ndim)
+        return signal * noise - sigma * x_0
 
-    def time(self, step: Tensor) -> Tensor:
-        return self.convention.time(self.sigma(step))
-
-    def noise(self, output: Tensor, x_t: Tensor, step: Tensor) -> Tensor:
-        velocity = self.convention.velocity(split(output, x_t.shape[1])[0])
-        return noise_end(x_t, velocity, self.sigma(step))
-
-    def step_at(self, snr: float) -> int:
-        return round(FLOW_STEPS / (1 + snr**0.5))
-
-    def sigma(self, step: Tensor) -> Tensor:
-        """The share of noise at steps [b], in float32."""
-        return step.to(torch.float32) / FLOW_STEPS
-
-
-def process_of(model: nn.Module, timesteps: int = 1000) -> Process:
-    """The process of a model, as its config says.
-
-    Args:
-        model: A class-conditional one.
-        timesteps: Steps of the schedule, for a model that predicts noise.
-    """
-    convention = convention_of(model)
-    return DDPM(Schedule.linear(timesteps)) if convention is None else RectifiedFlow(convention)
+    def _scales(self, t: Tensor, ndim: int) -> tuple[Tensor, Tensor]:
+        kept = self.schedule.alphas_cumprod
+        return self.schedule.at(np.sqrt(kept), t, ndim), self.schedule.at(np.sqrt(1 - kept), t, ndim)

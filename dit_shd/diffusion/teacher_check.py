@@ -6,45 +6,60 @@ the noise that it predicts first:
 
 - Is the error below that of the best linear prediction from x_t, noise level by noise level?
 - Is the noise as large as it predicts? E[noise | x_t] has E[noise p] = E[p p]; another schedule or scale breaks that.
-- Is the error lower under the true labels than under wrong ones, and not higher than under none? Image by image, on the
-  same noise; images are added until that is clear.
+- Is the error lower under the true condition (label, caption) than under wrong ones, and not higher than under none?
+  Image by image, on the same noise; images are added until both are clear.
 
 All is drawn as a function of the seed for this purpose alone, by the main process: a run's own draws stay the same.
 """
 
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from dit_shd.core import rng
+from dit_shd.core.rng import Draws
 from dit_shd.data.datasets import Dataset
 from dit_shd.data.model_origin import other_latents
-from dit_shd.diffusion import class_names
-from dit_shd.diffusion.denoiser import NO_LABEL, Denoiser, known_classes
+from dit_shd.data.text_condition import TextCondition
 from dit_shd.diffusion.process import Process
 from dit_shd.models.offload import moved
 
 SNRS = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03)
 """Noise levels: at lower and higher ones a good teacher is not much better than the linear prediction."""
-LABEL_SNR = 1.0
-"""Labels are compared where there is as much noise as this or more: there they decide what is predicted."""
+CONDITION_SNR = 1.0
+"""Conditions are compared where there is as much noise as this or more: there they decide what is predicted."""
 LEVEL_IMAGES = 8
-"""Images of each level in a round: one forward of 48 images, and two of 32 for the labels."""
-ROUNDS = (2, 16)
-"""At least, and at most, where labels are not clear before."""
+"""Images of each level in a round: one forward of 48 images, and two of 32 for the other conditions."""
+LEAST_ROUNDS = 2
 SCALE = 1.3
 """How many times too small or too large a prediction may be."""
 CLEAR, WORSE, ENOUGH = 4.0, -3.0, 2.0
-"""Standard errors: of a gain that ends the rounds, of a loss against no label, of a gain that is one at the end."""
+"""Standard errors: of a gain that ends the rounds, of a loss against no condition, of a gain that is one at the end."""
+
+Condition = TypeVar("Condition", Tensor, TextCondition)
+"""Of images [b]: labels, or what text encoders make of captions."""
+
+
+@dataclass(frozen=True)
+class Words:
+    """How the conditions of a kind are spoken of."""
+
+    true: str
+    wrong: str
+    worse: str
+    """What is wrong where they are worse than none."""
+    useless: str
+    """What is wrong where they are no better than wrong ones."""
 
 
 @dataclass
 class TeacherMeasurement:
-    """What was measured of a teacher, by noise level [l] and, of labels, over the images."""
+    """What was measured of a teacher, by noise level [l] and, of conditions, over the images."""
 
+    words: Words
     error: Tensor
     """The teacher's noise error as a share of the best linear prediction's [l]."""
     scale: Tensor
@@ -52,22 +67,21 @@ class TeacherMeasurement:
     images: int
     """How many were used."""
     wrong: float | None = None
-    """Gain of the true labels over wrong ones, in standard errors; None: not compared."""
+    """Gain of the true conditions over wrong ones, in standard errors; None: not compared."""
     none: float | None = None
-    """The same over no labels."""
+    """The same over none."""
 
     def summary(self) -> str:
         """The figures in a line."""
         error, scale = (f"{x.min():.2f} to {x.max():.2f}" for x in (self.error, self.scale))
-        words = f"noise error {error} of the best linear prediction's, scale {scale}"
+        line = f"noise error {error} of the best linear prediction's, scale {scale}"
         if self.wrong is not None:
-            words += (
-                f"; true labels {self.wrong:+.1f} standard errors better than wrong ones, {self.none:+.1f} than none"
-            )
-        return f"{words} ({self.images} images)"
+            line += f"; {self.words.true} {self.wrong:+.1f} standard errors better than {self.words.wrong}, "
+            line += f"{self.none:+.1f} than none"
+        return f"{line} ({self.images} images)"
 
     def fault(self) -> str | None:
-        """What a good teacher does not do, with the likely reasons; labels are judged where the noise is right."""
+        """What a good teacher does not do, with the likely reasons; conditions are judged where the noise is right."""
         if not bool((self.error < 1).all()):
             return (
                 "its noise error is no better than a linear prediction's: does it predict velocity or x_0, or another "
@@ -80,15 +94,9 @@ class TeacherMeasurement:
                 "(task.timesteps) or on latents of another scale?"
             )
         if self.none is not None and self.none <= WORSE:
-            return (
-                "the labels make it worse than none: are its classes in another order than the data's, or have the "
-                "data no labels? (label_dropout=1 teaches without)"
-            )
+            return self.words.worse
         if self.wrong is not None and self.wrong < ENOUGH:
-            return (
-                "it is no better under the true labels than under wrong ones: are its classes others than the data's, "
-                "or has it none? (label_dropout=1 teaches without)"
-            )
+            return self.words.useless
         return None
 
     def conclusive(self) -> bool:
@@ -101,18 +109,14 @@ class TeacherMeasurement:
 
 @dataclass(frozen=True)
 class NoisedImages:
-    """Images of one round, noised to the levels in turn [b], with their labels."""
+    """Images of one round, noised to the levels in turn [b]."""
 
-    x_0: Tensor
-    """Latents [b,c,y,x]."""
     noise: Tensor
-    """Of the same shape."""
+    """[b,c,y,x]"""
     x_t: Tensor
-    """x_0 noised to `step`."""
-    step: Tensor
-    """Of the process [b]."""
-    labels: Tensor
-    """Classes [b]."""
+    """Latents noised to time t, of the same shape."""
+    t: Tensor
+    """Times of the process [b]."""
     positions: Tensor
     """In the run's order of samples [b]."""
     levels: Tensor
@@ -136,7 +140,7 @@ class Sums:
     products: Tensor
     """[l,3]: noise p, p p, and the squared error, of predictions p."""
     gains: dict[str, list[Tensor]] = field(default_factory=lambda: {"wrong": [], "none": []})
-    """Of the true labels, image by image [b], as shares of the linear error."""
+    """Of the true conditions, image by image [b], as shares of the linear error."""
 
     @classmethod
     def empty(cls, channels: int) -> "Sums":
@@ -157,46 +161,106 @@ class Sums:
         variance = (xx - x * x).clamp(min=1e-12)
         return (ee - e * e - (xe - x * e).square() / variance).mean(1)
 
-    def measurement(self, images: int) -> TeacherMeasurement:
+    def measurement(self, images: int, words: Words) -> TeacherMeasurement:
         """The figures of all images added."""
         count = self.moments[..., 0].sum(1)
         noise_p, p_p, squared = self.products.unbind(-1)
         gains = {name: _standard_errors(torch.cat(values)) for name, values in self.gains.items() if values}
-        return TeacherMeasurement(squared / count / self.linear(), noise_p / p_p.clamp(min=1e-12), images, **gains)
+        error, scale = squared / count / self.linear(), noise_p / p_p.clamp(min=1e-12)
+        return TeacherMeasurement(words, error, scale, images, **gains)
 
 
 def _standard_errors(gains: Tensor) -> float:
     return float(gains.mean() / (gains.std() / len(gains) ** 0.5).clamp(min=1e-12))
 
 
-def findings(
-    teacher: nn.Module, dataset: Dataset, process: Process, seed: int, device: torch.device, dropout: float, ask: bool
-) -> Iterator[tuple[str, str | None]]:
-    """What there is to say of a teacher, question by question: in words, and what it does that a good one does not.
+@dataclass(frozen=True)
+class TeacherCheck(ABC, Generic[Condition]):
+    """What is asked of a teacher, and on which samples."""
 
-    Args:
-        teacher: A class-conditional model.
-        dataset: What the run learns from.
-        process: The teacher's own.
-        seed: The run's.
-        device: Where the teacher goes.
-        dropout: Share of labels that are dropped; where all are, no labels are compared.
-        ask: Whether to measure its predictions, too; else names of classes alone are compared.
-    """
-    yield "", latents_fault(teacher, dataset)
-    labels, classes = dropout < 1, known_classes(teacher)
-    if labels and classes != [0]:
-        words, right = class_names.compare(teacher, dataset)
-        yield (f"classes: {words}", None) if right else ("", words)
-    if not ask:
-        return
-    result = measure(moved(teacher, device), dataset, process, seed, device, labels)
-    skipped = ""
-    if result.wrong is None:
-        why = "it has one class" if len(classes) < 2 else "label_dropout is 1"
-        skipped = f"; labels were not compared, since {why}"
-    fault = result.fault()
-    yield f"teacher: {result.summary()}{skipped}", f"{fault} ({result.summary()})" if fault else None
+    process: Process
+    dataset: Dataset
+    """What the run learns from."""
+    seed: int
+    """The run's."""
+    device: torch.device
+    """Where the teacher goes."""
+    words: ClassVar[Words]
+    most_rounds: ClassVar[int]
+    """Where conditions are not clear before."""
+
+    @abstractmethod
+    def condition(self, sample: Mapping[str, Tensor]) -> Condition:
+        """What the teacher is given with samples, on the device."""
+
+    @abstractmethod
+    def others(self, teacher: nn.Module, images: NoisedImages, true: Condition) -> tuple[Condition, Condition, Tensor]:
+        """Wrong conditions of images, none, and where the wrong ones are others than the true ones [b]."""
+
+    @abstractmethod
+    def predict(self, teacher: nn.Module, images: NoisedImages, condition: Condition) -> Tensor:
+        """A teacher's output [b, c or 2c, y, x] in the terms of the process."""
+
+    def findings(self, teacher: nn.Module, compare: bool, remark: str = "") -> Iterator[tuple[str, str | None]]:
+        """What there is to say of a teacher's predictions, and what it does that a good one does not.
+
+        Args:
+            teacher: The model.
+            compare: Whether conditions are compared; not where all are dropped.
+            remark: To be said after the figures.
+        """
+        result = self.measure(teacher, compare)
+        words, fault = result.summary(), result.fault()
+        yield f"teacher: {words}{remark}", f"{fault} ({words})" if fault else None
+
+    @torch.no_grad()
+    def measure(self, teacher: nn.Module, compare: bool = True) -> TeacherMeasurement:
+        """The figures of as many rounds as make them clear."""
+        teacher, sums, rounds = moved(teacher, self.device), Sums.empty(self.dataset.shape[0]), 0
+        while True:
+            self._add_round(teacher, sums, rounds, compare)
+            rounds += 1
+            result = sums.measurement(rounds * len(SNRS) * LEVEL_IMAGES, self.words)
+            if rounds >= self.most_rounds or (rounds >= LEAST_ROUNDS and result.conclusive()):
+                return result
+
+    def _add_round(self, teacher: nn.Module, sums: Sums, number: int, compare: bool) -> None:
+        """One round with the true conditions and, where they are compared, its noisy part with wrong ones and none."""
+        images, condition = self.draw(number)
+        levels = images.levels.cpu()
+        predicted = self._noise(teacher, images, condition)
+        sums.add(images, predicted, levels)
+        if not compare:
+            return
+        wrong, none, differs = self.others(teacher, images, condition)
+        noisy = (levels >= SNRS.index(CONDITION_SNR)) & differs.cpu()
+        if not bool(noisy.any()):
+            return
+        part, rows = images.subset(noisy), noisy.to(predicted.device)
+        true, linear = _errors(predicted[rows], part), sums.linear()[levels[noisy]]
+        for name, other in (("wrong", wrong), ("none", none)):
+            sums.gains[name].append((_errors(self._noise(teacher, part, other[rows]), part) - true) / linear)
+
+    def _noise(self, teacher: nn.Module, images: NoisedImages, condition: Condition) -> Tensor:
+        prediction, _ = self.process.prediction(self.predict(teacher, images, condition), images.x_t, images.t)
+        return self.process.noise(prediction, images.x_t, images.t)
+
+    def draw(self, number: int) -> tuple[NoisedImages, Condition]:
+        """The images of one round, noised to the levels in turn: the run's first ones, whatever its batch size."""
+        count = len(SNRS) * LEVEL_IMAGES
+        positions = range(number * count, (number + 1) * count)
+        draws = Draws(self.seed, 0, positions, 1)
+        sample = self.dataset.batch(self.dataset.indices(draws), draws)
+        x_0, levels = sample["latents"], torch.arange(count) % len(SNRS)
+        t = torch.tensor([self.process.time_at(snr) for snr in SNRS])[levels]
+        noise = draws.normal("teacher check", x_0.shape[1:])
+        images = NoisedImages(noise, self.process.add_noise(x_0, noise, t), t, torch.tensor(positions), levels)
+        return images.to(self.device), self.condition(sample)
+
+
+def _errors(predicted: Tensor, images: NoisedImages) -> Tensor:
+    """Noise error of each image [b]."""
+    return (predicted - images.noise).double().square().flatten(1).mean(1).cpu()
 
 
 def latents_fault(teacher: nn.Module, dataset: Dataset) -> str | None:
@@ -208,84 +272,3 @@ def latents_fault(teacher: nn.Module, dataset: Dataset) -> str | None:
     """
     settings: Any = getattr(teacher, "config", {})
     return other_latents(str(settings.get("_name_or_path") or ""), dataset.origin, dataset.shape[0])
-
-
-@torch.no_grad()
-def measure(
-    teacher: nn.Module, dataset: Dataset, process: Process, seed: int, device: torch.device, labels: bool = True
-) -> TeacherMeasurement:
-    """The figures of a teacher on a run's first images, round by round.
-
-    Args:
-        teacher: A class-conditional model.
-        dataset: What the run learns from.
-        process: The teacher's own.
-        seed: The run's.
-        device: Where the teacher is.
-        labels: Whether labels are compared, where the teacher has several classes.
-
-    Returns:
-        The figures of as many rounds as make them clear.
-    """
-    sums = Sums.empty(dataset.shape[0])
-    labels = labels and len(known_classes(teacher)) > 1
-    least, most = ROUNDS
-    for number in range(most):
-        images = _draw_images(dataset, process, seed, number)
-        _add_round(teacher, process, images.to(device), sums, seed, labels)
-        result = sums.measurement((number + 1) * len(images.levels))
-        if number + 1 >= least and result.conclusive():
-            break
-    return result  # type: ignore[reportPossiblyUnbound]
-
-
-def _add_round(teacher: nn.Module, process: Process, images: NoisedImages, sums: Sums, seed: int, labels: bool) -> None:
-    """One round with the true labels and, where they are compared, its noisy part with wrong ones and with none."""
-    levels = images.levels.cpu()
-    predicted = _predict_noise(teacher, process, images, images.labels)
-    sums.add(images, predicted, levels)
-    if not labels:
-        return
-    noisy = levels >= SNRS.index(LABEL_SNR)
-    part = images.subset(noisy)
-    true, linear = _errors(predicted[noisy.to(predicted.device)], part), sums.linear()[levels[noisy]]
-    others = {
-        "wrong": _wrong_labels(known_classes(teacher), seed, part),
-        "none": torch.full_like(part.labels, NO_LABEL),
-    }
-    for name, other in others.items():
-        sums.gains[name].append((_errors(_predict_noise(teacher, process, part, other), part) - true) / linear)
-
-
-def _predict_noise(teacher: nn.Module, process: Process, images: NoisedImages, labels: Tensor) -> Tensor:
-    output = Denoiser(teacher)(images.x_t, process.time(images.step), labels).float()
-    return process.noise(output, images.x_t, images.step)
-
-
-def _errors(predicted: Tensor, batch: NoisedImages) -> Tensor:
-    """Noise error of each image [b]."""
-    return (predicted - batch.noise).double().square().flatten(1).mean(1).cpu()
-
-
-def _draw_images(dataset: Dataset, process: Process, seed: int, number: int) -> NoisedImages:
-    """The images of one round, noised to the levels in turn: the run's first ones, whatever its batch size."""
-    count = len(SNRS) * LEVEL_IMAGES
-    positions = range(number * count, (number + 1) * count)
-    draws = rng.Draws(seed, 0, positions, 1)
-    sample = dataset.batch(draws.indices(len(dataset)), draws)
-    x_0, labels = sample["latents"], sample["labels"]
-    levels = torch.arange(count) % len(SNRS)
-    step = torch.tensor([process.step_at(snr) for snr in SNRS])[levels]
-    noise = draws.normal("teacher check", x_0.shape[1:])
-    x_t = process.add_noise(x_0, noise, step)
-    return NoisedImages(x_0, noise, x_t, step, labels, torch.tensor(positions), levels)
-
-
-def _wrong_labels(classes: Sequence[int], seed: int, batch: NoisedImages) -> Tensor:
-    """For each image [b] one of the other classes."""
-    known, labels = torch.tensor(classes), batch.labels.cpu()
-    place = torch.searchsorted(known, labels).clamp(max=len(known) - 1)
-    among = known[place] == labels
-    drawn = rng.uniform(seed, "teacher check label", 0, batch.positions.tolist())
-    chosen = (drawn * (len(known) - among.long())).long()
-    return known[chosen + (among & (chosen >= place)).long()].to(batch.labels.device)

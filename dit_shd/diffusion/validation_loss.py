@@ -14,8 +14,8 @@ from dit_shd.core.rng import Draws
 from dit_shd.data.datasets import DATASETS, Dataset
 from dit_shd.data.text_condition import TextCondition
 from dit_shd.diffusion.adapters import Adapter, settings_of
+from dit_shd.diffusion.process import Process
 from dit_shd.diffusion.text_models import check_sides
-from dit_shd.diffusion.text_process import TextProcess
 
 LEVELS = 8
 """Of noise, evenly spaced in the density, which a sample is at one of."""
@@ -59,7 +59,7 @@ class ValidationLoss:
 
     @torch.no_grad()
     def figures(
-        self, model: nn.Module, dataset: Dataset, adapter: Adapter, process: TextProcess, guidance: float | None
+        self, model: nn.Module, dataset: Dataset, adapter: Adapter, process: Process, guidance: float | None
     ) -> dict[str, float]:
         """The loss; a pure function of model and data.
 

@@ -1,4 +1,7 @@
-"""Class-conditional diffusion: the student predicts the noise of DDPM, in MDT's masked pass, too."""
+"""Class-conditional diffusion: the student predicts the noise of DDPM, in MDT's masked pass, too.
+
+flow_matching.py is the same along another process.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,14 +15,16 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.rng import Draws
 from dit_shd.data.datasets import Dataset
 from dit_shd.data.latent_origin import Kept
-from dit_shd.diffusion import class_names, teacher_check
+from dit_shd.diffusion import class_names
 from dit_shd.diffusion.conditioning import MASKED, PASSES, Conditioning, check_conditional, check_fit
 from dit_shd.diffusion.denoiser import NO_LABEL, Denoiser
 from dit_shd.diffusion.guidance import Guidance
-from dit_shd.diffusion.objectives import checked_gamma, noise_error, split, variational_bits
-from dit_shd.diffusion.process import DDPM
+from dit_shd.diffusion.label_teacher_check import LabelTeacherCheck
+from dit_shd.diffusion.objectives import checked_gamma
+from dit_shd.diffusion.process import Ddpm, Process
 from dit_shd.diffusion.sample_evaluation import SampleEvaluation
 from dit_shd.diffusion.schedule import Schedule
+from dit_shd.diffusion.teacher_check import latents_fault
 from dit_shd.models.prediction import NOISE, prediction_of
 from dit_shd.tasks import Batch, Output, Task, TeacherFinding, Terms
 
@@ -33,11 +38,11 @@ class NoisyBatch(Batch):
     x_0: Tensor
     """Latents [b,c,y,x]."""
     noise: Tensor
-    """The noise to predict, shaped like x_0."""
+    """Shaped like x_0."""
     x_t: Tensor
-    """x_0 noised to timestep t."""
+    """x_0 noised to time t."""
     t: Tensor
-    """Timesteps [b]."""
+    """Timesteps [b] of DDPM, or shares of noise [b] of rectified flow."""
     labels: Tensor
     """Class labels [b] after dropping; NO_LABEL where there is none."""
     keep: Tensor | None = None
@@ -72,8 +77,10 @@ class Diffusion(Task[NoisyBatch]):
         evaluation: SampleEvaluation = PLAIN,
     ):
         self.conditioning = Conditioning(label_dropout, mask_ratio)
-        self.passes, self.gamma = self.conditioning.passes, checked_gamma(min_snr_gamma)
-        self.schedule, self.evaluation = Schedule.linear(timesteps, "task.timesteps"), evaluation
+        gamma = checked_gamma(min_snr_gamma)
+        self.process: Process = Ddpm(Schedule.linear(timesteps, "task.timesteps"), gamma=gamma)
+        self.prediction, self.timesteps = NOISE, timesteps
+        self.passes, self.evaluation = self.conditioning.passes, evaluation
         self.tokens = 0
         """n of the student, for masked passes."""
 
@@ -107,8 +114,9 @@ class Diffusion(Task[NoisyBatch]):
     def check_teacher(
         self, teacher: nn.Module, seed: int, device: torch.device, measure: bool
     ) -> Iterator[TeacherFinding]:
-        process, dropout = DDPM(self.schedule), self.conditioning.label_dropout
-        for message, fault in teacher_check.findings(teacher, self.dataset, process, seed, device, dropout, measure):
+        yield TeacherFinding("", latents_fault(teacher, self.dataset))
+        check = LabelTeacherCheck(self.process, self.dataset, seed, device)
+        for message, fault in check.questions(teacher, self.conditioning.label_dropout, measure):
             yield TeacherFinding(message, fault)
 
     def draw(self, draws: Draws) -> Sequence[NoisyBatch]:
@@ -116,7 +124,7 @@ class Diffusion(Task[NoisyBatch]):
         indices = draws.indices(len(self.dataset))
         sample = self.dataset.batch(indices, draws)
         x_0, labels = sample["latents"], sample["labels"]
-        t = (draws.uniform("timestep") * len(self.schedule)).long()
+        t = self.process.times(draws.uniform("timestep"), x_0.shape)
         batches = []
         for name in self.passes:
             noise = draws.normal(f"noise/{name}", x_0.shape[1:])
@@ -126,7 +134,7 @@ class Diffusion(Task[NoisyBatch]):
                 indices=torch.from_numpy(indices),
                 x_0=x_0,
                 noise=noise,
-                x_t=self.schedule.add_noise(x_0, noise, t),
+                x_t=self.process.add_noise(x_0, noise, t),
                 t=t,
                 labels=self.conditioning.labels(draws, name, labels),
                 keep=self.conditioning.keep(draws, name, self.tokens),
@@ -135,31 +143,21 @@ class Diffusion(Task[NoisyBatch]):
         return batches
 
     def predict(self, model: nn.Module, batch: NoisyBatch) -> Output:
-        output = Denoiser(model)(batch.x_t, batch.t, batch.labels, batch.keep).float()
-        return self._output(*split(output, batch.x_t.shape[1]), batch)
+        output = Denoiser(model).predict(batch.x_t, batch.t, batch.labels, batch.keep)
+        return Output(*self.process.prediction(output, batch.x_t, batch.t))
 
     def unconditional(self, batch: NoisyBatch) -> NoisyBatch:
         return replace(batch, labels=torch.full_like(batch.labels, NO_LABEL))
 
     def guided(self, conditional: Output, unconditional: Output, batch: NoisyBatch, guidance: Guidance) -> Output:
         """The variance is the conditional one, and the mean that of the guided noise."""
-        share = batch.t / len(self.schedule)
-        noise = guidance.combined(conditional.prediction, unconditional.prediction, share)
-        return self._output(noise, conditional.extra.get("variance"), batch)
-
-    def _output(self, noise: Tensor, v: Tensor | None, batch: NoisyBatch) -> Output:
-        if v is None:
-            return Output(noise)
-        x_0 = self.schedule.predict_x_0(batch.x_t, noise, batch.t)
-        mean = self.schedule.posterior_mean(x_0, batch.x_t, batch.t)
-        return Output(noise, {"variance": v, "mean": mean, "log_variance": self.schedule.log_variance(v, batch.t)})
+        share, v = self.process.share(batch.t), conditional.extra.get("variance")
+        prediction = guidance.combined(conditional.prediction, unconditional.prediction, share)
+        return Output(prediction, self.process.extra(prediction, v, batch.x_t, batch.t))
 
     def losses(self, output: Output, batch: NoisyBatch) -> Terms:
-        terms = {"noise": noise_error(self.schedule, output.prediction, batch.noise, batch.t, self.gamma)}
-        v = output.extra.get("variance")
-        if v is not None:
-            terms["variational"] = variational_bits(self.schedule, batch.x_0, batch.x_t, output.prediction, v, batch.t)
-        return terms
+        x_0, noise, x_t = batch.x_0, batch.noise, batch.x_t
+        return self.process.losses(output.prediction, output.extra, x_0, noise, x_t, batch.t)
 
     def tokens_seen(self, model: nn.Module, batch: NoisyBatch) -> int:
         return Denoiser(model).tokens if batch.keep is None else batch.keep.shape[1]
@@ -168,7 +166,7 @@ class Diffusion(Task[NoisyBatch]):
         denoiser = Denoiser(model)
         draw = None if device.type == "meta" else torch.Generator(device).manual_seed(0)
         x = torch.randn(images, *denoiser.shape, device=device, generator=draw)
-        t = torch.randint(len(self.schedule), (images,), device=device, generator=draw)
+        t = self.process.times(torch.full((images,), 0.5, device=device), x.shape)
         labels = torch.zeros(images, dtype=torch.long, device=device)
         batches = []
         for name in self.passes:
@@ -177,7 +175,7 @@ class Diffusion(Task[NoisyBatch]):
         return batches
 
     def check_evaluation(self, student: nn.Module, kept: Kept | None) -> None:
-        self.evaluation.check(NOISE, len(self.schedule))
+        self.evaluation.check(self.prediction, self.timesteps)
         if kept is not None:
             self.evaluation.fit(student, kept)
 

@@ -23,9 +23,10 @@ from dit_shd.diffusion.adapters import Adapter, adapter_of, adapter_of_model, se
 from dit_shd.diffusion.flow import TimestepDensity, Weighting
 from dit_shd.diffusion.guidance import Guidance
 from dit_shd.diffusion.objectives import checked_gamma
+from dit_shd.diffusion.process import Process
 from dit_shd.diffusion.teacher_check import latents_fault
 from dit_shd.diffusion.text_models import check_fit, check_sides, noise_differs, text_differs
-from dit_shd.diffusion.text_process import TextProcess, process_of
+from dit_shd.diffusion.text_process import process_of
 from dit_shd.diffusion.text_rows import TextRows
 from dit_shd.diffusion.text_teacher_check import TextTeacherCheck
 from dit_shd.diffusion.validation_loss import ValidationLoss, check_held_out
@@ -188,8 +189,8 @@ class TextToImage(Task[TextBatch]):
         if not measure:
             return
         adapter, guidance = self._adapter(teacher), self.embedded_guidance
-        check = TextTeacherCheck(adapter, self.process, self.dataset, self.empty, seed, device, guidance)
-        for message, fault in check.findings(teacher, captions=self.text_dropout < 1):
+        check = TextTeacherCheck(self.process, self.dataset, seed, device, adapter, self.empty, guidance)
+        for message, fault in check.findings(teacher, compare=self.text_dropout < 1):
             yield TeacherFinding(message, fault)
 
     def draw(self, draws: Draws) -> Sequence[TextBatch]:
@@ -233,8 +234,7 @@ class TextToImage(Task[TextBatch]):
             adapter = adapter_of(self.record.transformer_class, self.named_adapter or self._recorded)
             prediction = adapter.guided(prediction, conditional.prediction)
         v = conditional.extra.get("variance")
-        output = prediction if v is None else torch.cat([prediction, v], dim=1)
-        return Output(*self.process.prediction(output, batch.x_t, batch.t))
+        return Output(prediction, self.process.extra(prediction, v, batch.x_t, batch.t))
 
     def losses(self, output: Output, batch: TextBatch) -> Terms:
         x_0, noise, x_t = batch.x_0, batch.noise, batch.x_t
@@ -263,7 +263,7 @@ class TextToImage(Task[TextBatch]):
         vector = None if pooled is None else torch.randn(images, pooled, device=device, generator=draw)
         if self.record is None:  # no data: the empty prompt is one token
             self.empty = TextCondition.of(text[:1, :1], None, None if vector is None else vector[:1])
-        t = self.process.example_times(images, device)
+        t = self.process.times(torch.full((images,), 0.5, device=device), x.shape)
         indices = torch.zeros(images, dtype=torch.long, device=device)
         return [TextBatch("plain", 0, indices, x, x, x, t, text, mask, vector, adapter.text_rows(config))]
 
@@ -290,7 +290,7 @@ class TextToImage(Task[TextBatch]):
     def _adapter(self, model: nn.Module) -> Adapter:
         return adapter_of_model(model, self.named_adapter or self._recorded)
 
-    def _process(self, model: nn.Module) -> TextProcess:
+    def _process(self, model: nn.Module) -> Process:
         scheduler = {} if self.record is None else self.record.scheduler
         adapter = self._adapter(model)
         self._check_keys(adapter)

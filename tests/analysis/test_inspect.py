@@ -21,7 +21,6 @@ from dit_shd.cli.program import main
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.data.datasets.npz import Npz
-from dit_shd.diffusion.process import DDPM
 from dit_shd.diffusion.schedule import Schedule
 from dit_shd.models import loading
 from dit_shd.squeezing.squeeze import squeeze
@@ -37,7 +36,7 @@ def drawn(model, batches=(range(2),), time="auto"):
 @pytest.fixture
 def images(teacher, shapes):
     model = loading.load(teacher).eval()
-    return model, DatasetInputs(model, Npz(shapes), DDPM(Schedule.linear()), [range(3), range(3, 5)], 0)
+    return model, DatasetInputs(model, Npz(shapes), Schedule.linear(), [range(3), range(3, 5)], 0)
 
 
 @pytest.fixture
@@ -168,14 +167,14 @@ def test_data_that_does_not_fit_is_refused(teacher, shapes, tmp_path):
     model = loading.load(teacher)
     np.savez(tmp_path / "wide.npz", arr_0=np.zeros((4, 8, 10, 1), np.uint8), arr_1=np.zeros(4, int))
     with pytest.raises(UserError, match=r"takes latents of shape \(1, 8, 8\), the data's are \(1, 8, 10\)"):
-        DatasetInputs(model, Npz(tmp_path / "wide.npz"), DDPM(Schedule.linear()), [range(2)], 0)
+        DatasetInputs(model, Npz(tmp_path / "wide.npz"), Schedule.linear(), [range(2)], 0)
     np.savez(tmp_path / "last.npz", arr_0=np.zeros((4, 8, 8, 1), np.float32), arr_1=np.zeros(4, int))
     with pytest.raises(
         UserError, match=r"the data's are \(8, 8, 1\); channels come first in float latents, \[n,c,y,x\]"
     ):
-        DatasetInputs(model, Npz(tmp_path / "last.npz"), DDPM(Schedule.linear()), [range(2)], 0)
+        DatasetInputs(model, Npz(tmp_path / "last.npz"), Schedule.linear(), [range(2)], 0)
     with pytest.raises(UserError, match="wanted up to 60, the size of the data, found 61"):
-        DatasetInputs(model, Npz(shapes), DDPM(Schedule.linear()), [range(61)], 0)
+        DatasetInputs(model, Npz(shapes), Schedule.linear(), [range(61)], 0)
 
 
 @pytest.mark.parametrize(("name", "fraction"), [(SD3, False), (PIXART, False), (FLUX, True), (AURAFLOW, True)])

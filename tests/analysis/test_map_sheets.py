@@ -20,7 +20,6 @@ from dit_shd.analysis.map_sheets import (
 from dit_shd.analysis.survey import Scope, layer_maps
 from dit_shd.attention.recording.attach import capture
 from dit_shd.data.datasets.npz import Npz
-from dit_shd.diffusion.process import DDPM
 from dit_shd.diffusion.schedule import Schedule
 from dit_shd.models import loading
 from dit_shd.models.families.mdt import MDTv2
@@ -86,7 +85,7 @@ def near(kept: np.ndarray, maps: torch.Tensor, top: float) -> bool:
 @pytest.mark.parametrize("of_file", [False, True])
 def test_heads_and_merged_heads_are_those_of_the_model(of_file, model, shapes, tmp_path):
     """Of the first of several samples, which of a file all go through one forward."""
-    inputs = DatasetInputs(model, Npz(shapes), DDPM(Schedule.linear()), [range(2)], 0)
+    inputs = DatasetInputs(model, Npz(shapes), Schedule.linear(), [range(2)], 0)
     if of_file:
         arrays = inputs.keywords(range(2), 500)
         np.savez(tmp_path / "two.npz", **{name: array.numpy() for name, array in arrays.items()})
@@ -110,7 +109,7 @@ def test_heads_and_merged_heads_are_those_of_the_model(of_file, model, shapes, t
 
 
 def test_with_all_heads_nothing_is_merged(model, shapes):
-    inputs = DatasetInputs(model, Npz(shapes), DDPM(Schedule.linear()), [range(1)], 0)
+    inputs = DatasetInputs(model, Npz(shapes), Schedule.linear(), [range(1)], 0)
     scope, maps = layer_maps(model, inputs, Scope(), 300)
     assert list(head_sheets(model, inputs, scope, maps, [300], heads=4).groups) == ["heads"]
 

@@ -1,11 +1,14 @@
 """How a class-conditional model is called."""
 
+import pytest
 import small_families
 import torch
 
 from dit_shd.diffusion.denoiser import NO_LABEL, Denoiser
 from dit_shd.models import loading
+from dit_shd.models.families.dit import DiT
 from dit_shd.models.families.mdt import MDTv2
+from dit_shd.models.prediction import CONVENTIONS
 
 
 def test_no_label_is_each_models_own_number_for_none(teacher):
@@ -25,3 +28,21 @@ def test_a_model_in_training_drops_no_labels_of_its_own():
     inputs = torch.randn(64, 1, 8, 8), torch.full((64,), 7), labels
     want = Denoiser(model)(*inputs)
     torch.testing.assert_close(Denoiser(model.train())(*inputs), want)
+
+
+@pytest.mark.parametrize("prediction", CONVENTIONS)
+def test_a_model_is_asked_in_its_convention(prediction):
+    """By hand, as the code of each says: its time, and the sign of its velocity."""
+    torch.manual_seed(0)
+    options = dict(sample_size=4, patch_size=2, in_channels=1, num_layers=1, num_attention_heads=1, num_classes=3)
+    model = DiT(**options, attention_head_dim=8, prediction=prediction)
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    x, sigma, labels = torch.randn(3, 1, 4, 4), torch.tensor([0.1, 0.5, 0.8]), torch.tensor([0, 2, -1])
+    time, sign = {
+        "velocity_sit": (1 - sigma, -1),  # time 1 is data, and data - noise is learned
+        "velocity_repa": (sigma, 1),
+        "velocity_sd3": (1000 * sigma, 1),
+    }[prediction]
+    wanted = sign * model(x, time, torch.tensor([0, 2, 3]), return_dict=False)[0][:, :1]
+    torch.testing.assert_close(Denoiser(model).predict(x, sigma, labels), wanted)

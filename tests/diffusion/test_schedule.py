@@ -12,7 +12,8 @@ from torch.distributions import Normal, kl_divergence
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dit_shd.core.errors import UserError
-from dit_shd.diffusion.objectives import discretised_nll, gaussian_kl, noise_error, split, variational_bits
+from dit_shd.diffusion.objectives import discretised_nll, gaussian_kl, split, variational_bits
+from dit_shd.diffusion.process import Ddpm
 from dit_shd.diffusion.schedule import Schedule
 
 LINEAR = Schedule.linear()
@@ -92,14 +93,6 @@ def test_last_step_adds_no_noise():
     zero = torch.zeros(2, dtype=torch.long)
     results = [LINEAR.ddpm_step(x, x, x, zero, fresh) for fresh in (torch.zeros_like(x), torch.ones_like(x))]
     assert torch.equal(*results)
-
-
-def test_min_snr_weights():
-    target, step = torch.zeros(3, 1, 2, 2), torch.tensor([0, 300, 999])
-    error = noise_error(LINEAR, torch.ones(3, 1, 2, 2), target, step, gamma=5.0)
-    snr = LINEAR.alphas_cumprod[[0, 300, 999]] / (1 - LINEAR.alphas_cumprod[[0, 300, 999]])
-    np.testing.assert_allclose(error.numpy(), np.minimum(snr, 5) / snr, rtol=1e-6)
-    assert noise_error(LINEAR, torch.ones(3, 1, 2, 2), target, step, gamma=None).tolist() == [1, 1, 1]
 
 
 def test_gaussian_kl_equals_quadrature():
@@ -188,7 +181,6 @@ def test_tables_are_copied_to_a_device_once():
             pytest.skip(f"this PyTorch does not think of a GPU without a driver ({error})")
         for _ in range(2):
             with Copies() as copies:
-                variational_bits(schedule, x, x, x, x, step)
-                noise_error(schedule, x, x, step, 5.0)
+                Ddpm(schedule, gamma=5.0).losses(x, {"variance": x}, x, x, x, step)
             counts.append(copies.count)
     assert counts[0] > 5 and counts[1] == 0

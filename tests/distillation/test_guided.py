@@ -173,8 +173,7 @@ def test_the_target_is_what_the_sampler_predicts(name, ramp, shapes, teacher, fl
         guidance=4.5, guidance_schedule=guidance.schedule, guidance_power=guidance.power, guidance_tolerance=0.0,
         guided_channels=guidance.channels,
     )  # fmt: skip
-    times = batch.t if name == "diffusion" else batch.sigma
-    for i, time in enumerate(times.tolist()):
+    for i, time in enumerate(batch.t.tolist()):
         sampled = Guided(network, batch.labels[i : i + 1], config)(batch.x_t[i : i + 1], time)
         torch.testing.assert_close(found[i], sampled[0, :1], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(found, conditional.prediction)

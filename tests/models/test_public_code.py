@@ -18,10 +18,11 @@ import pytest
 import torch
 
 from dit_shd.diffusion import solvers
-from dit_shd.diffusion.denoiser import NO_LABEL
-from dit_shd.diffusion.flow import point_on_path, predict_velocity, velocity_error
+from dit_shd.diffusion.denoiser import NO_LABEL, Denoiser
+from dit_shd.diffusion.flow import point_on_path, velocity_error
 from dit_shd.diffusion.guidance import Guided
-from dit_shd.diffusion.objectives import noise_error, split, variational_bits
+from dit_shd.diffusion.objectives import split
+from dit_shd.diffusion.process import Ddpm
 from dit_shd.diffusion.sample_config import SampleConfig
 from dit_shd.diffusion.schedule import Schedule
 from dit_shd.models import loading
@@ -140,10 +141,10 @@ def test_training_losses(public):
     x_0, noise, output = torch.randn(64, 4, 8, 8), torch.randn(64, 4, 8, 8), torch.randn(64, 8, 8, 8)
     t = torch.cat([torch.zeros(8, dtype=torch.long), torch.randint(0, 1000, (56,))])
     want = process(public, 1000).training_losses(lambda *_: output, x_0, t, noise=noise)
-    predicted, v = split(output, 4)
-    torch.testing.assert_close(noise_error(schedule, predicted, noise, t, 5.0), want["mse"], rtol=1e-6, atol=0)
-    found = variational_bits(schedule, x_0, schedule.add_noise(x_0, noise, t), predicted, v, t)
-    torch.testing.assert_close(found, want["vb"], rtol=2e-6, atol=1e-7)
+    ddpm, x_t = Ddpm(schedule, gamma=5.0), schedule.add_noise(x_0, noise, t)
+    found = ddpm.losses(*ddpm.prediction(output, x_t, t), x_0, noise, x_t, t)
+    torch.testing.assert_close(found["noise"], want["mse"], rtol=1e-6, atol=0)
+    torch.testing.assert_close(found["variational"], want["vb"], rtol=2e-6, atol=1e-7)
 
 
 def test_whole_trajectory(public):
@@ -251,7 +252,7 @@ def test_loss_and_ode_of_sit(learn_sigma):
     torch.manual_seed(7)
     noise, sigma = torch.randn_like(x_0), 1 - torch.rand(5)
     labels = torch.where(y == 10, NO_LABEL, y)
-    found = predict_velocity(ours, point_on_path(x_0, noise, sigma), sigma, labels)
+    found = Denoiser(ours).predict(point_on_path(x_0, noise, sigma), sigma, labels)
     found = velocity_error(found, noise - x_0, torch.ones(5))
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
     z, y = torch.randn(2, 4, 8, 8), torch.tensor([1, 2])
@@ -286,7 +287,7 @@ def test_loss_and_samples_of_repa():
     sigma = torch.rand(5, 1, 1, 1).flatten()
     noise = torch.randn_like(x_0)
     labels = torch.where(y == 1000, NO_LABEL, y)
-    found = predict_velocity(ours, point_on_path(x_0, noise, sigma), sigma, labels)
+    found = Denoiser(ours).predict(point_on_path(x_0, noise, sigma), sigma, labels)
     torch.testing.assert_close(velocity_error(found, noise - x_0, torch.ones(5)), wanted, rtol=1e-5, atol=1e-6)
     z, y = torch.randn(2, 4, 8, 8), torch.tensor([1, 2])
     for heun in (False, True):

@@ -18,8 +18,8 @@ from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
 from dit_shd.data.datasets import DATASETS
-from dit_shd.diffusion import teacher_check
-from dit_shd.diffusion.process import process_of
+from dit_shd.diffusion.label_teacher_check import LabelTeacherCheck
+from dit_shd.diffusion.process import Flow
 from dit_shd.diffusion.sample_config import SampleConfig
 from dit_shd.diffusion.sampler import of_model, sample
 from dit_shd.diffusion.schedule import Schedule
@@ -97,7 +97,7 @@ def _normal_quantile(p):
 def test_passes_share_images_and_sigma_and_have_noise_drops_and_masks_of_their_own(shapes):
     own = task(shapes, mask_ratio=0.3, label_dropout=0.5)
     plain, masked = drawn(own, 2, range(8)).values()
-    assert torch.equal(plain.x_0, masked.x_0) and torch.equal(plain.sigma, masked.sigma)
+    assert torch.equal(plain.x_0, masked.x_0) and torch.equal(plain.t, masked.t)
     assert not torch.equal(plain.noise, masked.noise) and not torch.equal(plain.labels, masked.labels)
     assert plain.keep is None and 8 <= masked.keep.shape[1] + 1 <= 12
 
@@ -197,6 +197,13 @@ def test_a_teacher_of_noise_does_not_teach_velocity(values, teacher):
     refused(flow_values(values, teacher), message)
 
 
+def test_a_model_of_noise_is_not_asked_for_velocity(shapes, teacher):
+    """Also where nobody checked the model."""
+    own = task(shapes)
+    with pytest.raises(UserError, match=r"^model: predicts noise \(MDTv2\); wanted one whose config says"):
+        own.predict(loading.load(teacher), drawn(own, 0, range(2))["plain"])
+
+
 def test_models_of_velocity_do_not_learn_or_teach_diffusion(values, flow_teacher):
     noise = {**flow_values(values, flow_teacher), "task": DIFFUSION}
     refused(noise, r"velocity: predicts velocity_sd3 and not noise; wanted task\.name=flow_matching")
@@ -266,7 +273,7 @@ class Velocity(nn.Module):
 
 def measured(model):
     data = DATASETS.build(Plugin("digits"))
-    return teacher_check.measure(model, data, process_of(model), 0, torch.device("cpu"))
+    return LabelTeacherCheck(Flow(), data, 0, torch.device("cpu")).measure(model)
 
 
 def test_a_good_teacher_of_velocity_is_taken():
@@ -284,7 +291,7 @@ def test_a_teacher_of_another_convention_than_its_config_says_is_found_out(confi
 
 def test_attention_is_looked_at_on_the_path_and_at_the_models_time(flow_teacher, shapes):
     model, data = loading.load(flow_teacher), DATASETS.build(Plugin("npz", {"path": str(shapes)}))
-    inputs = DatasetInputs(model, data, process_of(model), [range(3)], 0)
+    inputs = DatasetInputs(model, data, SCHEDULE, [range(3)], 0)
     at = {t: inputs.keywords(range(3), t) for t in (0, 250, 999)}
     assert at[250]["timestep"].tolist() == [250.0] * 3
     torch.testing.assert_close(at[0]["hidden_states"], inputs.x_0)

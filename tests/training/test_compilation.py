@@ -51,7 +51,7 @@ def build(cls, heads, layers, **options):
 def batches(cls, kept):
     """A plain pass, and for MDTv2 a masked one."""
     x, noise, t = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8), torch.tensor([1, 900])
-    y, x_t = torch.tensor([0, 1]), TASK.schedule.add_noise(x, noise, t)
+    y, x_t = torch.tensor([0, 1]), TASK.process.add_noise(x, noise, t)
     keep = torch.stack([torch.randperm(16)[:kept].sort().values for _ in range(2)])
     passes = {"plain": None, "masked": keep} if cls is MDTv2 else {"plain": None}
     return [NoisyBatch(name, 0, y, x, noise, x_t, t, y, kept) for name, kept in passes.items()]

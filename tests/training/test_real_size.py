@@ -32,7 +32,7 @@ def test_one_step_of_b2_to_s2(side, b, most_gib):
     distiller = Distiller(task, student, [Output(), SHD()])
     x, noise, t = torch.randn(b, 4, side, side), torch.randn(b, 4, side, side), torch.full((b,), 300)
     keep = torch.stack([torch.randperm(student.tokens)[: int(student.tokens * 0.6)].sort().values for _ in range(b)])
-    x_t, labels = task.schedule.add_noise(x, noise, t), torch.arange(b)
+    x_t, labels = task.process.add_noise(x, noise, t), torch.arange(b)
     for name, kept in (("plain", None), ("masked", keep)):
         loss, logs = distiller(NoisyBatch(name, 0, labels, x, noise, x_t, t, labels, kept), teacher)
         loss.backward()

@@ -83,7 +83,7 @@ class TextLatents(Dataset):
         order, parts = np.argsort(shards, kind="stable"), []
         for number in np.unique(shards):
             places = torch.from_numpy(indices[shards == number] - self._firsts[number])
-            parts.append(self._conditions[number].rows(self._rows[number][places]))
+            parts.append(self._conditions[number][self._rows[number][places]])
         tokens = max(part.tokens for part in parts)
         padded = [part.padded(tokens) for part in parts]
         pooled = [part.pooled for part in padded if part.pooled is not None]
@@ -92,7 +92,7 @@ class TextLatents(Dataset):
             torch.cat([part.embeddings for part in padded]).float(),
             torch.cat([part.mask for part in padded]),
             torch.cat(pooled).float() if pooled else None,
-        ).rows(back)
+        )[back]
 
     def caption(self, index: int) -> str:
         """The caption of a sample."""
