@@ -163,7 +163,7 @@ class _Kernels(TorchFunctionMode):
         if func in PRODUCTS:
             args, kwargs = self._lowered_all(args), self._lowered_all(kwargs)
         if func in SUMS and self.low is not None:
-            args, kwargs = tree_map(self._raised, (args, kwargs))
+            args, kwargs = self._raised_all(args), self._raised_all(kwargs)
         return func(*args, **kwargs)
 
     def _lowered_all(self, arguments: T) -> T:
@@ -171,6 +171,9 @@ class _Kernels(TorchFunctionMode):
 
     def _lowered(self, x: object) -> object:
         return x.to(self.low) if self.low is not None and isinstance(x, Tensor) and x.dtype == torch.float32 else x
+
+    def _raised_all(self, arguments: T) -> T:
+        return cast("T", tree_map(self._raised, arguments))
 
     def _raised(self, x: object) -> object:
         return x.float() if isinstance(x, Tensor) and x.dtype == self.low else x
