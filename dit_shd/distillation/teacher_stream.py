@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
+from copy import copy
 from typing import Any
 from weakref import ref
 
@@ -99,6 +100,7 @@ class TeacherStream:
             return
         names: dict[Reads, list[str]] = {kind: [] for kind in unknown}
         if not any(map(is_compiled, blocks(teacher))):
+            task = copy(task)  # an example is of the teacher's shape, and a task notes what it is asked for
             samples = task.example(teacher, 1, batch.indices.device) or ()
             batch = next((one for one in samples if one.pass_name == batch.pass_name), batch)
         with ExitStack() as stack, torch.no_grad(), kept_generators(batch.indices.device):
