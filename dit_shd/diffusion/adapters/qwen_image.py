@@ -15,19 +15,14 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 
-class QwenImage(Adapter):
+class QwenImage(packing.Packed, Adapter):
     """Time is the share of noise, the output the velocity to noise of each patch."""
 
     transformer = "QwenImageTransformer2DModel"
     pipelines = ("QwenImagePipeline",)
     guidance = 1.0
     most_tokens = 1024
-
-    def channels(self, settings: Mapping[str, Any]) -> int:
-        return settings["in_channels"] // packing.SIDE**2
-
-    def text_widths(self, settings: Mapping[str, Any]) -> tuple[int, int | None]:
-        return settings["joint_attention_dim"], None
+    example_tokens = 256
 
     def framed(self, pipeline: "DiffusionPipeline", prompts: Sequence[str]) -> list[str]:
         whole: Any = pipeline
@@ -54,15 +49,9 @@ class QwenImage(Adapter):
             "img_shapes": [[(1, height, width)]] * len(x),
         }
 
-    def prediction(self, output: Tensor, x: Tensor) -> Tensor:
-        return packing.unpack(output, x)
-
     def guidance_arguments(self, settings: Mapping[str, Any], scale: float) -> dict[str, Any]:
         return true_guidance(settings, scale)
 
     def guided(self, combined: Tensor, conditional: Tensor) -> Tensor:
         """With the norm of the conditional prediction in each of its tokens."""
         return packing.unpack(rescaled(packing.pack(combined), packing.pack(conditional)), combined)
-
-    def text(self, encoded: Sequence[Any]) -> TextCondition:
-        return TextCondition.of(encoded[0], encoded[1])
