@@ -38,7 +38,9 @@ class EncodeConfig:
         None, "of tables and metadata files, or a key in IMAGE.json (not IMAGE.txt); empty: text, caption, prompt, ..."
     )
     text_tokens: int | None = option(
-        None, "tokens of a caption (max_sequence_length of the pipeline's call); empty: the pipeline's default"
+        None,
+        "tokens of a caption (max_sequence_length of the pipeline's call); empty: what the pipeline's "
+        "transformer is recorded to have learned, or the pipeline's default",
     )
     text_dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "of the embeddings")
     adapter: str | None = option(None, "somebody's own adapter of the pipeline's transformer, with dots; empty: ours")

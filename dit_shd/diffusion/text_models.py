@@ -20,6 +20,7 @@ from dit_shd.data.pipeline_record import (
     weight_files,
 )
 from dit_shd.diffusion.adapters import Adapter, settings_of
+from dit_shd.diffusion.prompt_encoding import default_tokens
 from dit_shd.diffusion.text_process import is_flow
 
 OF_DDPM = {
@@ -136,6 +137,27 @@ def noise_differs(model: nn.Module, record: PipelineRecord, kind: Literal["flow"
                 "captions with its own pipeline"
             )
     return None
+
+
+def tokens_differ(model: nn.Module, record: PipelineRecord) -> str | None:
+    """Why a model has learned prompts of another length than the data's; None where it has not, or nobody can say.
+
+    Args:
+        model: Loaded from a pipeline's folder, or from a run's.
+        record: The record of the data's pipeline.
+    """
+    folder = Path(str(settings_of(model).get("_name_or_path") or ""))
+    learned = read_record(folder) if folder.is_dir() else None
+    if learned is None:
+        return None
+    there, here = (one.text_tokens or default_tokens(one.pipeline_class) for one in (learned, record))
+    if there == here:
+        return None
+    remedy = "without text_tokens" if learned.text_tokens is None else f"with text_tokens={there}"
+    return (
+        f"{folder} has learned prompts of {there or 'other'} tokens, and the data's are of {here or 'other'}; encode "
+        f"the captions {remedy}"
+    )
 
 
 def text_of(folder: Path) -> tuple[str, ...]:

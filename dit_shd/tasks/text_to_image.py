@@ -24,7 +24,7 @@ from dit_shd.diffusion.flow import TimestepDensity, Weighting
 from dit_shd.diffusion.guidance import Guidance
 from dit_shd.diffusion.objectives import checked_gamma
 from dit_shd.diffusion.teacher_check import latents_fault
-from dit_shd.diffusion.text_models import check_fit, check_sides, noise_differs, text_differs
+from dit_shd.diffusion.text_models import check_fit, check_sides, noise_differs, text_differs, tokens_differ
 from dit_shd.diffusion.text_process import TextProcess, process_of
 from dit_shd.diffusion.text_rows import TextRows
 from dit_shd.diffusion.text_teacher_check import TextTeacherCheck
@@ -163,7 +163,8 @@ class TextToImage(Task[TextBatch]):
                     f"{role}: a {type(model).__name__} is of {adapter.process}, and the data are for a "
                     f"{self.record.transformer_class}, of {self.process.kind}"
                 )
-        reason = text_differs(model, self.record) or noise_differs(model, self.record, self.process.kind)
+        reason = text_differs(model, self.record) or tokens_differ(model, self.record)
+        reason = reason or noise_differs(model, self.record, self.process.kind)
         if reason is not None:
             raise UserError(f"{role}: {reason}")
         text = self.empty

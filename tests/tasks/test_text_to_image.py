@@ -384,6 +384,11 @@ def test_bad_input(one, tmp_path, caplog):
         UserError, match=r"teacher: .* has learned other text encoders .* encode the captions with its own"
     ):
         Trainer.from_config(config)
+    learned = shutil.copytree(one[0] / "transformer", tmp_path / "learned")
+    record = DATASETS.build(config.data).record
+    replace(record, text_tokens=9).write(learned)
+    with pytest.raises(UserError, match=r"teacher: .* has learned prompts of 9 tokens, and the data's are of \d+; enc"):
+        Trainer.from_config(replace(config, teacher=str(learned)))
     guided = {"task": {"name": "text_to_image", "embedded_guidance": 3.0}}
     with pytest.raises(
         UserError, match=r"embedded_guidance: .*, found the student \(SD3Tr\w+\) and the teacher \(SD3T"
