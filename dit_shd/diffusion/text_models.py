@@ -89,6 +89,31 @@ def _words(widths: tuple[int, int | None]) -> str:
     return f"{widths[0]}" + (f" and a pooled vector of {widths[1]}" if widths[1] is not None else "")
 
 
+def check_learned(
+    role: str, model: nn.Module, adapter: Adapter, record: PipelineRecord, kind: Literal["flow", "ddpm"]
+) -> None:
+    """Refuse a model that has learned another process, other text or other noise than the data's.
+
+    Args:
+        role: The role of the model, for the message.
+        model: Loaded from a pipeline's folder, or from a run's.
+        adapter: The adapter of its class.
+        record: The record of the data's pipeline.
+        kind: Its process.
+
+    Raises:
+        UserError: Saying what is another.
+    """
+    if type(model).__name__ != record.transformer_class and adapter.process != kind:
+        raise UserError(
+            f"{role}: a {type(model).__name__} is of {adapter.process}, and the data are for a "
+            f"{record.transformer_class}, of {kind}"
+        )
+    reason = text_differs(model, record) or tokens_differ(model, record) or noise_differs(model, record, kind)
+    if reason is not None:
+        raise UserError(f"{role}: {reason}")
+
+
 def text_differs(model: nn.Module, record: PipelineRecord) -> str | None:
     """Why a model has not learned the data's text encoders; None where it has, or nobody can say.
 

@@ -48,6 +48,22 @@ class Batch:
         """
         return None
 
+    def is_of_image(self, layer: str) -> bool:
+        """Whether the queries of an attention layer are an image's, alone or beside those of text."""
+        return True
+
+    def image_keys(self, rows: int, keys: int) -> slice | None:
+        """Which keys of a layer are the image's, where its own modules do not tell it; None: all, as far as is known.
+
+        Args:
+            rows: Query tokens n of the layer.
+            keys: Key tokens m of the layer.
+
+        Raises:
+            UserError: They are of text and image, and the image's are not at one place.
+        """
+        return None
+
     def prediction_weight(self) -> Tensor | None:
         """The factor [b,n] of every token's prediction in losses on outputs; None: 1 each."""
         return None

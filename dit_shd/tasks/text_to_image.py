@@ -24,7 +24,7 @@ from dit_shd.diffusion.flow import TimestepDensity, Weighting
 from dit_shd.diffusion.guidance import Guidance
 from dit_shd.diffusion.objectives import checked_gamma
 from dit_shd.diffusion.teacher_check import latents_fault
-from dit_shd.diffusion.text_models import check_fit, check_sides, noise_differs, text_differs, tokens_differ
+from dit_shd.diffusion.text_models import check_fit, check_learned, check_sides
 from dit_shd.diffusion.text_process import TextProcess, process_of
 from dit_shd.diffusion.text_rows import TextRows
 from dit_shd.diffusion.text_teacher_check import TextTeacherCheck
@@ -61,6 +61,13 @@ class TextBatch(Batch):
             y, x = self.x_t.shape[-2:]
             self._row_weights[tokens] = self.text_rows.weight(self.text_mask, (y, x), tokens)
         return self._row_weights[tokens]
+
+    def is_of_image(self, layer: str) -> bool:
+        return not self.text_rows.is_text(layer)
+
+    def image_keys(self, rows: int, keys: int) -> slice | None:
+        y, x = self.x_t.shape[-2:]
+        return self.text_rows.image_keys((y, x), rows, keys)
 
     @cached_property
     def _row_weights(self) -> dict[int, Tensor | None]:
@@ -156,17 +163,7 @@ class TextToImage(Task[TextBatch]):
     def check(self, role: str, model: nn.Module) -> None:
         """It must take the data's latents and text, and have learned the text encoders that made it."""
         assert self.record is not None
-        if type(model).__name__ != self.record.transformer_class and self.named_adapter is None:
-            adapter = self._adapter(model)
-            if adapter.process != self.process.kind:
-                raise UserError(
-                    f"{role}: a {type(model).__name__} is of {adapter.process}, and the data are for a "
-                    f"{self.record.transformer_class}, of {self.process.kind}"
-                )
-        reason = text_differs(model, self.record) or tokens_differ(model, self.record)
-        reason = reason or noise_differs(model, self.record, self.process.kind)
-        if reason is not None:
-            raise UserError(f"{role}: {reason}")
+        check_learned(role, model, self._adapter(model), self.record, self.process.kind)
         text = self.empty
         pooled = None if text.pooled is None else text.pooled.shape[-1]
         for shape in self.dataset.shapes or [self.dataset.shape]:

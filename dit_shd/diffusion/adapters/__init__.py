@@ -56,6 +56,8 @@ class Adapter(ABC):
     """What its attention is, in words, for the table of adapters."""
     cross_attention: ClassVar[Sequence[str]] = ()
     """Patterns of the layers whose keys are all text and whose queries are the image's."""
+    text_alone: ClassVar[Sequence[str]] = ()
+    """Patterns of the layers that are of text alone."""
     sized_by: ClassVar[Sequence[str]] = ()
     """Attributes of the pipeline by which its call knows an image's size, beside its arguments."""
 
@@ -78,7 +80,7 @@ class Adapter(ABC):
 
     def text_rows(self, settings: Mapping[str, Any]) -> TextRows:
         """Which rows are a sample's own in the layers of a transformer with this config."""
-        return TextRows(self.multiple(settings), self.stream_multiple)
+        return TextRows(self.multiple(settings), self.stream_multiple, self.text_alone)
 
     @abstractmethod
     def text_widths(self, settings: Mapping[str, Any]) -> tuple[int, int | None]:

@@ -26,6 +26,7 @@ class Lumina2(Adapter):
     most_tokens = MOST_TOKENS
     attention = "joint, one stream"
     stream_multiple = 1
+    text_alone = ("context_refiner.*",)
 
     def most_side(self, settings: Mapping[str, Any]) -> int | None:
         return min(settings["axes_lens"][1:]) * self.multiple(settings)
