@@ -55,6 +55,8 @@ class PipelineRecord:
     """Tokens of a prompt; None for the pipeline's default."""
     size: tuple[int, int] | None = None
     """Height and width of the images in pixels."""
+    guidance: float | None = None
+    """The scale that a guidance-distilled student was given; None where it is given none."""
 
     @property
     def is_local(self) -> bool:
@@ -79,6 +81,8 @@ class PipelineRecord:
         texts = (record.pipeline, record.pipeline_class, record.transformer_class, record.text_sha256)
         if not all(isinstance(text, str) for text in texts) or not isinstance(record.scheduler, dict):
             raise ValueError("a name is no text, or the scheduler's config is no mapping")
+        if not isinstance(record.guidance, int | float | None):
+            raise ValueError("a guidance that is no number")
         return record
 
     def values(self) -> dict[str, Any]:

@@ -30,10 +30,10 @@ from dit_shd.data.pipeline_record import (
     text_digest,
 )
 from dit_shd.data.text_condition import TextCondition
-from dit_shd.diffusion.adapters import Adapter, adapter_of, by_class, require_cleaners
+from dit_shd.diffusion.adapters import Adapter, adapter_of, by_class
 from dit_shd.diffusion.prompt_encoding import MAX_TOKENS
 from dit_shd.diffusion.quiet import quiet
-from dit_shd.diffusion.text_models import check_sides
+from dit_shd.diffusion.text_models import check_sides, require_cleaners
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

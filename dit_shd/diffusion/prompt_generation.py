@@ -4,7 +4,7 @@ import inspect
 import json
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,7 +75,7 @@ def sample_prompts(config: SampleConfig) -> Path:
     call = call_arguments(pipeline, record, config.call)
     if state.is_main_process:
         _warn_of_long(pipeline, record, prompts, call.get(MAX_TOKENS))
-        for remark in prompt_remarks(config.run, _scale(pipeline, call)):
+        for remark in [*prompt_remarks(config.run, _scale(pipeline, call)), *_other_scale(pipeline, record, call)]:
             _log.warning("%s", remark)
     pipeline.to(state.device)
 
@@ -165,7 +165,8 @@ def call_arguments(pipeline: "DiffusionPipeline", record: PipelineRecord, given:
         call |= {"height": record.size[0], "width": record.size[1]}
         if "use_resolution_binning" in known:
             call["use_resolution_binning"] = False
-    call = {**call, **given}
+    scale = _embedded(pipeline, record)
+    call = {**call, **(scale if not scale.keys() & given.keys() else {}), **given}
     adapter, height, width = adapter_of_record(record), call.get("height"), call.get("width")
     if adapter is not None and isinstance(height, int) and isinstance(width, int):
         call |= adapter.size_arguments(pipeline, (height, width))
@@ -196,6 +197,22 @@ def _guided(pipeline: "DiffusionPipeline", record: PipelineRecord, given: dict[s
     if scale < 1 and not settings.get("guidance_embeds"):
         raise UserError(f"guidance: wanted 1, for none, or more (pipelines do not guide below), found {scale}")
     return adapter.guide(pipeline, scale)
+
+
+def _embedded(pipeline: "DiffusionPipeline", record: PipelineRecord) -> dict[str, Any]:
+    """The arguments of the call that give a guidance-distilled student the scale that it learned; none of others."""
+    adapter = adapter_of_record(record)
+    if adapter is None or record.guidance is None:
+        return {}
+    settings = settings_of(pipeline.transformer)
+    return adapter.guidance_arguments(settings, record.guidance) if settings.get("guidance_embeds") else {}
+
+
+def _other_scale(pipeline: "DiffusionPipeline", record: PipelineRecord, call: Mapping[str, Any]) -> Iterator[str]:
+    """A line where a student is given another scale than the one that it learned."""
+    for key, scale in _embedded(pipeline, record).items():
+        if call[key] != scale:
+            yield f"guidance: the student was given the scale {scale:g} in training, and is given {call[key]} here"
 
 
 def _scale(pipeline: "DiffusionPipeline", call: dict[str, Any]) -> float:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import nn
 
 from dit_shd.core.errors import UserError
+from dit_shd.core.installation import require
 from dit_shd.core.json_files import read_object
 from dit_shd.core.pretrained import PIPELINE
 from dit_shd.data.pipeline_record import (
@@ -19,7 +20,7 @@ from dit_shd.data.pipeline_record import (
     text_parts,
     weight_files,
 )
-from dit_shd.diffusion.adapters import Adapter, settings_of
+from dit_shd.diffusion.adapters import Adapter, by_class, settings_of
 from dit_shd.diffusion.prompt_encoding import default_tokens
 from dit_shd.diffusion.text_process import is_flow
 
@@ -87,6 +88,21 @@ def check_sides(role: str, settings: Mapping[str, Any], adapter: Adapter, sides:
 
 def _words(widths: tuple[int, int | None]) -> str:
     return f"{widths[0]}" + (f" and a pooled vector of {widths[1]}" if widths[1] is not None else "")
+
+
+def require_cleaners(pipeline: str) -> None:
+    """Refuse to give a pipeline prompts that it cannot clean, as it cleaned those of its training.
+
+    Args:
+        pipeline: The name of its class; others than those of adapters are not known.
+
+    Raises:
+        UserError: A package is missing.
+    """
+    cleaners = {
+        package for adapter in by_class().values() if pipeline in adapter.pipelines for package in adapter.cleaners
+    }
+    require(sorted(cleaners), "pipelines", f"{pipeline}, which cleans prompts,")
 
 
 def check_learned(

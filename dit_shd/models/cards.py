@@ -128,7 +128,8 @@ def _pipeline(record: PipelineRecord | None) -> str:
         return ""
     tokens = "" if record.text_tokens is None else f"prompts of {record.text_tokens} tokens (max_sequence_length)"
     size = "" if record.size is None else "images of {} x {} pixels (height, width)".format(*record.size)
-    learned = " and ".join(filter(None, (tokens, size)))
+    scale = "" if record.guidance is None else f"the guidance scale {record.guidance:g}"
+    learned = " and ".join(filter(None, (tokens, size, scale)))
     sentence = f" It learned {learned}: plain diffusers has to be told." if learned else ""
     return (
         f"## Pipeline\n\nIt replaces the transformer of {record.title}, a {record.pipeline_class}, and was "

@@ -17,7 +17,6 @@ from dit_shd.core.plugins import Plugin
 from dit_shd.core.rng import Draws
 from dit_shd.data.datasets import DATASETS, Dataset
 from dit_shd.data.latent_origin import Kept
-from dit_shd.data.pipeline_record import PipelineRecord
 from dit_shd.data.text_condition import TextCondition
 from dit_shd.diffusion.adapters import Adapter, adapter_of, adapter_of_model, settings_of
 from dit_shd.diffusion.flow import TimestepDensity, Weighting
@@ -131,8 +130,6 @@ class TextToImage(Task[TextBatch]):
         self.embedded_guidance, self.named_adapter = embedded_guidance, adapter
         evaluation.check("task.evaluation.")
         self.side, self.text_tokens, self.evaluation = side, text_tokens, evaluation
-        self.record: PipelineRecord | None = None
-        """Of the data's pipeline."""
         self._sizes: tuple[int, int, int] | None = None
         """Of the data: latents' rows and columns, tokens of text."""
         self._recorded: str | None = None
@@ -151,7 +148,8 @@ class TextToImage(Task[TextBatch]):
     def use(self, dataset: Dataset, student: nn.Module) -> None:
         super().use(dataset, student)
         self._sizes, self._recorded = _sizes(dataset), _recorded(dataset)
-        self.record = dataset.record
+        scale = self._adapter(student).embedded(settings_of(student), self.embedded_guidance)
+        self.record = None if self.record is None else replace(self.record, guidance=scale)
         self.empty: TextCondition = dataset.empty  # type: ignore[attr-defined]
         self.process = self._process(student)
         self.rows = self._adapter(student).text_rows(settings_of(student))

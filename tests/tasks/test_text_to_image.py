@@ -106,6 +106,8 @@ def test_three_steps_with_resume(kind, made, tmp_path):
         assert stream == list(range(0, 2 * len(stream), 2))
     record = json.loads((tmp_path / "run" / "student" / "pipeline.json").read_text())
     assert record["pipeline"] == str(pipeline)
+    embeds = json.loads((pipeline / "transformer" / "config.json").read_text()).get("guidance_embeds")
+    assert record["guidance"] == (3.5 if embeds else None)
     card = (tmp_path / "run" / "student" / "README.md").read_text()
     assert f"It replaces the transformer of {pipeline.name}, a " in card
 

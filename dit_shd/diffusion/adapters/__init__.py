@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from dit_shd.core.errors import UserError
-from dit_shd.core.installation import require
 from dit_shd.core.plugins import PluginFolder
 from dit_shd.data.text_condition import TextCondition
 from dit_shd.diffusion.adapter_sketch import SKETCH
@@ -159,12 +158,21 @@ class Adapter(ABC):
     ) -> Tensor:
         """Ask a model: its prediction in float32; see `arguments` and `prediction`."""
         x = x.to(computed_in(model))  # a teacher may be held in bfloat16
-        scales = None
-        if settings_of(model).get("guidance_embeds"):
-            scale = self.guidance if guidance is None else guidance
-            scales = None if scale is None else torch.full((len(x),), scale, device=x.device)
+        scale = self.embedded(settings_of(model), guidance)
+        scales = None if scale is None else torch.full((len(x),), scale, device=x.device)
         output = model(**self.arguments(model, x, time, text.to(x), scales), return_dict=False)[0]
         return self.prediction(output, x).float()
+
+    def embedded(self, settings: Mapping[str, Any], guidance: float | None) -> float | None:
+        """The guidance scale that a transformer with this config is given; None where it is given none.
+
+        Args:
+            settings: The config.
+            guidance: The scale that somebody names; None for the class's own.
+        """
+        if not settings.get("guidance_embeds"):
+            return None
+        return self.guidance if guidance is None else guidance
 
     def encode(self, pipeline: "DiffusionPipeline", prompts: Sequence[str], tokens: int | None = None) -> TextCondition:
         """The condition of prompts, as the pipeline's own call makes it.
@@ -241,21 +249,6 @@ def computed_in(model: nn.Module) -> torch.dtype:
     """The precision that a model is given its inputs in: diffusers', which leaves out what stays in float32."""
     dtype: Any = getattr(model, "dtype", None)
     return dtype if isinstance(dtype, torch.dtype) else next(model.parameters()).dtype
-
-
-def require_cleaners(pipeline: str) -> None:
-    """Refuse to give a pipeline prompts that it cannot clean, as it cleaned those of its training.
-
-    Args:
-        pipeline: The name of its class; others than those of adapters are not known.
-
-    Raises:
-        UserError: A package is missing.
-    """
-    cleaners = {
-        package for adapter in by_class().values() if pipeline in adapter.pipelines for package in adapter.cleaners
-    }
-    require(sorted(cleaners), "pipelines", f"{pipeline}, which cleans prompts,")
 
 
 def settings_of(model: nn.Module) -> Mapping[str, Any]:
