@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ from dit_shd.diffusion.pipelines import Prompts
 from dit_shd.diffusion.prompt_encoding import MAX_TOKENS
 from dit_shd.diffusion.sample_config import GUIDANCE, SampleConfig
 from dit_shd.diffusion.sample_files import output_path
-from dit_shd.diffusion.sampled_run import prompt_remarks
+from dit_shd.diffusion.sampled_run import prompt_remarks, size_remarks
 from dit_shd.diffusion.teacher_sampling import about_teacher
 
 if TYPE_CHECKING:
@@ -75,7 +76,8 @@ def sample_prompts(config: SampleConfig) -> Path:
     call = call_arguments(pipeline, record, config.call)
     if state.is_main_process:
         _warn_of_long(pipeline, record, prompts, call.get(MAX_TOKENS))
-        for remark in [*prompt_remarks(config.run, _scale(pipeline, call)), *_other_scale(pipeline, record, call)]:
+        of_run = prompt_remarks(config.run, _scale(pipeline, call)), _other_scale(pipeline, record, call)
+        for remark in chain(size_remarks(record, config.call), *of_run):
             _log.warning("%s", remark)
     pipeline.to(state.device)
 
