@@ -94,6 +94,7 @@ def sample_prompts(config: SampleConfig) -> Path:
     settings |= {"model_sha256": hashing.sha256_of_tensors(pipeline.transformer), **about_teacher(config.run)}
     guiders = {name: getattr(pipeline, name, None) for name in ("guider", "ocr_guider")}
     settings |= {name: _plain(dict(guider.config)) for name, guider in guiders.items() if guider is not None}
+    settings |= _beside_the_call(pipeline, record, config.call)
     vae = getattr(pipeline, "vae", None)
     settings |= {} if vae is None else {"vae_sha256": hashing.sha256_of_tensors(vae)}
     make_file(state, config, settings, out, images_of)
@@ -199,6 +200,15 @@ def _guided(pipeline: "DiffusionPipeline", record: PipelineRecord, given: dict[s
     if scale < 1 and not settings.get("guidance_embeds"):
         raise UserError(f"guidance: wanted 1, for none, or more (pipelines do not guide below), found {scale}")
     return adapter.guide(pipeline, scale)
+
+
+def _beside_the_call(pipeline: "DiffusionPipeline", record: PipelineRecord, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The guidance scale that was given, where the pipeline itself was set to it and its call has no such argument."""
+    adapter = adapter_of_record(record)
+    if GUIDANCE not in given or adapter is None:
+        return {}
+    of_call = adapter.guidance_arguments(settings_of(pipeline.transformer), given[GUIDANCE])
+    return {} if of_call else {GUIDANCE: given[GUIDANCE]}
 
 
 def _embedded(pipeline: "DiffusionPipeline", record: PipelineRecord) -> dict[str, Any]:
