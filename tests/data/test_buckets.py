@@ -228,6 +228,18 @@ def test_held_out_buckets_may_have_another_most_frequent_shape(made, pipeline, t
         trainer.task.check("student", trainer.student)
 
 
+def test_a_folder_is_of_buckets_or_of_one_size(made, pipeline, tmp_path):
+    """Both kinds of data had opened it."""
+    latents = encode(tmp_path, pipeline, images=made[0] / "images")
+    options = {"images": str(made[0] / "images"), "size": 16, "workers": 1, "pipeline": str(pipeline)}
+    config = make(EncodeConfig, {**options, "out": latents, "buckets": True}, "encode")
+    with pytest.raises(UserError, match=r"latents: was made for images of one size, without buckets; remove it or ch"):
+        encode_buckets(config, Prompts.load(str(pipeline), torch.device("cpu")))
+    assert not (latents / "buckets.json").exists()
+    with pytest.raises(UserError, match=r"latents: exists and was not made by encode; remove it or choose another out"):
+        encode(made[0], pipeline, images=made[0] / "images")
+
+
 def test_bad_input(made, pipeline, tmp_path):
     with pytest.raises(UserError, match=r"wanted latents of one size, found buckets; say data.name=text_buckets"):
         DATASETS.build(Plugin("text_latents", {"path": str(made[0] / "latents")}))
