@@ -391,6 +391,13 @@ def test_bad_input(one, tmp_path, caplog):
     replace(record, text_tokens=9).write(learned)
     with pytest.raises(UserError, match=r"teacher: .* has learned prompts of 9 tokens, and the data's are of \d+; enc"):
         Trainer.from_config(replace(config, teacher=str(learned)))
+    alone = {key: value for key, value in values("sd3", *one, tmp_path / "run").items() if key != "student"}
+    without = make(TrainConfig, {**alone, "initialisation": {}, "estimate": {"measure": False}})
+    for tried in (Trainer.from_config, dry_run):
+        with pytest.raises(
+            UserError, match=r"^MDTv2: is no text-to-image model, .*student= is left out .*like: teacher"
+        ):
+            tried(without)
     guided = {"task": {"name": "text_to_image", "embedded_guidance": 3.0}}
     with pytest.raises(
         UserError, match=r"embedded_guidance: .*, found the student \(SD3Tr\w+\) and the teacher \(SD3T"

@@ -293,11 +293,17 @@ def adapter_of_model(model: nn.Module, name: str | None = None) -> Adapter:
         name: As in adapter_of.
 
     Raises:
-        UserError: No such adapter, and how one looks.
+        UserError: A family of dit_shd, the default of student= among them; or no such adapter, and how one looks.
     """
     model = getattr(model, "_orig_mod", model)  # torch.compile(model)
     classes = [cls.__name__ for cls in type(model).__mro__]
-    return adapter_of(next((cls for cls in classes if cls in by_class()), classes[0]), name)
+    known = next((cls for cls in classes if cls in by_class()), None)
+    if known is None and name is None and type(model).__module__.startswith("dit_shd."):
+        raise UserError(
+            f"{classes[0]}: is no text-to-image model, and a student is one where student= is left out or names a "
+            "family; wanted a transformer of diffusers, as student='{like: teacher, num_layers: N}'"
+        )
+    return adapter_of(known or classes[0], name)
 
 
 @lru_cache(maxsize=1)
