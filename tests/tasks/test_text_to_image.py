@@ -323,7 +323,9 @@ def test_a_dry_run_has_the_sizes_of_data_that_are_there(one, tmp_path):
     run = dry_run(config)
     (batch,) = run.task.example(run.student, 1, torch.device("meta"))
     assert batch.x_t.shape[-2:] == (y, x) and batch.text.shape[1] == tokens != 99
-    model, _, *facts = dry_run_text(run).splitlines()[1].split()
+    text = dry_run_text(run)
+    assert "sampling in 28 guided steps, two forwards each; decoding and evaluation not counted" in text
+    model, _, *facts = text.splitlines()[1].split()
     assert (model, facts[0]) == ("teacher", "3")  # two blocks, one of which has two layers; text rows are not counted
 
 
