@@ -171,15 +171,19 @@ class Capture:
             positions=rows if self.positions is None else self.positions[rows],
         )
 
-    def over_image(self) -> "Capture":
+    def over_image(self, where: slice | None = None) -> "Capture":
         """Image queries over image keys, renormalised over them; all of what is no joint sequence of text and image.
+
+        Args:
+            where: Which keys are the image's, where the layer's own modules do not tell it.
 
         Raises:
             UserError: The layer has a bias that is no tensor, or is causal; or where the image stands is not known.
         """
-        if self.image is None:
+        image = where if self.image is None else self.image
+        if image is None:
             return self
-        if self.image.start == self.image.stop:
+        if image.start == image.stop:
             raise UserError(
                 f"capture: where the image stands among {self.key.shape[2]} tokens of text and image is not known, so "
                 f"that its block cannot be cut; block=joint, or say it to capture: {IMAGE}"
@@ -187,12 +191,12 @@ class Capture:
         if self.causal or not isinstance(self.bias, DenseBias | None):
             raise UserError("capture: the image's block of a causal map, or of one with a bias of rules, cannot be cut")
         n, m = self.query.shape[2], self.key.shape[2]
-        rows = self.image if n == m else slice(0, n)
+        rows = image if n == m else slice(0, n)
         return self._with(
             query=self.query[:, :, rows],
-            key=self.key[:, :, self.image],
-            value=self.value[:, :, self.image],
-            bias=None if self.bias is None else self.bias.block(rows, self.image),
+            key=self.key[:, :, image],
+            value=self.value[:, :, image],
+            bias=None if self.bias is None else self.bias.block(rows, image),
             mixed=None,
             image=None,
         )

@@ -19,7 +19,7 @@ import numpy as np
 from dit_shd.core.distributed import run_on_main
 from dit_shd.core.errors import UserError, error_line
 from dit_shd.core.files import write_text
-from dit_shd.core.resumable import Progress
+from dit_shd.core.resumable import Progress, read_settings
 from dit_shd.data.encode_config import EncodeConfig
 from dit_shd.data.encoding import NothingReadError, encode_source, opened
 from dit_shd.data.latent_shards import BUCKETS
@@ -73,6 +73,10 @@ def encode_buckets(config: EncodeConfig, prompts: PromptEncoder) -> dict[str, in
     Raises:
         UserError: As encode_to_shards.
     """
+    if read_settings(config.out) is not None:
+        raise UserError(
+            f"{config.out}: was made for images of one size, without buckets; remove it or choose another out="
+        )
     config, source, encode = opened(config, prompts)
     if config.size % (encode.factor * PATCH):
         raise UserError(

@@ -39,7 +39,8 @@ class EncodeConfig:
     )
     text_tokens: int | None = option(
         None,
-        "tokens of a caption (max_sequence_length of the pipeline's call); empty: the pipeline's default",
+        "tokens of a caption (max_sequence_length of the pipeline's call); empty: what the pipeline's "
+        "transformer is recorded to have learned, or the pipeline's default",
         range=(1, 32768),
     )
     text_dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "of the embeddings")

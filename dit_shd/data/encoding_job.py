@@ -61,7 +61,8 @@ class EncodingJob:
         if self.prompts is None:
             keys = {key: value for key, value in keys.items() if key not in OF_TEXT}
         else:
-            keys |= {"vae": keys["pipeline"], "text_sha256": self.prompts.record.text_sha256}
+            record = self.prompts.record
+            keys |= {"vae": keys["pipeline"], "text_sha256": record.text_sha256, "text_tokens": record.text_tokens}
         if not keys.pop("buckets"):
             assert self.crop == (self.config.size, self.config.size)
         else:

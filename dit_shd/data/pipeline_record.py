@@ -54,7 +54,11 @@ class PipelineRecord:
     text_tokens: int | None = None
     """Tokens of a prompt; None for the pipeline's default."""
     size: tuple[int, int] | None = None
-    """Height and width of the images in pixels."""
+    """Height and width of the images in pixels; of several sizes those that most have."""
+    sizes: tuple[tuple[int, int], ...] = ()
+    """All heights and widths of images of buckets; empty where `size` is the only one."""
+    guidance: float | None = None
+    """The scale that a guidance-distilled student was given; None where it is given none."""
 
     @property
     def is_local(self) -> bool:
@@ -76,10 +80,20 @@ class PipelineRecord:
         record = cls(**values)
         if record.size is not None:
             record = replace(record, size=(int(record.size[0]), int(record.size[1])))
+        record = replace(record, sizes=tuple((int(height), int(width)) for height, width in record.sizes))
         texts = (record.pipeline, record.pipeline_class, record.transformer_class, record.text_sha256)
         if not all(isinstance(text, str) for text in texts) or not isinstance(record.scheduler, dict):
             raise ValueError("a name is no text, or the scheduler's config is no mapping")
+        if not isinstance(record.guidance, int | float | None):
+            raise ValueError("a guidance that is no number")
         return record
+
+    @property
+    def words_of_sizes(self) -> str:
+        """The sizes of its images, as a sentence has them; empty where none is known."""
+        sizes = self.sizes or ((self.size,) if self.size is not None else ())
+        *others, last = [f"{height} x {width}" for height, width in sizes] or [""]
+        return f"{', '.join(others)} and {last}" if others else last
 
     def values(self) -> dict[str, Any]:
         """The record as JSON values."""

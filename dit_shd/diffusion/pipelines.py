@@ -1,9 +1,8 @@
 """Pipelines of diffusers: their folders, their text encoders, and whole ones with a student in them."""
 
 import inspect
-import warnings
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,11 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
+from dit_shd.core.launcher import is_first_process
 from dit_shd.core.errors import UserError, error_line
 from dit_shd.core.installation import require
 from dit_shd.core.json_files import read_object
 from dit_shd.core.places import Asset, HubName, find
-from dit_shd.core.pretrained import asset
+from dit_shd.core.pretrained import PIPELINE, asset
 from dit_shd.data.autoencoder import check_pipeline
 from dit_shd.data.pipeline_record import (
     ENCODERS,
@@ -26,23 +26,26 @@ from dit_shd.data.pipeline_record import (
     only_variant,
     opened_weights,
     read_index,
+    read_record,
     text_digest,
 )
 from dit_shd.data.text_condition import TextCondition
-from dit_shd.diffusion.adapters import Adapter, adapter_of, by_class, require_cleaners
+from dit_shd.diffusion.adapters import Adapter, adapter_of, by_class
 from dit_shd.diffusion.prompt_encoding import MAX_TOKENS
-from dit_shd.diffusion.text_models import check_sides
+from dit_shd.diffusion.quiet import quiet
+from dit_shd.diffusion.text_models import check_sides, require_cleaners
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-TRANSFORMER = "transformer/config.json"
+TRANSFORMER, LEARNED = "transformer/config.json", f"transformer/{PIPELINE}"
 NOT_FOR_TEXT = {"transformer": None, "vae": None}
 """Components that embeddings do not need."""
 STOOD_IN_FOR = ("BriaPipeline",)
 """Pipelines that read the config of the one and the precision of the other, also where neither runs."""
 LEAST_TOKENS = 4
 """Of a prompt, besides what stands around it: with fewer, captions are hardly told apart."""
+_log = logging.getLogger("dit_shd")
 
 
 class Prompts:
@@ -81,13 +84,18 @@ class Prompts:
             device: Where they go.
             precision: Bf16 holds and runs them in bfloat16.
             adapter: The name of somebody's own adapter.
-            text_tokens: Of a prompt; None for the pipeline's default.
+            text_tokens: Of a prompt; None for those that its transformer is recorded to have learned, or
+                its default.
             size: Height and width of the images that the prompts are of.
 
         Raises:
             UserError: No such pipeline, one that no adapter is for, or text_tokens out of range.
         """
         folder = folder_of(place, text_alone=True)
+        learned = read_record(folder / "transformer") if text_tokens is None else None
+        text_tokens = text_tokens if learned is None else learned.text_tokens
+        if learned is not None and text_tokens is not None and is_first_process():
+            _log.warning("text_tokens: %d, as %s says that its transformer has learned", text_tokens, folder / LEARNED)
         record = replace(record_of(place, folder, adapter), text_tokens=text_tokens, size=size)
         if adapter is None and record.transformer_class not in by_class():
             check_pipeline(read_index(folder))  # before an adapter is asked for, which would not help
@@ -240,7 +248,7 @@ def _of_hub(name: HubName, text_alone: bool) -> Path:
     folders = {file.rpartition("/")[0] for file in wanted}
     opened = {f"{inside}/{name}" for inside in folders for name in opened_weights(_names_in(inside, files))}
     wanted = [file for file in wanted if not file.endswith(WEIGHTS) or file in opened]
-    wanted += [TRANSFORMER] if text_alone and TRANSFORMER in files else []
+    wanted += [name for name in (TRANSFORMER, LEARNED) if text_alone and name in files]
     return name.download([INDEX, *wanted])
 
 
@@ -296,25 +304,3 @@ def open_pipeline(
         raise UserError(f"pipeline: a {name} of {folder} does not take the {other} that it is given")
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-@contextmanager
-def quiet() -> Generator[None]:
-    """Silence the progress bars and notes of diffusers and transformers in the block."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    levels = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
-    diffusers_logging.set_verbosity_error()
-    transformers_logging.set_verbosity_error()
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # torch_dtype, which versions before 0.37 call so
-            yield
-    finally:
-        diffusers_logging.set_verbosity(levels[0])
-        transformers_logging.set_verbosity(levels[1])
-        diffusers_logging.enable_progress_bar()
-        transformers_logging.enable_progress_bar()

@@ -37,3 +37,16 @@ def encode_prompt(
         keywords["do_classifier_free_guidance"] = guided
     with torch.no_grad():
         return pipeline.encode_prompt(prompt=list(prompts), **keywords)
+
+
+def default_tokens(pipeline_class: str) -> int | None:
+    """Tokens of a prompt that the call of a pipeline of diffusers takes where it is told nothing; None if unknown.
+
+    Args:
+        pipeline_class: The name of the class.
+    """
+    import diffusers
+
+    known = getattr(diffusers, pipeline_class, None)
+    parameters = inspect.signature(known.__call__).parameters if isinstance(known, type) else {}
+    return parameters[MAX_TOKENS].default if MAX_TOKENS in parameters else None

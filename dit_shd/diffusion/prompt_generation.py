@@ -4,8 +4,9 @@ import inspect
 import json
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ from dit_shd.diffusion.pipelines import Prompts
 from dit_shd.diffusion.prompt_encoding import MAX_TOKENS
 from dit_shd.diffusion.sample_config import GUIDANCE, SampleConfig
 from dit_shd.diffusion.sample_files import output_path
-from dit_shd.diffusion.sampled_run import prompt_remarks
+from dit_shd.diffusion.sampled_run import prompt_remarks, size_remarks
 from dit_shd.diffusion.teacher_sampling import about_teacher
 
 if TYPE_CHECKING:
@@ -73,7 +74,8 @@ def sample_prompts(config: SampleConfig) -> Path:
     call = call_arguments(pipeline, record, config.call)
     if state.is_main_process:
         _warn_of_long(pipeline, record, prompts, call.get(MAX_TOKENS))
-        for remark in prompt_remarks(config.run, _scale(pipeline, call)):
+        of_run = prompt_remarks(config.run, _scale(pipeline, call)), _other_scale(pipeline, record, call)
+        for remark in chain(size_remarks(record, config.call), *of_run):
             _log.warning("%s", remark)
     pipeline.to(state.device)
 
@@ -90,6 +92,7 @@ def sample_prompts(config: SampleConfig) -> Path:
     settings |= {"model_sha256": hashing.sha256_of_tensors(pipeline.transformer), **about_teacher(config.run)}
     guiders = {name: getattr(pipeline, name, None) for name in ("guider", "ocr_guider")}
     settings |= {name: _plain(dict(guider.config)) for name, guider in guiders.items() if guider is not None}
+    settings |= _beside_the_call(pipeline, record, config.call)
     vae = getattr(pipeline, "vae", None)
     settings |= {} if vae is None else {"vae_sha256": hashing.sha256_of_tensors(vae)}
     make_file(state, config, settings, out, images_of)
@@ -163,7 +166,8 @@ def call_arguments(pipeline: "DiffusionPipeline", record: PipelineRecord, given:
         call |= {"height": record.size[0], "width": record.size[1]}
         if "use_resolution_binning" in known:
             call["use_resolution_binning"] = False
-    call = {**call, **given}
+    scale = _embedded(pipeline, record)
+    call = {**call, **(scale if not scale.keys() & given.keys() else {}), **given}
     adapter, height, width = adapter_of_record(record), call.get("height"), call.get("width")
     if adapter is not None and isinstance(height, int) and isinstance(width, int):
         call |= adapter.size_arguments(pipeline, (height, width))
@@ -194,6 +198,31 @@ def _guided(pipeline: "DiffusionPipeline", record: PipelineRecord, given: dict[s
     if scale < 1 and not settings.get("guidance_embeds"):
         raise UserError(f"guidance: wanted 1, for none, or more (pipelines do not guide below), found {scale}")
     return adapter.guide(pipeline, scale)
+
+
+def _beside_the_call(pipeline: "DiffusionPipeline", record: PipelineRecord, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The guidance scale that was given, where the pipeline itself was set to it and its call has no such argument."""
+    adapter = adapter_of_record(record)
+    if GUIDANCE not in given or adapter is None:
+        return {}
+    of_call = adapter.guidance_arguments(settings_of(pipeline.transformer), given[GUIDANCE])
+    return {} if of_call else {GUIDANCE: given[GUIDANCE]}
+
+
+def _embedded(pipeline: "DiffusionPipeline", record: PipelineRecord) -> dict[str, Any]:
+    """The arguments of the call that give a guidance-distilled student the scale that it learned; none of others."""
+    adapter = adapter_of_record(record)
+    if adapter is None or record.guidance is None:
+        return {}
+    settings = settings_of(pipeline.transformer)
+    return adapter.guidance_arguments(settings, record.guidance) if settings.get("guidance_embeds") else {}
+
+
+def _other_scale(pipeline: "DiffusionPipeline", record: PipelineRecord, call: Mapping[str, Any]) -> Iterator[str]:
+    """A line where a student is given another scale than the one that it learned."""
+    for key, scale in _embedded(pipeline, record).items():
+        if call[key] != scale:
+            yield f"guidance: the student was given the scale {scale:g} in training, and is given {call[key]} here"
 
 
 def _scale(pipeline: "DiffusionPipeline", call: dict[str, Any]) -> float:

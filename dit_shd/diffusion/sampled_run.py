@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from dit_shd.core.config import make
+from dit_shd.data.pipeline_record import PipelineRecord
 from dit_shd.diffusion.denoiser import Denoiser
 from dit_shd.diffusion.flow import TimestepDensity
 from dit_shd.diffusion.guidance import Guidance
@@ -102,6 +103,20 @@ def prompt_remarks(place: str, scale: float) -> Iterator[str]:
     """
     if scale != 1:
         yield from _of_guidance(run_values(place), f"{scale:g}", "text_dropout", "text")
+
+
+def size_remarks(record: PipelineRecord, call: Mapping[str, Any]) -> Iterator[str]:
+    """A line where a student has learned images of several sizes, and one of them is drawn that nobody has named.
+
+    Args:
+        record: Of the student.
+        call: Arguments of the pipeline's call that were given.
+    """
+    if record.sizes and record.size is not None and not {"height", "width"} & call.keys():
+        yield (
+            f"size: the student learned images of {record.words_of_sizes} pixels (height, width); drawing "
+            "{} x {}, which call='{{height: ..., width: ...}}' changes".format(*record.size)
+        )
 
 
 def _of_guidance(run: Mapping[str, Any], scale: str, key: str, condition: str) -> Iterator[str]:

@@ -10,7 +10,7 @@ from dit_shd.core.config import changed
 from dit_shd.core.pretrained import COPY, config_of_run, folder_of_weights
 from dit_shd.core.yaml_files import read_yaml, words_of
 from dit_shd.data.latent_origin import AUTO
-from dit_shd.diffusion.sample_config import SampleConfig
+from dit_shd.diffusion.sample_config import GUIDANCE, SampleConfig
 
 NOT_OPTIONS = ("run", "prompts", "pipeline")
 """What is recorded under names of keys of `dit-shd sample` and is of the student."""
@@ -38,8 +38,10 @@ def teacher_command(samples: Path, out: Path) -> str:
     beside = samples.with_suffix(".json")
     settings = json.loads(beside.read_text(encoding="utf-8"))
     options = changed(SampleConfig, {key: value for key, value in settings.items() if key not in NOT_OPTIONS})
-    prompts = {"prompts": str(beside)} if "prompts" in settings else {}
-    words = words_of({**prompts, **options, **_autoencoder(settings), "out": str(out)})
+    of_prompts = {"prompts": str(beside)} if "prompts" in settings else {}
+    if of_prompts and GUIDANCE in settings:
+        of_prompts[GUIDANCE] = settings[GUIDANCE]  # also where it is the default of classes
+    words = words_of({**of_prompts, **options, **_autoencoder(settings), "out": str(out)})
     return shlex.join(["dit-shd", "sample", settings["teacher"], *words])
 
 

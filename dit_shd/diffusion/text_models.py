@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import nn
 
 from dit_shd.core.errors import UserError
+from dit_shd.core.installation import require
 from dit_shd.core.json_files import read_object
 from dit_shd.core.pretrained import PIPELINE
 from dit_shd.data.pipeline_record import (
@@ -19,7 +20,8 @@ from dit_shd.data.pipeline_record import (
     text_parts,
     weight_files,
 )
-from dit_shd.diffusion.adapters import Adapter, settings_of
+from dit_shd.diffusion.adapters import Adapter, by_class, settings_of
+from dit_shd.diffusion.prompt_encoding import default_tokens
 from dit_shd.diffusion.text_process import is_flow
 
 OF_DDPM = {
@@ -88,6 +90,46 @@ def _words(widths: tuple[int, int | None]) -> str:
     return f"{widths[0]}" + (f" and a pooled vector of {widths[1]}" if widths[1] is not None else "")
 
 
+def require_cleaners(pipeline: str) -> None:
+    """Refuse to give a pipeline prompts that it cannot clean, as it cleaned those of its training.
+
+    Args:
+        pipeline: The name of its class; others than those of adapters are not known.
+
+    Raises:
+        UserError: A package is missing.
+    """
+    cleaners = {
+        package for adapter in by_class().values() if pipeline in adapter.pipelines for package in adapter.cleaners
+    }
+    require(sorted(cleaners), "pipelines", f"{pipeline}, which cleans prompts,")
+
+
+def check_learned(
+    role: str, model: nn.Module, adapter: Adapter, record: PipelineRecord, kind: Literal["flow", "ddpm"]
+) -> None:
+    """Refuse a model that has learned another process, other text or other noise than the data's.
+
+    Args:
+        role: The role of the model, for the message.
+        model: Loaded from a pipeline's folder, or from a run's.
+        adapter: The adapter of its class.
+        record: The record of the data's pipeline.
+        kind: Its process.
+
+    Raises:
+        UserError: Saying what is another.
+    """
+    if type(model).__name__ != record.transformer_class and adapter.process != kind:
+        raise UserError(
+            f"{role}: a {type(model).__name__} is of {adapter.process}, and the data are for a "
+            f"{record.transformer_class}, of {kind}"
+        )
+    reason = text_differs(model, record) or tokens_differ(model, record) or noise_differs(model, record, kind)
+    if reason is not None:
+        raise UserError(f"{role}: {reason}")
+
+
 def text_differs(model: nn.Module, record: PipelineRecord) -> str | None:
     """Why a model has not learned the data's text encoders; None where it has, or nobody can say.
 
@@ -136,6 +178,27 @@ def noise_differs(model: nn.Module, record: PipelineRecord, kind: Literal["flow"
                 "captions with its own pipeline"
             )
     return None
+
+
+def tokens_differ(model: nn.Module, record: PipelineRecord) -> str | None:
+    """Why a model has learned prompts of another length than the data's; None where it has not, or nobody can say.
+
+    Args:
+        model: Loaded from a pipeline's folder, or from a run's.
+        record: The record of the data's pipeline.
+    """
+    folder = Path(str(settings_of(model).get("_name_or_path") or ""))
+    learned = read_record(folder) if folder.is_dir() else None
+    if learned is None:
+        return None
+    there, here = (one.text_tokens or default_tokens(one.pipeline_class) for one in (learned, record))
+    if there == here:
+        return None
+    remedy = "without text_tokens" if learned.text_tokens is None else f"with text_tokens={there}"
+    return (
+        f"{folder} has learned prompts of {there or 'other'} tokens, and the data's are of {here or 'other'}; encode "
+        f"the captions {remedy}"
+    )
 
 
 def text_of(folder: Path) -> tuple[str, ...]:

@@ -1,10 +1,14 @@
 """Which rows of a layer are a sample's own, where the prompts of a batch are padded to one length."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+
+from dit_shd.core.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -16,6 +20,33 @@ class TextRows:
     stream_multiple: int | None = None
     """Of one stream of text and image, padded to the longest of a batch: what the rows of each are a multiple of, by
     rows that the model has learned; None where text has rows apart."""
+    text_alone: Sequence[str] = ()
+    """Patterns of the layers that are of text alone."""
+    text_keys: bool = False
+    """Whether the image's queries have keys of text, before those of the image, and text has no rows."""
+
+    def is_text(self, layer: str) -> bool:
+        """Whether a layer is of text alone."""
+        return any(fnmatchcase(layer, pattern) for pattern in self.text_alone)
+
+    def image_keys(self, size: tuple[int, int], rows: int, keys: int) -> slice | None:
+        """Which keys are the image's in a layer whose modules do not tell it; None: all of them.
+
+        Args:
+            size: Height y and width x of the latents.
+            rows: Rows n of the layer.
+            keys: Its keys m.
+
+        Raises:
+            UserError: The layer is of text and image, and each sample's image begins behind its own text.
+        """
+        image = _up((size[0] // self.side) * (size[1] // self.side), self.stream_multiple or 1)
+        if rows == keys > image:
+            raise UserError(
+                f"the {image} tokens of the image are not at one place among the {keys} of the layer: they begin "
+                "behind each sample's own text; block=joint"
+            )
+        return slice(keys - image, keys) if self.text_keys and keys > rows == image else None
 
     def weight(self, mask: Tensor, size: tuple[int, int], rows: int) -> Tensor | None:
         """The factor [b,n] of every row, 0 for padding; None: 1 each.

@@ -127,8 +127,9 @@ def _pipeline(record: PipelineRecord | None) -> str:
     if record is None:
         return ""
     tokens = "" if record.text_tokens is None else f"prompts of {record.text_tokens} tokens (max_sequence_length)"
-    size = "" if record.size is None else "images of {} x {} pixels (height, width)".format(*record.size)
-    learned = " and ".join(filter(None, (tokens, size)))
+    size = "" if record.size is None else f"images of {record.words_of_sizes} pixels (height, width)"
+    scale = "" if record.guidance is None else f"the guidance scale {record.guidance:g}"
+    learned = " and ".join(filter(None, (tokens, size, scale)))
     sentence = f" It learned {learned}: plain diffusers has to be told." if learned else ""
     return (
         f"## Pipeline\n\nIt replaces the transformer of {record.title}, a {record.pipeline_class}, and was "

@@ -25,7 +25,9 @@ class EstimateConfig:
 
     mfu: float = option(0.3, "share of the peak that is reached: an assumption, not a measurement", range=(1e-4, 1))
     samples: int = option(50_000, "images sampled for one evaluation", range=(1, 1e12))
-    sampling_steps: int = option(250, "steps of the sampler; guided: two forwards each", range=(1, 1e6))
+    sampling_steps: int | None = option(
+        None, "steps of the sampler; empty: 250, or of text to image the default of the pipeline's call", range=(1, 1e6)
+    )
     teacher: Plugin | dict[str, Plugin] | None = option(
         None, "the teacher, while it is not here: {name: mdt, size: B/2}; of several, by name"
     )

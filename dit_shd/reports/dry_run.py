@@ -11,6 +11,7 @@ from dit_shd.core.errors import UserError
 from dit_shd.profiling.captures import captures_of
 from dit_shd.profiling.estimate import PROCESSES, DryRun, hours, peaks
 from dit_shd.profiling.flops import forward_operations
+from dit_shd.profiling.sampling import sampling_of
 from dit_shd.reports.tables import plain_table
 from dit_shd.tasks import Task
 
@@ -88,20 +89,22 @@ def _operations(run: DryRun) -> str:
 
 def _hours(run: DryRun) -> str:
     assumed = run.assumed
-    work = {f"training, {run.steps:,} steps": run.all_operations}
+    work, words = {f"training, {run.steps:,} steps": run.all_operations}, dict[str, None]()
     for role, model in {"student": run.student, **run.teachers}.items() if run.task.generates else ():
-        forwards = 2 * assumed.samples * assumed.sampling_steps
+        sampling = sampling_of(run.task, model, assumed.sampling_steps)
+        forwards = sampling.forwards * assumed.samples * sampling.steps
         work[f"sampling {assumed.samples:,} of the {role}"] = forward_operations(model, run.task) * forwards
+        words[sampling.words] = None
     gpus = peaks(run.precision, run.peak_tflops)
     rows = [
         [name, *(_time(hours(flops, gpu, assumed.mfu), HOUR) for gpu in gpus.values())] for name, flops in work.items()
     ]
+    drawn = " or ".join(words)
     named = ", ".join(f"{name} {peak:g}" for name, peak in gpus.items())
-    sampling = f"; sampling in {assumed.sampling_steps} guided steps, two forwards each; decoding"
     return (
         f"{_table(['GPU-hours', *gpus], rows)}\n"
         f"assumed: {assumed.mfu:g} of the peak (TFLOP/s at precision={run.precision}: {named})"
-        f"{f'{sampling} and' if run.task.generates else ';'} evaluation not counted"
+        f"{f'; sampling in {drawn}; decoding and' if drawn else ';'} evaluation not counted"
     )
 
 

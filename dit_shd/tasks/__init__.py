@@ -18,6 +18,7 @@ from dit_shd.core.plugins import Plugin, PluginFolder
 from dit_shd.core.rng import Draws
 from dit_shd.data.datasets import Dataset
 from dit_shd.data.latent_origin import Kept
+from dit_shd.data.pipeline_record import PipelineRecord
 from dit_shd.diffusion.guidance import Guidance
 
 Terms = dict[str, Tensor]
@@ -45,6 +46,22 @@ class Batch:
 
         Raises:
             UserError: A layer of other tokens than the batch weighs.
+        """
+        return None
+
+    def is_of_image(self, layer: str) -> bool:
+        """Whether the queries of an attention layer are an image's, alone or beside those of text."""
+        return True
+
+    def image_keys(self, rows: int, keys: int) -> slice | None:
+        """Which keys of a layer are the image's, where its own modules do not tell it; None: all, as far as is known.
+
+        Args:
+            rows: Query tokens n of the layer.
+            keys: Key tokens m of the layer.
+
+        Raises:
+            UserError: They are of text and image, and the image's are not at one place.
         """
         return None
 
@@ -110,6 +127,8 @@ class Task(ABC, Generic[B]):
     evaluates_averages: ClassVar[bool] = False
     """Whether every average of the weights is evaluated while training, or the first alone."""
     dataset: Dataset
+    record: PipelineRecord | None = None
+    """Of the pipeline that data and students are of; None for others."""
 
     def check_data(self, dataset: Dataset) -> None:
         """Refuse data from which the task cannot learn, before anything else of them is read.
@@ -138,7 +157,7 @@ class Task(ABC, Generic[B]):
             UserError: The data lack a field that is needed.
         """
         self.check_data(dataset)
-        self.dataset = dataset
+        self.dataset, self.record = dataset, dataset.record
 
     def expect(self, data: Plugin) -> None:
         """Take from the config of data that are not read the sizes that `example` depends on.

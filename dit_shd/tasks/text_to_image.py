@@ -17,7 +17,6 @@ from dit_shd.core.plugins import Plugin
 from dit_shd.core.rng import Draws
 from dit_shd.data.datasets import DATASETS, Dataset
 from dit_shd.data.latent_origin import Kept
-from dit_shd.data.pipeline_record import PipelineRecord
 from dit_shd.data.text_condition import TextCondition
 from dit_shd.diffusion.adapters import Adapter, adapter_of, adapter_of_model, settings_of
 from dit_shd.diffusion.flow import TimestepDensity, Weighting
@@ -25,7 +24,7 @@ from dit_shd.diffusion.guidance import Guidance
 from dit_shd.diffusion.objectives import checked_gamma
 from dit_shd.diffusion.process import Process
 from dit_shd.diffusion.teacher_check import latents_fault
-from dit_shd.diffusion.text_models import check_fit, check_sides, noise_differs, text_differs
+from dit_shd.diffusion.text_models import check_fit, check_learned, check_sides
 from dit_shd.diffusion.text_process import process_of
 from dit_shd.diffusion.text_rows import TextRows
 from dit_shd.diffusion.text_teacher_check import TextTeacherCheck
@@ -62,6 +61,13 @@ class TextBatch(Batch):
             y, x = self.x_t.shape[-2:]
             self._row_weights[tokens] = self.text_rows.weight(self.text_mask, (y, x), tokens)
         return self._row_weights[tokens]
+
+    def is_of_image(self, layer: str) -> bool:
+        return not self.text_rows.is_text(layer)
+
+    def image_keys(self, rows: int, keys: int) -> slice | None:
+        y, x = self.x_t.shape[-2:]
+        return self.text_rows.image_keys((y, x), rows, keys)
 
     @cached_property
     def _row_weights(self) -> dict[int, Tensor | None]:
@@ -125,8 +131,6 @@ class TextToImage(Task[TextBatch]):
         self.embedded_guidance, self.named_adapter = embedded_guidance, adapter
         evaluation.check("task.evaluation.")
         self.side, self.text_tokens, self.evaluation = side, text_tokens, evaluation
-        self.record: PipelineRecord | None = None
-        """Of the data's pipeline."""
         self._sizes: tuple[int, int, int] | None = None
         """Of the data: latents' rows and columns, tokens of text."""
         self._recorded: str | None = None
@@ -145,7 +149,8 @@ class TextToImage(Task[TextBatch]):
     def use(self, dataset: Dataset, student: nn.Module) -> None:
         super().use(dataset, student)
         self._sizes, self._recorded = _sizes(dataset), _recorded(dataset)
-        self.record = dataset.record
+        scale = self._adapter(student).embedded(settings_of(student), self.embedded_guidance)
+        self.record = None if self.record is None else replace(self.record, guidance=scale)
         self.empty: TextCondition = dataset.empty  # type: ignore[attr-defined]
         self.process = self._process(student)
         self.rows = self._adapter(student).text_rows(settings_of(student))
@@ -157,16 +162,7 @@ class TextToImage(Task[TextBatch]):
     def check(self, role: str, model: nn.Module) -> None:
         """It must take the data's latents and text, and have learned the text encoders that made it."""
         assert self.record is not None
-        if type(model).__name__ != self.record.transformer_class and self.named_adapter is None:
-            adapter = self._adapter(model)
-            if adapter.process != self.process.kind:
-                raise UserError(
-                    f"{role}: a {type(model).__name__} is of {adapter.process}, and the data are for a "
-                    f"{self.record.transformer_class}, of {self.process.kind}"
-                )
-        reason = text_differs(model, self.record) or noise_differs(model, self.record, self.process.kind)
-        if reason is not None:
-            raise UserError(f"{role}: {reason}")
+        check_learned(role, model, self._adapter(model), self.record, self.process.kind)
         text = self.empty
         pooled = None if text.pooled is None else text.pooled.shape[-1]
         for shape in self.dataset.shapes or [self.dataset.shape]:

@@ -71,7 +71,7 @@ class Checkpointer:
             dataset=DATASETS.find(config.data.name).described(**config.data.options),
             origin=inherited([*self._start, *(provenance(teacher) for teacher in config.teachers.values())]),
             latents=read_record(self.folder.path),
-            pipeline=self.task.dataset.record,
+            pipeline=self.task.record,
         )
 
     @property

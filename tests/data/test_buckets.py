@@ -12,6 +12,7 @@ from encoded_text import encode
 from PIL import Image
 from tiny_pipelines import write_pipeline
 
+from dit_shd.cli.program import main
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
@@ -22,6 +23,7 @@ from dit_shd.data.encode_config import EncodeConfig
 from dit_shd.data.encoder import Encoder
 from dit_shd.data.latent_origin import Kept
 from dit_shd.data.latent_shards import read_index
+from dit_shd.data.pipeline_record import read_record
 from dit_shd.data.preprocessing import centre_crop
 from dit_shd.data.sources.base import NO_LABELS
 from dit_shd.diffusion.pipelines import Prompts
@@ -67,6 +69,27 @@ def test_held_out_loss_is_of_all_shapes(made):
     of_three = [data.of_one_shape(data.first(3)), data.of_one_shape(np.arange(3))]
     assert [len(groups) for groups in of_three] == [3, 2]
     assert data.first(len(data)).tolist() == [*range(len(data))]
+
+
+def test_a_student_of_buckets_learned_all_their_sizes(made, pipeline, tmp_path, caplog):
+    """Two of them have two images each: the square one is drawn where none is named."""
+    data = DATASETS.build(Plugin("text_buckets", {"path": str(made[0] / "latents")}))
+    assert (data.record.size, data.shape[1:]) == ((16, 16), (8, 8))
+    assert data.record.sizes == ((12, 20), (16, 16), (20, 12))
+    run = tmp_path / "run"
+    list(Trainer.from_config(make(TrainConfig, values(made, pipeline, run, steps=1, validate_every=1))).run_steps())
+    assert read_record(run / "student") == data.record
+    card = " ".join((run / "student" / "README.md").read_text().split())
+    assert "It learned images of 12 x 20, 16 x 16 and 20 x 12 pixels (height, width): plain" in card
+    (tmp_path / "prompts.txt").write_text("a nine\n")
+    words = ["sample", str(run), f"prompts={tmp_path / 'prompts.txt'}", "steps=1"]
+    for number, call in enumerate(([], ["call={height: 12, width: 20}"])):
+        caplog.clear()
+        assert main([*words, *call, f"out={tmp_path / str(number)}.npz"]) == 0
+        assert (
+            "learned images of 12 x 20, 16 x 16 and 20 x 12 pixels (height, width); drawing 16 x 16" in caplog.text
+        ) == (not call)
+    assert np.load(tmp_path / "0.npz")["arr_0"].shape == (1, 16, 16, 3)
 
 
 def test_a_bucket_is_drawn_as_often_as_it_has_images(made):
@@ -203,6 +226,18 @@ def test_held_out_buckets_may_have_another_most_frequent_shape(made, pipeline, t
         trainer.task.check_evaluation(trainer.student, Kept(None))
     with pytest.raises(UserError, match=r"^student: has positions for latents of at most 8 a side, .* 6 x 10"):
         trainer.task.check("student", trainer.student)
+
+
+def test_a_folder_is_of_buckets_or_of_one_size(made, pipeline, tmp_path):
+    """Both kinds of data had opened it."""
+    latents = encode(tmp_path, pipeline, images=made[0] / "images")
+    options = {"images": str(made[0] / "images"), "size": 16, "workers": 1, "pipeline": str(pipeline)}
+    config = make(EncodeConfig, {**options, "out": latents, "buckets": True}, "encode")
+    with pytest.raises(UserError, match=r"latents: was made for images of one size, without buckets; remove it or ch"):
+        encode_buckets(config, Prompts.load(str(pipeline), torch.device("cpu")))
+    assert not (latents / "buckets.json").exists()
+    with pytest.raises(UserError, match=r"latents: exists and was not made by encode; remove it or choose another out"):
+        encode(made[0], pipeline, images=made[0] / "images")
 
 
 def test_bad_input(made, pipeline, tmp_path):

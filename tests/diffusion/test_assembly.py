@@ -1,18 +1,23 @@
 import shutil
+from dataclasses import replace
 
 import numpy as np
+import pytest
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, DiTPipeline
+from encoded_text import encode
 from prompt_students import prompt_file, prompt_student
 from small_families import diffusers_dit
 from tiny_pipelines import KINDS, write_pipeline
 
 from dit_shd.cli.program import main
+from dit_shd.core.errors import UserError
+from dit_shd.data import text_shards
 from dit_shd.data.pipeline_record import read_record
 from dit_shd.diffusion.assembly import assemble
 from dit_shd.diffusion.assembly import write_pipeline as write_whole
 from dit_shd.diffusion.pipelines import open_pipeline, record_of
 from dit_shd.diffusion.prompt_generation import draw
-from dit_shd.diffusion.text_models import text_differs
+from dit_shd.diffusion.text_models import text_differs, tokens_differ
 from dit_shd.models import cards, loading
 from dit_shd.models.provenance import Provenance
 
@@ -77,6 +82,30 @@ def test_a_pipeline_of_classes(tmp_path, capsys, caplog):
     assert main(["pipeline", "asset:digits_teacher", str(tmp_path / "mdt"), f"pipeline={tmp_path / 'pipeline'}"]) == 2
     assert "holds MDTv2, which is no class of diffusers" in capsys.readouterr().err
     assert not (tmp_path / "mdt").exists()
+
+
+def test_what_is_encoded_with_a_student_s_pipeline_has_the_tokens_that_it_learned(tmp_path, caplog):
+    """As a teacher it would see other padding with more of them, and predict something else."""
+    pipeline, run = (
+        write_pipeline("sd3", tmp_path / "pipeline"),
+        prompt_student(tmp_path / "pipeline", tmp_path / "run"),
+    )
+    assert main(["pipeline", str(run), str(tmp_path / "whole")]) == 0
+    latents = encode(tmp_path, tmp_path / "whole")
+    assert text_shards.read_index(latents).record.text_tokens == 8
+    assert "text_tokens: 8, as " in caplog.text
+    with pytest.raises(UserError, match="text_tokens: 8 there, 16 here"):
+        encode(tmp_path, tmp_path / "whole", text_tokens=16)
+    plain = text_shards.read_index(encode(run, pipeline, out=str(run / "plain"))).record
+    for place in (run, tmp_path / "whole"):
+        model = loading.load(str(place))
+        assert tokens_differ(model, text_shards.read_index(latents).record) is None
+        assert "learned prompts of 8 tokens, and the data's are of 256; encode the captions with text_tokens=8" in (
+            tokens_differ(model, plain) or ""
+        )
+    assert tokens_differ(loading.load(str(pipeline)), plain) is None
+    replace(plain, text_tokens=256).write(run / "student")
+    assert tokens_differ(loading.load(str(run)), plain) is None, "the default, written out"
 
 
 def test_the_same_text_encoders_are_known_as_the_same(tmp_path):

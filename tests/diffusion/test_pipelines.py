@@ -69,7 +69,7 @@ def test_more_tokens_than_the_pipeline_s_call_takes_are_refused_before_training(
     limits = {int(limit) for limit in re.findall(r"cannot be greater than (\d+)", inspect.getsource(type(pipeline)))}
     assert limits == ({adapter.most_tokens} - {None})
     if limits:
-        place, tokens = pipeline.config._name_or_path, adapter.most_tokens + 1
+        place, tokens = pipeline.config._name_or_path, adapter.most_text(pipeline.transformer.config) + 1
         with pytest.raises(UserError, match=f"text_tokens: wanted {tokens - 1} or less, .* found {tokens}"):
             Prompts.load(place, torch.device("cpu"), text_tokens=tokens)
 
@@ -87,7 +87,8 @@ def test_of_the_hub_the_weights_that_are_opened_are_downloaded(tmp_path, monkeyp
     plain = [f"text_encoder/model-0000{i}-of-00002.safetensors" for i in (1, 2)]
     halves = [f"text_encoder/model.fp16-0000{i}-of-00002.safetensors" for i in (1, 2)]
     alone = ["text_encoder_2/config.json", "text_encoder_2/model.fp16.safetensors"]
-    others = ["sd3.safetensors", "transformer/config.json", "transformer/diffusion_pytorch_model.safetensors"]
+    small = ["transformer/config.json", "transformer/pipeline.json"]
+    others = ["sd3.safetensors", *small, "transformer/diffusion_pytorch_model.safetensors"]
     asked = []
 
     class Repository(HubName):
@@ -100,7 +101,7 @@ def test_of_the_hub_the_weights_that_are_opened_are_downloaded(tmp_path, monkeyp
 
     monkeypatch.setattr(pipelines, "find", lambda *_: Repository("somebody/sd3"))
     assert folder_of("hub:somebody/sd3", text_alone=True) == folder
-    assert asked[-1] == ["model_index.json", *plain, *alone, "transformer/config.json"]
+    assert asked[-1] == ["model_index.json", *plain, *alone, *small]
     folder_of("hub:somebody/sd3")
     assert asked[-1] == ["model_index.json", *plain, *alone, *others[1:]]
 

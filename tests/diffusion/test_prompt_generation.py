@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import diffusers
@@ -92,6 +93,25 @@ def test_a_student_that_learned_guidance_is_not_guided_once_more_without_a_word(
         caplog.clear()
         sample_prompts(config(run, prompts, tmp_path / f"{len(given)}{words[4:5]}.npz", count=1, **given))
         assert ("guidance: the run taught" in caplog.text) == bool(words) and words in caplog.text
+
+
+def test_a_guidance_distilled_student_is_given_the_scale_that_it_learned(prompts, tmp_path, caplog, capsys):
+    """FLUX's pipeline would give it 3.5, FLUX.2's 4."""
+    folder = write_pipeline("flux", tmp_path / "pipeline")
+    student = prompt_student(folder, tmp_path / "run") / "student"
+    replace(read_record(student), guidance=1.5).write(student)
+    caplog.clear()
+    plain = sample_prompts(config(student, prompts, tmp_path / "plain.npz", count=1))
+    assert json.loads(plain.with_suffix(".json").read_text())["call"]["guidance_scale"] == 1.5
+    assert "guidance" not in caplog.text
+    for number, given in enumerate(({"guidance": 4}, {"call": {"guidance_scale": 4.0}})):
+        caplog.clear()
+        other = sample_prompts(config(student, prompts, tmp_path / f"{number}.npz", count=1, **given))
+        assert json.loads(other.with_suffix(".json").read_text())["call"]["guidance_scale"] == 4
+        assert "guidance: the student was given the scale 1.5 in training, and is given 4" in caplog.text
+    assert main(["pipeline", str(student.parent), str(tmp_path / "whole")]) == 0
+    assert "guidance_scale=1.5" in capsys.readouterr().out
+    assert read_record(tmp_path / "whole" / "transformer").guidance == 1.5
 
 
 def test_it_goes_on_where_it_was_stopped(student, prompts, tmp_path, monkeypatch):

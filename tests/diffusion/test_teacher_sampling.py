@@ -21,7 +21,8 @@ from dit_shd.core.pretrained import asset
 from dit_shd.data import text_shards
 from dit_shd.data.autoencoder import Autoencoder
 from dit_shd.data.latent_origin import Kept, Origin
-from dit_shd.diffusion.teacher_sampling import about_teacher
+from dit_shd.diffusion.teacher_sampling import about_teacher, teacher_command
+from dit_shd.evaluation.teacher_row import OF_THE_MODEL
 from dit_shd.models.families import FAMILIES
 from dit_shd.models.families.dit import DiT
 
@@ -45,15 +46,28 @@ def of_classes(tmp_path):
 @pytest.fixture
 def of_prompts(tmp_path):
     """A run of a tiny pipeline."""
-    pipeline = write_pipeline("sd3", tmp_path / "pipeline")
+    run, words, evaluating = run_of("sd3", tmp_path, text_tokens=8)
+    return run, [*words, "guidance=3"], evaluating
+
+
+@pytest.fixture(params=["guidance=2", "guidance=3.8"])
+def of_a_guider(tmp_path, request):
+    """A run of a pipeline whose call has no scale, which is given to its guider; 3.8 is the default of classes."""
+    run, words, evaluating = run_of("hunyuan_image", tmp_path)
+    return run, [*words, request.param], evaluating
+
+
+def run_of(kind, tmp_path, **options):
+    """A run of a tiny pipeline, words that sample from it, and those that evaluate."""
+    pipeline = write_pipeline(kind, tmp_path / "pipeline")
     run = make_run(tmp_path / "run", str(pipeline), "text_to_image")
     student = FAMILIES.build(Plugin("diffusers", {"like": str(pipeline), "config": {"num_attention_heads": 2}}))
     student.save_pretrained(run / "student")
-    text_shards.read_index(encode(tmp_path, pipeline, text_tokens=8)).record.write(run / "student")
+    text_shards.read_index(encode(tmp_path, pipeline, **options)).record.write(run / "student")
     (tmp_path / "prompts.txt").write_text("a thin seven\ntwo digits: four and seven\na nine\n")
     np.savez(tmp_path / "real.npz", photos(6, 16, 16, 3).numpy())
     features = f"features={{name: clip, weights: {tiny_clip(tmp_path / 'clip')}}}"
-    words = [f"prompts={tmp_path / 'prompts.txt'}", "count=4", "steps=2", "guidance=3", "seed=5"]
+    words = [f"prompts={tmp_path / 'prompts.txt'}", "count=4", "steps=2", "seed=5"]
     return run, words, [f"reference={tmp_path / 'real.npz'}", features]
 
 
@@ -109,6 +123,18 @@ def test_the_printed_commands_make_the_teachers_row(kind, request, tmp_path, cap
     assert "teacher" in (run / "results.html").read_text()
     assert record["figures"] != pytest.approx(record["teacher"]["figures"])
     assert any(name.startswith("CLIP score") for name in record["teacher"]["figures"]) == (kind == "of_prompts")
+
+
+def test_a_scale_that_is_no_argument_of_the_call_is_in_the_teacher_s_command(of_a_guider, tmp_path, monkeypatch):
+    """Its samples had another guider, and were of no use as the teacher's row."""
+    run, words, _ = of_a_guider
+    monkeypatch.chdir(tmp_path)
+    assert main(["sample", str(run), *words, f"out={run / 'x.npz'}"]) == 0
+    command = shlex.split(teacher_command(run / "x.npz", run / "teacher_of_x.npz"))
+    assert words[-1] in command
+    assert main(command[1:]) == 0
+    settings = [json.loads((run / f"{name}.json").read_text()) for name in ("x", "teacher_of_x")]
+    assert {key for key in settings[0] if settings[0][key] != settings[1].get(key)} <= {*OF_THE_MODEL}
 
 
 def test_the_teacher_is_that_of_the_runs_config(tmp_path):

@@ -6,7 +6,8 @@ import pytest
 import torch
 from tiny_pipelines import KINDS, OTHERS
 
-from dit_shd import capture
+from dit_shd import SHD, capture
+from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
 from dit_shd.diffusion.adapters import adapter_of_model
 from dit_shd.diffusion.text_rows import PaddedImageRows, TextRows
@@ -120,3 +121,59 @@ def test_rows_that_could_be_text_or_image_all_weigh_one():
 def test_padding_of_an_image_that_is_not_square_counts_nothing():
     weight = PaddedImageRows(side=1, padded=8).weight(torch.ones(1, 3), (2, 3), 11)[0]
     assert weight[6:8].tolist() == [0, 0] and len({*weight[:6].tolist(), *weight[8:].tolist()}) == 1
+
+
+@pytest.mark.parametrize("kind", ["z_image", "lumina2", "hunyuan_image", "prx", "qwen_image"])
+def test_layers_of_text_alone_have_the_same_rows_whatever_the_image_s_size(kind):
+    """They are in no sum over image queries."""
+    built, rows = model(kind, 0), []
+    for side in (8, 12):
+        task = TextToImage(side=side)
+        (batch,) = task.example(built, 2, torch.device("cpu"))
+        with capture(built) as captures, torch.no_grad():
+            task.predict(built, batch)
+            rows.append({name: layer.shape[2] for name, layer in captures.items() if ":" not in name})
+    text = [name for name, count in rows[0].items() if count == rows[1][name]]
+    assert [name for name in rows[0] if not batch.is_of_image(name)] == text
+    assert bool(text) == (kind in ("z_image", "lumina2", "hunyuan_image"))
+
+
+def learned(kind, block):
+    """The loss of a pass by layer."""
+    student, teacher = model(kind, 0), model(kind, 1)
+    task = TextToImage()
+    task.example(student, 1, torch.device("cpu"))
+    distiller = Distiller(task, student, [SHD(block=block)])
+    batch = batch_of(student, range(3))
+    both = []
+    for each in (teacher, student):
+        with capture(each) as captures, torch.no_grad():
+            task.predict(each, batch)
+            both.append(dict(captures))
+    _, logs = distiller.terms(batch, teacher)
+    return {name.removeprefix("shd/kl/"): x for name, x in logs.items() if name.startswith("shd/kl/")}, both
+
+
+def test_the_image_s_block_is_cut_where_its_keys_are_behind_those_of_text():
+    found, (teacher, student) = learned("prx", "image")
+    assert {layer.shape[2:] for layer in student.values()} == {(16, 48 + 16)}
+    cut = [
+        {
+            name: replace(c, key=c.key[:, :, 48:], value=c.value[:, :, 48:], bias=None, mixed=None, out=c.out)
+            for name, c in layers.items()
+        }
+        for layers in (teacher, student)
+    ]
+    assert found.keys() == student.keys()
+    for name in student:
+        alone = SHD(weight=1.0, layers={name: name})(*cut)
+        torch.testing.assert_close(found[name], alone, rtol=1e-4, atol=1e-7)
+
+
+def test_the_image_s_block_has_no_layers_of_text_alone_and_is_refused_where_it_cannot_be_cut():
+    assert [name.partition(".")[0] for name in learned("z_image", "image")[0]] == ["noise_refiner", "layers", "layers"]
+    assert any(name.startswith("context_refiner") for name in learned("z_image", "joint")[0])
+    with pytest.raises(
+        UserError, match=r"^SHD: layers\.0\.attn: the 16 tokens of the image are not at one place .*joint"
+    ):
+        learned("lumina2", "image")

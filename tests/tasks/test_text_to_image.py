@@ -106,6 +106,8 @@ def test_three_steps_with_resume(kind, made, tmp_path):
         assert stream == list(range(0, 2 * len(stream), 2))
     record = json.loads((tmp_path / "run" / "student" / "pipeline.json").read_text())
     assert record["pipeline"] == str(pipeline)
+    embeds = json.loads((pipeline / "transformer" / "config.json").read_text()).get("guidance_embeds")
+    assert record["guidance"] == (3.5 if embeds else None)
     card = (tmp_path / "run" / "student" / "README.md").read_text()
     assert f"It replaces the transformer of {pipeline.name}, a " in card
 
@@ -321,7 +323,9 @@ def test_a_dry_run_has_the_sizes_of_data_that_are_there(one, tmp_path):
     run = dry_run(config)
     (batch,) = run.task.example(run.student, 1, torch.device("meta"))
     assert batch.x_t.shape[-2:] == (y, x) and batch.text.shape[1] == tokens != 99
-    model, _, *facts = dry_run_text(run).splitlines()[1].split()
+    text = dry_run_text(run)
+    assert "sampling in 28 guided steps, two forwards each; decoding and evaluation not counted" in text
+    model, _, *facts = text.splitlines()[1].split()
     assert (model, facts[0]) == ("teacher", "3")  # two blocks, one of which has two layers; text rows are not counted
 
 
@@ -384,6 +388,18 @@ def test_bad_input(one, tmp_path, caplog):
         UserError, match=r"teacher: .* has learned other text encoders .* encode the captions with its own"
     ):
         Trainer.from_config(config)
+    learned = shutil.copytree(one[0] / "transformer", tmp_path / "learned")
+    record = DATASETS.build(config.data).record
+    replace(record, text_tokens=9).write(learned)
+    with pytest.raises(UserError, match=r"teacher: .* has learned prompts of 9 tokens, and the data's are of \d+; enc"):
+        Trainer.from_config(replace(config, teacher=str(learned)))
+    alone = {key: value for key, value in values("sd3", *one, tmp_path / "run").items() if key != "student"}
+    without = make(TrainConfig, {**alone, "initialisation": {}, "estimate": {"measure": False}})
+    for tried in (Trainer.from_config, dry_run):
+        with pytest.raises(
+            UserError, match=r"^MDTv2: is no text-to-image model, .*student= is left out .*like: teacher"
+        ):
+            tried(without)
     guided = {"task": {"name": "text_to_image", "embedded_guidance": 3.0}}
     with pytest.raises(
         UserError, match=r"embedded_guidance: .*, found the student \(SD3Tr\w+\) and the teacher \(SD3T"

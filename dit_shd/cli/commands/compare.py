@@ -10,6 +10,7 @@ from dit_shd.core.config import REQUIRED, checked, option
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import Place
 from dit_shd.evaluation import results
+from dit_shd.models.export import run_values
 from dit_shd.reports.comparison_page import about_result, comparison_notes, cost_columns, write_comparison_page
 from dit_shd.reports.findings import left_out
 from dit_shd.reports.tables import Row, figures_table, plain_table
@@ -92,10 +93,13 @@ def _results_file(place: Path) -> Path:
     records = {file: record for file in files if (record := results.read_record(file)) is not None}
     files = _of_the_run(records, place)
     if not files:
-        run = shlex.quote(str(place))
+        run, task = shlex.quote(str(place)), run_values(str(place)).get("task")
+        prompted = isinstance(task, dict) and task.get("name") == "text_to_image"
+        samples = f"{run}/{'samples.npz' if prompted else 'samples_1000_seed0.npz'}"
+        words = f"prompts=prompts.txt out={samples}" if prompted else "count=1000"
         raise UserError(
-            f"{place}: holds no results; make some first: dit-shd sample {run} count=1000 and dit-shd evaluate {run}/"
-            "samples_1000_seed0.npz reference=REFERENCE"
+            f"{place}: holds no results; make some first: dit-shd sample {run} {words} and dit-shd evaluate {samples} "
+            "reference=REFERENCE"
         )
     return files[-1]
 

@@ -1,6 +1,8 @@
 """Latents of several heights and widths with embeddings of captions, as `dit-shd encode buckets=true` makes them."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from dit_shd.data.buckets import bucket_folders
 from dit_shd.data.datasets import Dataset
 from dit_shd.data.datasets.text_latents import TextLatents
 from dit_shd.data.latent_shards import BUCKETS
+from dit_shd.data.pipeline_record import PipelineRecord
 from dit_shd.data.text_condition import TextCondition
 
 
@@ -39,9 +42,9 @@ class TextBuckets(Dataset):
             )
         self._parts = [TextLatents(folder, flip, verify) for folder in folders]
         self._firsts = np.cumsum([0, *map(len, self._parts)])
-        largest = max(self._parts, key=len)
+        largest = max(self._parts, key=lambda part: (len(part), -abs(math.log(part.shape[1] / part.shape[2]))))
         self.shape, self.origin, self.classes = largest.shape, largest.origin, 1
-        self.record = largest.record
+        self.record = _of_all([part.record for part in self._parts], largest.record)
         self.shapes = [part.shape for part in self._parts]
         self.empty: TextCondition = largest.empty
         """No prompt [1,...]."""
@@ -111,3 +114,9 @@ class TextBuckets(Dataset):
         if others:
             raise ValueError("samples of several buckets have latents of several shapes; see of_one_shape")
         return self._parts[bucket], int(self._firsts[bucket])
+
+
+def _of_all(records: Sequence[PipelineRecord | None], largest: PipelineRecord | None) -> PipelineRecord | None:
+    """The record of the largest bucket with the sizes of all."""
+    sizes = tuple(record.size for record in records if record is not None and record.size is not None)
+    return None if largest is None else replace(largest, sizes=sizes if len(sizes) > 1 else ())

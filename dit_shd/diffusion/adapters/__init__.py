@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from dit_shd.core.errors import UserError
-from dit_shd.core.installation import require
 from dit_shd.core.plugins import PluginFolder
 from dit_shd.data.text_condition import TextCondition
 from dit_shd.diffusion.adapter_sketch import SKETCH
@@ -56,6 +55,8 @@ class Adapter(ABC):
     """What its attention is, in words, for the table of adapters."""
     cross_attention: ClassVar[Sequence[str]] = ()
     """Patterns of the layers whose keys are all text and whose queries are the image's."""
+    text_alone: ClassVar[Sequence[str]] = ()
+    """Patterns of the layers that are of text alone."""
     sized_by: ClassVar[Sequence[str]] = ()
     """Attributes of the pipeline by which its call knows an image's size, beside its arguments."""
 
@@ -78,7 +79,7 @@ class Adapter(ABC):
 
     def text_rows(self, settings: Mapping[str, Any]) -> TextRows:
         """Which rows are a sample's own in the layers of a transformer with this config."""
-        return TextRows(self.multiple(settings), self.stream_multiple)
+        return TextRows(self.multiple(settings), self.stream_multiple, self.text_alone)
 
     @abstractmethod
     def text_widths(self, settings: Mapping[str, Any]) -> tuple[int, int | None]:
@@ -157,12 +158,21 @@ class Adapter(ABC):
     ) -> Tensor:
         """Ask a model: its prediction in float32; see `arguments` and `prediction`."""
         x = x.to(computed_in(model))  # a teacher may be held in bfloat16
-        scales = None
-        if settings_of(model).get("guidance_embeds"):
-            scale = self.guidance if guidance is None else guidance
-            scales = None if scale is None else torch.full((len(x),), scale, device=x.device)
+        scale = self.embedded(settings_of(model), guidance)
+        scales = None if scale is None else torch.full((len(x),), scale, device=x.device)
         output = model(**self.arguments(model, x, time, text.to(x), scales), return_dict=False)[0]
         return self.prediction(output, x).float()
+
+    def embedded(self, settings: Mapping[str, Any], guidance: float | None) -> float | None:
+        """The guidance scale that a transformer with this config is given; None where it is given none.
+
+        Args:
+            settings: The config.
+            guidance: The scale that somebody names; None for the class's own.
+        """
+        if not settings.get("guidance_embeds"):
+            return None
+        return self.guidance if guidance is None else guidance
 
     def encode(self, pipeline: "DiffusionPipeline", prompts: Sequence[str], tokens: int | None = None) -> TextCondition:
         """The condition of prompts, as the pipeline's own call makes it.
@@ -241,21 +251,6 @@ def computed_in(model: nn.Module) -> torch.dtype:
     return dtype if isinstance(dtype, torch.dtype) else next(model.parameters()).dtype
 
 
-def require_cleaners(pipeline: str) -> None:
-    """Refuse to give a pipeline prompts that it cannot clean, as it cleaned those of its training.
-
-    Args:
-        pipeline: The name of its class; others than those of adapters are not known.
-
-    Raises:
-        UserError: A package is missing.
-    """
-    cleaners = {
-        package for adapter in by_class().values() if pipeline in adapter.pipelines for package in adapter.cleaners
-    }
-    require(sorted(cleaners), "pipelines", f"{pipeline}, which cleans prompts,")
-
-
 def settings_of(model: nn.Module) -> Mapping[str, Any]:
     """The config of a model; empty where it has none."""
     values: Any = getattr(model, "config", None)
@@ -298,11 +293,17 @@ def adapter_of_model(model: nn.Module, name: str | None = None) -> Adapter:
         name: As in adapter_of.
 
     Raises:
-        UserError: No such adapter, and how one looks.
+        UserError: A family of dit_shd, the default of student= among them; or no such adapter, and how one looks.
     """
     model = getattr(model, "_orig_mod", model)  # torch.compile(model)
     classes = [cls.__name__ for cls in type(model).__mro__]
-    return adapter_of(next((cls for cls in classes if cls in by_class()), classes[0]), name)
+    known = next((cls for cls in classes if cls in by_class()), None)
+    if known is None and name is None and type(model).__module__.startswith("dit_shd."):
+        raise UserError(
+            f"{classes[0]}: is no text-to-image model, and a student is one where student= is left out or names a "
+            "family; wanted a transformer of diffusers, as student='{like: teacher, num_layers: N}'"
+        )
+    return adapter_of(known or classes[0], name)
 
 
 @lru_cache(maxsize=1)

@@ -35,12 +35,14 @@ class HunyuanImage(Adapter):
     guidance = 3.25
     example_tokens = GLYPHS + 256
     example_side = 64
+    text_alone = ("context_embedder.*",)
 
     def multiple(self, settings: Mapping[str, Any]) -> int:
         return settings["patch_size"][-1]
 
     def text_rows(self, settings: Mapping[str, Any]) -> TextRows:
-        return SortedTextRows(self.multiple(settings), first=GLYPHS, both=settings["text_embed_2_dim"] is not None)
+        both = settings["text_embed_2_dim"] is not None
+        return SortedTextRows(self.multiple(settings), text_alone=self.text_alone, first=GLYPHS, both=both)
 
     def text_widths(self, settings: Mapping[str, Any]) -> tuple[int, int | None]:
         return max(settings["text_embed_dim"], settings["text_embed_2_dim"] or 0), None

@@ -14,21 +14,26 @@ from dit_shd.diffusion.prompt_texts import Template
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
+MOST_TOKENS = 512
+"""Of the pipeline's call."""
+
 
 class Lumina2(Adapter):
     """Time is 0 at the noise and 1 at the data, and the output is the velocity along it."""
 
     transformer = "Lumina2Transformer2DModel"
     pipelines = ("Lumina2Pipeline",)
+    most_tokens = MOST_TOKENS
     attention = "joint, one stream"
     stream_multiple = 1
+    text_alone = ("context_refiner.*",)
 
     def most_side(self, settings: Mapping[str, Any]) -> int | None:
         return min(settings["axes_lens"][1:]) * self.multiple(settings)
 
     def most_text(self, settings: Mapping[str, Any]) -> int | None:
         """The image's tokens take the position after the text's."""
-        return min([512, *(size - 1 for size in settings.get("axes_lens", ())[:1])])
+        return min([MOST_TOKENS, *(size - 1 for size in settings.get("axes_lens", ())[:1])])
 
     def text_widths(self, settings: Mapping[str, Any]) -> tuple[int, int | None]:
         return settings["cap_feat_dim"], None

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from dit_shd.data.text_condition import TextCondition
 from dit_shd.diffusion.adapters import Adapter, settings_of
 from dit_shd.diffusion.prompt_texts import Template
+from dit_shd.diffusion.text_rows import TextRows
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -23,6 +24,9 @@ class PRX(Adapter):
     pipelines = ("PRXPipeline",)
     cleaners = ("ftfy",)
     attention = "joint, without rows of text"
+
+    def text_rows(self, settings: Mapping[str, Any]) -> TextRows:
+        return TextRows(self.multiple(settings), text_keys=True)
 
     def text_widths(self, settings: Mapping[str, Any]) -> tuple[int, int | None]:
         return settings["context_in_dim"], None

@@ -23,6 +23,7 @@ class ZImage(Adapter):
     example_tokens = 128
     attention = "joint, one stream"
     stream_multiple = 32
+    text_alone = ("context_refiner.*",)
 
     def multiple(self, settings: Mapping[str, Any]) -> int:
         return settings["all_patch_size"][0]

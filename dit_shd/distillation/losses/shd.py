@@ -23,16 +23,17 @@ from dit_shd.distillation.comparison import (
     comparable,
     warn_of_no_graph,
 )
+from dit_shd.distillation.image_block import of_image, over_image
 from dit_shd.distillation.layer_map import layer_map
-from dit_shd.distillation.losses import Layer, LayerLoss, Needs, Term, Weight, alternatives
+from dit_shd.distillation.losses import Layer, LayerLoss, Layers, Needs, Pairs, Term, Weight, alternatives
 from dit_shd.distillation.relations import row_sample
 from dit_shd.distillation.row_weights import RowWeight, check_patterns, nothing, rows_of
+from dit_shd.distillation.squeeze_logs import squeeze_logs
 from dit_shd.squeezing.backends.autotune import Backend
 from dit_shd.squeezing.backends.job import Measure
 from dit_shd.squeezing.cost import LayerCost
 from dit_shd.squeezing.divergence import attached, divergence_job, gradients_of
-from dit_shd.squeezing.plans import merge_names
-from dit_shd.squeezing.squeeze import Method, Squeeze
+from dit_shd.squeezing.squeeze import Method
 from dit_shd.squeezing.squeezer import Groups, Squeezer
 from dit_shd.tasks import Batch
 
@@ -51,7 +52,7 @@ class SHD(LayerLoss):
         method: Of squeezing: pairwise (the paper's alpha), joint, per_query, constant or hard; see squeeze.
         temperature: T_a of both maps in the divergence; alpha is computed on the untempered maps.
         block: Of maps over text and image in one sequence: `joint`, all of it; `image`, image queries over image keys,
-            where the layers' own modules tell them apart (not in the one stream of Lumina 2: all of it).
+            where the layers' own modules or the batch tell them apart (not in the one stream of Lumina 2).
         measure: `kl`; `cross_entropy` (the same gradient, cheaper on the fused backend); `mse` (the paper's table 10).
         layers: `sections`, `proportional`, or a map {student layer: teacher layer}.
         backend: `auto`, `streamed`, `fused` or `triton`; see attention_kl and Squeezer.
@@ -188,16 +189,22 @@ class SHD(LayerLoss):
     def layer_map(self, student: Iterable[str], teacher: Iterable[str]) -> dict[str, str]:
         return layer_map(self._chosen(teacher), self._chosen(student), self.layers)
 
-    def _chosen(self, layers: Iterable[str]) -> list[str]:
-        """The layers whose queries are in the block: NAME:text has those of text."""
-        return [name for name in layers if self.block == "joint" or ":" not in name]
+    def begin(self, teacher: Sequence[str], student: Layers, batch: Batch | None) -> Pairs:
+        taught, learns = self._chosen(teacher, batch), self._chosen(student, batch)
+        return super().begin(taught, {name: student[name] for name in learns}, batch)
 
-    def _pairs(self, teacher: Captures, student: Captures) -> Iterator[tuple[str, Capture, Capture]]:
+    def _chosen(self, layers: Iterable[str], batch: Batch | None = None) -> list[str]:
+        """The layers whose queries are in the block."""
+        return list(layers) if self.block == "joint" else of_image(layers, batch)
+
+    def _pairs(
+        self, teacher: Captures, student: Captures, batch: Batch | None = None
+    ) -> Iterator[tuple[str, Capture, Capture]]:
         """Each of the student's layers that learns: its name, its capture, the teacher's."""
-        for layer, source in self.layer_map(student, teacher).items():
-            yield layer, *self._captures(Layer(layer, student[layer]), Layer(source, teacher[source]))
+        for layer, source in self.layer_map(self._chosen(student, batch), self._chosen(teacher, batch)).items():
+            yield layer, *self._captures(Layer(layer, student[layer]), Layer(source, teacher[source]), batch)
 
-    def _captures(self, student: Layer, teacher: Layer) -> tuple[Capture, Capture]:
+    def _captures(self, student: Layer, teacher: Layer, batch: Batch | None) -> tuple[Capture, Capture]:
         """Both captures of the block, if they fit."""
         s, t = comparable(student, teacher, by_depth=self.layers == "proportional")
         if s.heads > t.heads:
@@ -205,10 +212,12 @@ class SHD(LayerLoss):
                 f"SHD: the student has {s.heads} heads in {student.name}, the teacher only {t.heads} in "
                 f"{teacher.name}; heads can be merged, not split; any number: {alternatives(SHD, Needs.FEWER_HEADS)}"
             )
-        return (s, t) if self.block == "joint" else (s.over_image(), t.over_image())
+        if self.block == "joint":
+            return s, t
+        return over_image(student.name, s, batch), over_image(teacher.name, t, batch)
 
     def pair(self, student: Layer, teacher: Layer, batch: Batch | None) -> Term:
-        s, t = self._captures(student, teacher)
+        s, t = self._captures(student, teacher, batch)
         try:
             return self._divergence(student.name, s, t, batch)
         except UserError:
@@ -242,7 +251,7 @@ class SHD(LayerLoss):
             job, run = divergence_job(teacher, student, squeezed, *how)
             wanted = torch.is_grad_enabled() and any(x.requires_grad for x in (s.query, s.key, *_leaves(s)))
             job = replace(job, gradients=wanted, bias_needs_grad=s.bias is not None and s.bias.needs_grad())
-            logs = _logs(layer, squeezed)
+            logs = squeeze_logs(layer, squeezed)
             self._names[layer] = list(logs)
             return [*logs.values(), *gradients_of(job, run)]
 
@@ -282,7 +291,7 @@ class SHD(LayerLoss):
     ) -> None:
         teacher, student = self.checked(teacher, student)
         check_patterns(row_weight, self._chosen(student))
-        for layer, s, t in self._pairs(teacher, student):
+        for layer, s, t in self._pairs(teacher, student, batch):
             weight = rows_of(row_weight, layer, t, values=True) if batch is None else batch.row_weight(t.shape[2])
             self.squeezer.add(layer, t, s.heads, weight)
 
@@ -298,17 +307,3 @@ class SHD(LayerLoss):
 
 def _leaves(capture: Capture) -> tuple[Tensor, ...]:
     return () if capture.bias is None else capture.bias.leaves
-
-
-def _logs(layer: str, squeezed: Squeeze) -> dict[str, Tensor]:
-    """Means over the samples, by one reduction: alpha, in all and by merge, how often it was clamped, the residual."""
-    known = {f"alpha/{layer}": squeezed.alpha, "clamped": squeezed.clamped, "residual": squeezed.residual}
-    parts = {name: part for name, part in known.items() if part is not None and part.numel()}
-    logs: dict[str, Tensor] = {}
-    if parts:
-        means = torch.cat([*parts.values()], 1).mean(0).split([part.shape[1] for part in parts.values()])
-        for name, mean in zip(parts, means):
-            logs[name] = mean.mean()
-            if name.startswith("alpha/"):
-                logs |= {f"{name}/{merge}": one for merge, one in zip(merge_names(squeezed.plan), mean.unbind())}
-    return logs

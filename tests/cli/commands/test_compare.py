@@ -203,6 +203,11 @@ def test_a_run_folder_stands_for_its_newest_result(two, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"holds no results; make some first: dit-shd sample .*empty count=1000"):
         compared([runs[0], str(tmp_path / "empty")], tmp_path)
+    (tmp_path / "empty" / "config.yaml").write_text("task: {name: text_to_image}")
+    with pytest.raises(
+        UserError, match=r"sample .*empty prompts=prompts\.txt out=.*empty/samples\.npz and .* evaluate .*/"
+    ):
+        compared([runs[0], str(tmp_path / "empty")], tmp_path)
 
 
 @pytest.mark.parametrize("moved", [False, True])
