@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from dit_shd.core.launcher import is_first_process
 from dit_shd.core.errors import UserError, error_line
 from dit_shd.core.installation import require
 from dit_shd.core.json_files import read_object
+from dit_shd.core.launcher import is_first_process
 from dit_shd.core.places import Asset, HubName, find
 from dit_shd.core.pretrained import PIPELINE, asset
 from dit_shd.data.autoencoder import check_pipeline

@@ -69,5 +69,8 @@ def _marked(png: bytes, sha256: str) -> bytes:
 
 
 def _mark(png: bytes) -> str:
-    """The hash in a PNG; empty for none."""
-    return Image.open(BytesIO(png)).info.get(KEY, "")
+    """The hash in a PNG; empty for none, and for what is no PNG (a pointer of Git LFS)."""
+    try:
+        return Image.open(BytesIO(png)).info.get(KEY, "")
+    except OSError:
+        return ""

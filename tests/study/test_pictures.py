@@ -31,6 +31,16 @@ def test_the_page_has_no_pictures_of_other_settings(study, tmp_path):
     assert shown(3) is None and shown(2) == grids[0]
 
 
+def test_what_is_no_picture_is_drawn_anew(study, tmp_path):
+    """A pointer of Git LFS, an empty file of a full disk."""
+    run(study({"cell": 0}))
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples" / "output.png").write_text("version https://git-lfs.github.com/spec/v1")
+    runner = Runner(study({"cell": 0}), print)
+    grids = sample_grids(runner.progress(), tmp_path / "samples", runner.place)
+    assert grids["output"].startswith(b"\x89PNG")
+
+
 def test_a_picture_of_an_earlier_version_is_of_the_one_study_that_there_was(study, tmp_path):
     run(study({"cell": 0}))
     (tmp_path / "samples").mkdir()

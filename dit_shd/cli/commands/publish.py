@@ -61,7 +61,8 @@ FILES = {
 """The other files of a model, its tokenizer and where it is from. Commands write more JSON into such a folder."""
 WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
 """Ends of the files of weights, of which an earlier upload may have had others."""
-LOCAL = re.compile(r"(?<![\w:/.~<])~?/(?:[^\s/'\"`,;()]+/)+([^\s/'\"`,;()]+)/?")
+NAME = r"[^\s/'\"`,;:()\[\]{}|<>]+"
+LOCAL = re.compile(rf"(?<![\w:/.~<])~?/(?:{NAME}/)+({NAME})/?")
 """A path of several folders that begins at the root or at home; its last name is what others are told."""
 SAMPLED = {"in_channels", "sample_size", "num_classes"}
 """Keys of the config of a model that draws by class."""

@@ -129,16 +129,21 @@ def test_what_is_not_the_models_stays_here(calls, student, capsys):
 
 
 def test_where_data_and_teacher_lie_stays_here(monkeypatch, student, tmp_path, capsys):
-    config = "run: ~/runs/new/\ndata: {path: /home/me/my pictures/lat}\nteacher: /scratch/me/teacher\nsteps: 100/200"
-    url = "https://arxiv.org/abs/2502.07436"
-    (student / "README.md").write_text(f"---\nlicense: mit\n---\n{url}\n`runs/here/x` and /or\n{config}\n")
+    lines = {
+        "https://arxiv.org/abs/2502.07436": "https://arxiv.org/abs/2502.07436",
+        "`runs/here/x` and /or, steps: 100/200": "`runs/here/x` and /or, steps: 100/200",
+        "run: ~/runs/new/": "run: new",
+        "data: {path: /home/me/my pictures/lat}": "data: {path: my pictures/lat}",
+        "teachers: {a: /home/me/a/, b: /scratch/me/b/}": "teachers: {a: a, b: b}",
+        "extra: [/home/me/a/, ~/b/c/d]": "extra: [a, d]",
+    }
+    (student / "README.md").write_text("\n".join(["---\nlicense: mit\n---", *lines]))
     monkeypatch.setenv("HF_TOKEN", "hf_of_this_test")
     with local_hub(monkeypatch, str(tmp_path / "cache")) as hub:
         assert main(["publish", str(student), "me/digits"]) == 0
         files = hub.repositories["me/digits"]
-    said = "run: new\ndata: {path: my pictures/lat}\nteacher: teacher\nsteps: 100/200"
-    assert files["README.md"].decode() == f"---\nlicense: mit\n---\n{url}\n`runs/here/x` and /or\n{said}\n"
-    assert "/scratch/me/teacher" in (student / "README.md").read_text()
+    assert files["README.md"].decode().splitlines()[3:] == [*lines.values()]
+    assert "/scratch/me/b" in (student / "README.md").read_text()
     assert {"config.json", "diffusion_pytorch_model.safetensors"} < set(files)
 
 
