@@ -63,7 +63,7 @@ class EncodeConfig:
     )
     follow_links: bool = option(False, "follow links that lead out of the folder of images")
     batch_size: int = option(32, "images in one forward of the autoencoder", range=(1, 65536))
-    shard_size: int = option(1024, "images in one shard: what a kill costs at most", range=(1, 1e6))
+    shard_size: int = option(1024, "images in one shard: what a kill costs at most", range=(1, 2**20))
     workers: int = option(4, "threads of each process that decode images", range=(1, 1024))
 
     def check(self) -> None:

@@ -1,14 +1,16 @@
 """A teacher's forward whose layers go to the losses one by one."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import ExitStack, suppress
 from copy import copy
+from functools import partial
 from typing import Any
 from weakref import ref
 
 import torch
 from torch import nn
 
+from dit_shd.attention.recording import discovery
 from dit_shd.attention.recording.sharded import KeptWeights
 from dit_shd.core.dtensor import is_sharded
 from dit_shd.core.rng import kept_generators
@@ -21,12 +23,14 @@ from dit_shd.models.compilation import is_compiled
 from dit_shd.models.offload import is_offloaded
 from dit_shd.tasks import Batch, Output, Task
 
+OF_ATTENTION = frozenset({Reads.ATTENTION, Reads.ATTENTION_OUTPUT})
+
 
 class TeacherStream:
     """Runs one teacher, pass by pass, and remembers the order of its layers.
 
-    With the order the layers go to every LayerLoss as they run, and none is held; before the first call of a pass a
-    forward of one sample shows it. All are held for a loss that reads all layers at once.
+    With the order the layers go to every LayerLoss as they run, and none is held; before the first call of a pass
+    another forward of the batch shows it. All are held for a loss that reads all layers at once.
 
     Args:
         stop_early: Let the teacher stop after the last layer that losses read, if none reads its output.
@@ -90,7 +94,7 @@ class TeacherStream:
         }
 
     def _look(self, task: Task[Any], teacher: nn.Module, batch: Batch, losses: Mapping[str, Loss]) -> None:
-        """See the order of the layers that losses of pairs read, on one sample or what blocks are compiled for."""
+        """See the order of the layers that losses of pairs read."""
         unknown = {
             loss.kind
             for loss in losses.values()
@@ -98,16 +102,14 @@ class TeacherStream:
         }
         if not unknown:
             return
-        names: dict[Reads, list[str]] = {kind: [] for kind in unknown}
-        if not any(map(is_compiled, blocks(teacher))):
-            task = copy(task)  # an example is of the teacher's shape, and a task notes what it is asked for
-            samples = task.example(teacher, 1, batch.indices.device) or ()
-            batch = next((one for one in samples if one.pass_name == batch.pass_name), batch)
-        with ExitStack() as stack, torch.no_grad(), kept_generators(batch.indices.device):
-            named = named_attention(losses.values(), "teacher", teacher)
-            read = frozenset(unknown)
-            record(stack, task, teacher, batch, read, lambda kind, layer: names[kind].append(layer.name), None, named)
-            task.predict(teacher, batch)
+        names: dict[Reads, list[str]] = {}
+        for asked, like in [*_first_seen(task, teacher, batch, unknown), (task, batch)]:
+            names = {kind: [] for kind in unknown}
+            with ExitStack() as stack, torch.no_grad(), kept_generators(batch.indices.device):
+                named = named_attention(losses.values(), "teacher", teacher)
+                note = partial(_note, names)
+                record(stack, asked, teacher, like, frozenset(unknown), note, None, named)
+                asked.predict(teacher, like)
         self._orders |= {(batch.pass_name, kind): layers for kind, layers in names.items()}
         if Reads.ATTENTION in names:
             check_named(losses.values(), "teacher", teacher, names[Reads.ATTENTION])
@@ -119,6 +121,24 @@ class TeacherStream:
             for name, loss in losses.items()
             if isinstance(loss, LayerLoss)
         }
+
+
+def _first_seen(
+    task: Task[Any], teacher: nn.Module, batch: Batch, kinds: Set[Reads]
+) -> Iterator[tuple[Task[Any], Batch]]:
+    """One sample, for a model of another package: where its attention is found, all of a forward's layers are held.
+
+    A task notes what an example is asked of it for, so it is a copy's. Compiled blocks would be compiled for its size.
+    """
+    if not kinds & OF_ATTENTION or discovery.own_layers(teacher) or any(map(is_compiled, blocks(teacher))):
+        return
+    task = copy(task)
+    samples = task.example(teacher, 1, batch.indices.device) or ()
+    yield from ((task, one) for one in samples if one.pass_name == batch.pass_name)
+
+
+def _note(names: Mapping[Reads, list[str]], kind: Reads, layer: Layer) -> None:
+    names[kind].append(layer.name)
 
 
 class _TeacherDoneError(Exception):

@@ -37,7 +37,7 @@ def known_peak(device: torch.device, precision: str = "bf16") -> float | None:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be allocated: on the GPU, or of main memory as the system, a container or a job counts."""
+    """Bytes that can still be allocated: on the GPU, or of main memory as the system or a container counts it."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:

@@ -1,5 +1,7 @@
 """torch.compile for training."""
 
+from functools import cache
+
 import torch
 from torch import nn
 
@@ -31,6 +33,7 @@ def compile_blocks(*models: nn.Module, backend: Backend = "inductor") -> None:
         compilation.compile_blocks(model, backend)
 
 
+@cache
 def check_compiler(key: str, remedy: str, backend: Backend = "inductor") -> None:
     """Refuse what is compiled on a machine where nothing can be.
 

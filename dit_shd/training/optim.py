@@ -11,6 +11,7 @@ from torch import nn
 
 from dit_shd.core.config import option
 from dit_shd.core.installation import require
+from dit_shd.training.compilation import check_compiler
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def build(config: OptimizerConfig, named: Iterable[tuple[str, nn.Parameter]]) ->
         named: Parameters to be trained, and their names.
 
     Raises:
-        UserError: The package torchao is wanted, and not installed.
+        UserError: The package torchao, or a compiler, is wanted, and not installed.
     """
     groups = _groups(config, list(named))
     common = dict(lr=config.lr, eps=config.eps, weight_decay=config.weight_decay)
@@ -67,6 +68,7 @@ def build(config: OptimizerConfig, named: Iterable[tuple[str, nn.Parameter]]) ->
         return Adan(groups, **common)  # type: ignore[arg-type]
     if config.name == "adamw8bit":
         require(("torchao",), "lowbit", "optimizer.name=adamw8bit")
+        check_compiler("optimizer.name=adamw8bit", "install a C++ compiler, or take adamw")  # its step is compiled
         from torchao.optim import AdamW8bit
 
         return AdamW8bit(groups, **common)  # type: ignore[arg-type]

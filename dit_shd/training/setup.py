@@ -32,7 +32,7 @@ from dit_shd.tasks import TASKS
 from dit_shd.training import calibration_file, checks, fsdp, inputs, optim
 from dit_shd.training.accelerator import make_accelerator
 from dit_shd.training.batches import CALIBRATION_IMAGES, Batches
-from dit_shd.training.compilation import check_compiler, compile_blocks
+from dit_shd.training.compilation import compile_blocks
 from dit_shd.training.config import TrainConfig, completed, may_change, resolved, sized
 from dit_shd.training.ema import EMA
 from dit_shd.training.first_sample import first_sample
@@ -293,8 +293,6 @@ def prepare(config: TrainConfig, distiller: Distiller, accelerator: "Accelerator
     Returns:
         The module to call (wrapped in DDP where there are several processes), and the state that a checkpoint holds.
     """
-    if config.optimizer.name == "adamw8bit":  # torchao compiles its step
-        check_compiler("optimizer.name=adamw8bit", "install a C++ compiler, or take adamw")
     prepared: nn.Module = distiller
     if config.sharding == "fsdp2":
         fsdp.shard(distiller, distiller.student, accelerator.device, frozen=False)

@@ -103,7 +103,7 @@ def test_a_teacher_runs_once_in_a_pass_that_reads_it(student, teachers, batch):
     losses = [SHD(), Output(passes=("plain",)), of(SHD(), "deep"), of(Output(passes=("masked",)), "deep")]
     distiller = Distiller(TASK, student, losses)
     distiller(batch, teachers)
-    assert sorted(asked) == ["deep", "deep", "wide", "wide"], "first on one sample"
+    assert sorted(asked) == ["deep", "deep", "wide", "wide"], "first for the order of its layers"
     asked.clear()
     distiller(batch, teachers)
     assert sorted(asked) == ["deep", "wide"]
@@ -120,7 +120,7 @@ def test_a_teacher_stops_by_itself(student, teachers, batch):
         teacher.final_layer.register_forward_hook(lambda *_, name=name: ended.append(name))
     layers = {"en_inblocks.0.attn": "en_inblocks.0.attn"}
     distiller = Distiller(TASK, student, [SHD(layers=layers), of(SHD(layers=layers), "deep"), of(Output(), "deep")])
-    for expected in (["wide", "deep", "deep"], ["deep"]):  # first on one sample
+    for expected in (["wide", "deep", "deep"], ["deep"]):  # first for the order of layers
         ended.clear()
         distiller(batch, teachers)
         assert ended == expected

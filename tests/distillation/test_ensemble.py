@@ -42,7 +42,7 @@ def test_it_learns_from_the_mean_and_every_teacher_runs_once(teachers):
     prediction = task.predict(student, batch).prediction
     want = (prediction - sum(predictions) / 2).square().flatten(1).mean(1).mean()
     runs.clear()
-    for asked in (["deep", "deep", "wide"], ["deep", "wide"]):  # first on one sample
+    for asked in (["deep", "deep", "wide"], ["deep", "wide"]):  # first for the order of layers
         terms, logs = both.terms(batch, teachers)
         torch.testing.assert_close(terms["output"], want)
         assert sorted(runs) == asked and set(logs) >= {"output", "shd"}

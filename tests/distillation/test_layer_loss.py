@@ -104,7 +104,7 @@ def test_hidden_states_are_taught_pair_by_pair(pair):
 
 
 def test_hidden_states_are_settled_as_the_teacher_runs(pair):
-    """Each pair right after its teacher's block, and no output of a block is held; one sample shows the order first."""
+    """Each pair right after its teacher's block, and no output of a block is held; a forward shows the order first."""
     import weakref
 
     teacher, student = pair

@@ -211,7 +211,7 @@ def test_the_samples_of_a_layer_have_one_plan_whatever_their_number():
 
 
 def test_the_teacher_is_consumed_layer_by_layer():
-    """Nothing of the teacher is held, also in the first call, which one sample shows the order of its layers."""
+    """Nothing of the teacher is held, also in the first call, before which another forward shows their order."""
     import weakref
 
     from dit_shd.attention.recording.attach import capture as record
