@@ -98,7 +98,7 @@ def counts(layer: Layer, bias: str = "none") -> list[Count]:
     pairs, dtype = b * n * n, torch.bfloat16
     x, row = b * n * d * LOW, b * n * FLOAT  # one head's tokens; one number of each of its rows
     values, sums = Blocks.of_values(d, d, k, dtype, bias), Blocks.of_values(d, d, 0, dtype, bias)
-    rows, keys = of_rows(d, d, dtype, "kl", bias), of_keys(d, d, dtype, bias)
+    rows, keys = of_rows(d, d, dtype, "kl", bias), of_keys(d, d, dtype, bias, k)
     found = [
         Count(
             "attend_values", b * h * _blocks(n, values.rows), h * pairs * (1 + k) * d, h * pairs,

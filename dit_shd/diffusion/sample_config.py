@@ -43,7 +43,7 @@ class SampleConfig:
         "of noise: ddpm (ancestral), ddim (eta 0), or diffusers' DPM-Solver++; of velocity: euler or heun; auto: the "
         "first that fits the model",
     )
-    guidance: float = option(3.8, "classifier-free guidance scale; 1 for none", range=(0, 1e6), heading="Guidance")
+    guidance: float = option(3.8, "classifier-free guidance scale; 1 for none", range=(0, 1e38), heading="Guidance")
     guidance_schedule: Literal["power-cosine", "constant"] = option(
         "power-cosine", "MDT's ramp, or the scale throughout"
     )

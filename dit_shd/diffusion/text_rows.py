@@ -25,6 +25,9 @@ class TextRows:
     text_keys: bool = False
     """Whether the image's queries have keys of text, before those of the image, and text has no rows."""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text_alone", tuple(self.text_alone))  # a list, once it was written into a file
+
     def is_text(self, layer: str) -> bool:
         """Whether a layer is of text alone."""
         return any(fnmatchcase(layer, pattern) for pattern in self.text_alone)

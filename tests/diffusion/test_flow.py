@@ -73,7 +73,7 @@ def test_the_shift_goes_with_the_side():
     ("key", "value"), [("std", 0.0), ("scale", 1.76), ("shift", 0.0), ("base_side", 0), ("mean", 99)]
 )
 def test_a_density_out_of_range_is_refused(key, value):
-    with pytest.raises(UserError, match=rf"^task\.timestep_density\.{key}: wanted a number from .* found {value}"):
+    with pytest.raises(UserError, match=rf"^task\.timestep_density\.{key}: wanted .* found {value}"):
         density(**{key: value}).check("task.timestep_density.")
 
 

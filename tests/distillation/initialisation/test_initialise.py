@@ -416,7 +416,7 @@ def test_two_processes_begin_with_the_same(by_two):
             {"initialisation": {"weights": "teacher", "layers": {"de_blocks.9.attn": "de_blocks.0.attn"}}},
             "no layer 'de_blocks.9.attn'",
         ),
-        ({"initialisation": {"weights": "teacher", "calibration": -1}}, "initialisation.calibration: wanted a number"),
+        ({"initialisation": {"weights": "teacher", "calibration": -1}}, "initialisation.calibration: wanted 0 or more"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_written(values, changes, message):
