@@ -20,7 +20,7 @@ from dit_shd.core.plugins import Plugin
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.losses import LOSSES, Loss, Term
 from dit_shd.distillation.losses.shd import SHD
-from dit_shd.training.compilation import ONCE, compile_blocks
+from dit_shd.training.compilation import ONCE, check_compiler, compile_blocks
 from dit_shd.training.config import TrainConfig, resolved
 from dit_shd.training.gradient_norms import gradient_norms
 from dit_shd.training.trainer import Trainer
@@ -366,6 +366,7 @@ def test_without_a_compiler_compile_is_one_line(values, monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("no C++ compiler\nwas found")
 
+    check_compiler.cache_clear()  # of a test in which it worked
     monkeypatch.setattr(torch, "compile", broken)
     with pytest.raises(UserError, match=r"^compile: torch.compile does not work here \(no C\+\+ compiler was found\)"):
         run({**values, "compile": True})
