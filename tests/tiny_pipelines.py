@@ -611,6 +611,8 @@ HALF = {
     "prx": {"depth": 1},
 }
 """Of some, by kind: keys of the transformer's config for every second block."""
+LIKE_FLUX = tuple(kind for kind in LATER if kind not in HALF)
+"""Those of them whose config and call are FLUX's; the others have tests of their own in tests/diffusion/adapters."""
 OTHERS = {"flux2_dev": here(flux2_dev)}
 """Other pipelines of the same adapters."""
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_pipelines import LATER, write_pipeline
+from tiny_pipelines import LIKE_FLUX, write_pipeline
 
 from dit_shd.analysis import inspect_prompt as inspect_prompt_module
 from dit_shd.analysis.inspect import InspectConfig
@@ -23,11 +23,12 @@ from dit_shd.diffusion.assembly import assemble
 from dit_shd.diffusion.prompt_generation import draw
 
 PROMPT = "two thin seven"
-CALLS = {"sd3": 7.0, "flux": 3.5, "pixart": 4.5, **dict.fromkeys(LATER, 1.0)}
+CALLS = {"sd3": 7.0, "flux": 3.5, "pixart": 4.5, **dict.fromkeys(LIKE_FLUX, 1.0)}
 
 
 @pytest.fixture(
-    scope="module", params=["sd3", "flux", "pixart", *(pytest.param(kind, marks=pytest.mark.slow) for kind in LATER)]
+    scope="module",
+    params=["sd3", "flux", "pixart", *(pytest.param(kind, marks=pytest.mark.slow) for kind in LIKE_FLUX)],
 )
 def pipeline(request, tmp_path_factory):
     return request.param, write_pipeline(request.param, tmp_path_factory.mktemp("p") / "pipeline")

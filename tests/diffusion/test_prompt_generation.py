@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from prompt_students import PROMPTS, prompt_file, prompt_student
-from tiny_pipelines import KINDS, LATER, OTHERS, write_pipeline
+from tiny_pipelines import KINDS, LIKE_FLUX, OTHERS, write_pipeline
 
 from dit_shd.cli.program import main
 from dit_shd.core.config import make
@@ -67,7 +67,7 @@ def test_images_are_those_of_the_pipeline_itself(student, pipeline, prompts, tmp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["flux", *LATER])
+@pytest.mark.parametrize("kind", ["flux", *LIKE_FLUX])
 def test_images_are_those_of_the_pipeline_itself_of_other_kinds(kind, prompts, tmp_path):
     place = write_pipeline(kind, tmp_path / "pipeline")
     size = {"height": 16, "width": 24} | ({} if kind == "longcat_image" else {"max_sequence_length": 24})

@@ -12,7 +12,7 @@ import pytest
 import torch
 from encoded_text import CAPTIONS, encode
 from safetensors.torch import load_file, save_file
-from tiny_pipelines import HALF, KINDS, LATER, OTHERS, WITH_SLOW, flux, write_pipeline
+from tiny_pipelines import HALF, KINDS, LIKE_FLUX, OTHERS, WITH_SLOW, flux, write_pipeline
 
 from dit_shd.core import plugins, rng
 from dit_shd.core.config import make
@@ -148,7 +148,7 @@ def test_captions_are_matched_with_their_images(kind, made):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [kind for kind in ("flux", *LATER) if kind not in HALF], indirect=True)
+@pytest.mark.parametrize("kind", ["flux", *LIKE_FLUX], indirect=True)
 def test_half_the_blocks_of_a_teacher_learn_the_same_in_micro_batches(kind, made, tmp_path):
     """Whole blocks of the teacher's, and low-rank adapters on them."""
     changes = {"student": {"like": "teacher", "num_single_layers": 1}, "task": "text_to_image", "steps": 2}
