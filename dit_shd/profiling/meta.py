@@ -41,7 +41,7 @@ PRODUCTS: set[Callable[..., Tensor]] = {
     Tensor.__matmul__,
 }
 """The functions that autocast runs in low precision, as far as these models use them."""
-SUMS: set[Callable[..., Tensor]] = {
+IN_FLOAT32: set[Callable[..., Tensor]] = {
     *(F.cross_entropy, F.nll_loss, F.kl_div, F.mse_loss),
     *(F.softmax, torch.softmax, Tensor.softmax, F.log_softmax, torch.log_softmax, Tensor.log_softmax),
 }
@@ -162,7 +162,7 @@ class _Kernels(TorchFunctionMode):
             return _fused(*self._lowered_all(args[:3]), *args[3:], **self._lowered_all(kwargs))
         if func in PRODUCTS:
             args, kwargs = self._lowered_all(args), self._lowered_all(kwargs)
-        if func in SUMS and self.low is not None:
+        if func in IN_FLOAT32 and self.low is not None:
             args, kwargs = self._raised_all(args), self._raised_all(kwargs)
         return func(*args, **kwargs)
 

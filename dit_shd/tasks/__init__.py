@@ -273,7 +273,7 @@ class Task(ABC, Generic[B]):
 
     @abstractmethod
     def example(self, model: nn.Module, images: int, device: torch.device) -> Sequence[B]:
-        """Passes of a step for a model's shape, for counting and timing: values mean nothing, sizes are the mean's."""
+        """Passes of a step for a model's shape, to count, time and look at it: values mean nothing, sizes are means."""
 
     def tokens_seen(self, model: nn.Module, batch: B) -> int:
         """Tokens of a sample of a batch in the first layers of a model; 0 where the number means nothing."""

@@ -61,8 +61,8 @@ FILES = {
 """The other files of a model, its tokenizer and where it is from. Commands write more JSON into such a folder."""
 WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
 """Ends of the files of weights, of which an earlier upload may have had others."""
-NAME = r"[^\s/'\"`,;:()\[\]{}|<>]+"
-LOCAL = re.compile(rf"(?<![\w:/.~<])~?/(?:{NAME}/)+({NAME})/?")
+_NAME = r"[^\s/'\"`,;:()\[\]{}|<>]+"
+LOCAL = re.compile(rf"(?<![\w:/.~<])~?/(?:{_NAME}/)+({_NAME})/?")
 """A path of several folders that begins at the root or at home; its last name is what others are told."""
 SAMPLED = {"in_channels", "sample_size", "num_classes"}
 """Keys of the config of a model that draws by class."""
@@ -195,12 +195,10 @@ def _for_others(
         return
     with tempfile.TemporaryDirectory() as name:
         part = Path(name)
-        for file in files:
+        for file in set(files) - ({"README.md"} if public is None else {"README.md", PIPELINE}):
             (part / file).symlink_to((folder / file).resolve())
-        (part / "README.md").unlink()
         (part / "README.md").write_text(card, encoding="utf-8")
         if public is not None:
-            (part / PIPELINE).unlink()
             public.write(part)
         yield part
 
