@@ -41,10 +41,10 @@ SIDES = {
 TASK = Diffusion(label_dropout=0.0, mask_ratio=None, min_snr_gamma=None)
 
 
-def held_out(count: int = 500) -> NoisyBatch:
-    """The validation digits, each at a timestep of its own."""
+def held_out(model: torch.nn.Module, count: int = 500) -> NoisyBatch:
+    """The validation digits, each at a timestep of its own, for models like this one."""
     data = DATASETS.build(Plugin("digits", {"split": "validation"}))
-    TASK.use(data, torch.nn.Identity())
+    TASK.use(data, model)
     return TASK.draw(Draws(2026, 0, range(count), count))[0]
 
 
@@ -82,12 +82,13 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     print(header(), f"{args.threads} thread(s)", flush=True)
 
-    batch = held_out()
     config = make(TrainConfig, read_yaml(Path(__file__).parents[1] / "configs" / "digits_shd.yaml"))
     optimizer = config.optimizer if args.lr is None else replace(config.optimizer, lr=args.lr)
     config = replace(config, steps=args.steps, optimizer=optimizer, checkpoint_every=args.steps)
     at = [number for number in (0, 10, 30, 60, 100, 150, 200, 300, 600) if number < args.steps] + [args.steps]
-    print(f"teacher: {noise_loss(loading.load(config.teacher or '').eval(), batch):.4f}; steps {at}", flush=True)
+    teacher = loading.load(config.teacher or "").eval()
+    batch = held_out(teacher)
+    print(f"teacher: {noise_loss(teacher, batch):.4f}; steps {at}", flush=True)
     curves: dict[str, list[list[float]]] = {side: [] for side in args.sides}
     for seed in range(args.seeds):
         for side, found in curves.items():
