@@ -26,6 +26,15 @@ class HeadMaps:
     share: Tensor
     """Shares of the teacher heads in the map of each student head [g,h]."""
 
+    def idle(self) -> Tensor:
+        """Whether each of the features [3 g d'] of queries, keys and values is beyond the rank of its group.
+
+        Such queries and values stay random: their keys, and the rows of S for their values, are zero, so that they do
+        not change the output; if all were zero, they would get no gradient.
+        """
+        query, value = ((c == 0).all(1) for c in (self.query, self.value))
+        return torch.cat([query, torch.zeros_like(query), value])
+
 
 def squeezed_scores(query: Tensor, key: Tensor, weight: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """The best scores of d' features for sum_h w_h q_h . k_h, in mean square over independent queries and keys.

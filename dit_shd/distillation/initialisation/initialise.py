@@ -106,7 +106,7 @@ def initialise(
         selection = _selection(student, teacher, options, shd, weights)
         plan = selection.run()
         if selection.narrowed:
-            refit(selection, task.predict, batches)
+            refit(student, teacher, selection.cut_maps(), task.predict, batches)
         return plan
     _comparable(student, teacher)
     layers = _layers(student, teacher, options, shd)

@@ -5,9 +5,11 @@ spaced ones, so that tables of sines keep their frequencies; one head of each gr
 the largest weights. Uses the weights alone; refit.py then fits the maps to what they read.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +18,15 @@ from dit_shd.core.errors import UserError
 from dit_shd.distillation.initialisation.axes import STREAM, Axes, Axis, Space, axes
 from dit_shd.distillation.initialisation.depth import source_of
 from dit_shd.distillation.initialisation.folding import folded
+from dit_shd.distillation.initialisation.layouts import is_map
 from dit_shd.distillation.initialisation.plan import Heads, InitialisationPlan
+from dit_shd.distillation.initialisation.refit import CutMap, Weights
 from dit_shd.models.quantization import dequantised
 from dit_shd.squeezing.plans import Plan, contiguous
 from dit_shd.squeezing.squeezer import Squeezer
+
+EXPERTS = "experts"
+"""A list of networks of which each is given some tokens."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,30 @@ class Selection:
         channels = {n: kept.tolist() for n, kept in self.kept.items() if self.axes[n].kind in (STREAM, "hidden")}
         widths = {name: space.teacher for name, space in self.axes.spaces.items()}
         return InitialisationPlan(self.layers, self.heads, channels, widths)
+
+    def cut_maps(self) -> dict[str, CutMap]:
+        """The student's linear maps that read less than their teacher's and can be refitted.
+
+        A head that is the embedding, too, is none of them: another reading of the last block is another embedding. Nor
+        is an expert's: a gate gives it other tokens than the teacher's.
+        """
+        uses = Counter(id(p) for _, p in self.student.named_parameters(remove_duplicate=False))
+        maps: dict[str, CutMap] = {}
+        for name, module in self.student.named_modules():
+            weight: Any = module.weight if is_map(module) and EXPERTS not in name.split(".") else None
+            if weight is not None and uses[id(weight)] == 1 and self.axes.of[f"{name}.weight"][1]:
+                maps[name] = CutMap(source_of(f"{name}.", self.layers)[:-1], partial(self._weights, name))
+        return maps
+
+    def _weights(self, name: str) -> Weights:
+        """The teacher's map that becomes a map of the student, its outputs selected."""
+        rows, columns = self.axes.of[f"{name}.weight"]
+        weight = self.source(f"{name}.weight")
+        start = torch.eye(weight.shape[1], dtype=torch.float64)[:, self.index(columns)]
+        if rows:
+            weight = weight.index_select(0, self.index(rows).to(weight.device))
+        module: Any = self.student.get_submodule(name)
+        return Weights(weight, None if module.bias is None else self.selected(f"{name}.bias"), start)
 
     def selected(self, name: str) -> Tensor:
         """The part of the teacher's tensor that becomes the student's tensor `name`, as that is kept."""

@@ -1,8 +1,8 @@
-"""From the teacher's weights to the student's: choose channels and heads, measure moments, compute weights."""
+"""From the teacher's weights to the student's: choose channels and heads, compute weights, refit them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from dit_shd.distillation.initialisation import structure
 from dit_shd.distillation.initialisation.heads import HeadMaps, squeezed_scores, squeezed_values
 from dit_shd.distillation.initialisation.importance import most_important
-from dit_shd.distillation.initialisation.moments import HeadMoments, student_moments, teacher_moments
+from dit_shd.distillation.initialisation.moments import HeadMoments, teacher_moments
 from dit_shd.distillation.initialisation.plan import Heads, InitialisationPlan
+from dit_shd.distillation.initialisation.refit import CutMap, Weights, fit, refit
 from dit_shd.distillation.initialisation.regression import Chosen, RegressionMoments
 from dit_shd.distillation.initialisation.structure import BIAS_TABLE, TABLES, LinearMap
 from dit_shd.models.quantization import dequantised
@@ -20,8 +21,6 @@ from dit_shd.models.shape import shape_of
 from dit_shd.squeezing.plans import Plan
 from dit_shd.squeezing.squeezer import Squeezer
 from dit_shd.tasks import Batch, Task
-
-Tensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,11 +62,14 @@ class Transfer:
         kept = {space: self._keep(space, count, inputs) for space, count in self.narrower.items()}
         heads = {block: self._heads(block, of_heads.get(block)) for block in layers}
         head_maps = {block: self._head_maps(block, heads[block], of_heads[block], kept) for block in self.squeezed}
-        refitted = [linear for linear in self.linear_maps if linear.reads in kept or _projects(linear, head_maps)]
-        moments: Mapping[str, RegressionMoments] = {}
-        if refitted:
-            moments = student_moments(predict, self.teacher, batches, refitted, kept, head_maps, layers)
-        self.student.load_state_dict({**self.student.state_dict(), **self._tensors(kept, head_maps, moments)})
+        self._copy_tables(kept, head_maps)
+        cut: dict[str, CutMap] = {}
+        for linear in self.linear_maps:
+            weights = partial(self._weights, linear, kept, head_maps.get(linear.block))
+            fit(self.student.get_submodule(linear.name), weights())
+            if weights().start is not None:
+                cut[linear.name] = CutMap(linear.source, weights)
+        refit(self.student, self.teacher, cut, predict, batches)
         channels = {space: list(chosen.index) for space, chosen in kept.items()}
         return InitialisationPlan(layers, heads, channels, self.widths)
 
@@ -99,7 +101,7 @@ class Transfer:
         return {block: plan for block, plan in self.groups.items() if d != d_student or not _is_identity(plan)}
 
     @cached_property
-    def teacher_tensors(self) -> Tensors:
+    def teacher_tensors(self) -> dict[str, Tensor]:
         """The teacher's tensors in float64."""
         state = self.teacher.state_dict() if self.weights is None else self.weights
         return {name: dequantised(tensor.detach()).cpu().double() for name, tensor in state.items()}
@@ -163,48 +165,40 @@ class Transfer:
         head_share = _spread(share[None], torch.tensor([i for i, _ in members]), len(out) // d)
         return *(_spread(row, features, len(out)) for row in rows), head_share
 
-    def _tensors(
-        self, kept: Mapping[str, Chosen], head_maps: Mapping[str, HeadMaps], moments: Mapping[str, RegressionMoments]
-    ) -> Tensors:
-        """The student's new tensors in float64."""
-        before, new = self.student.state_dict(), Tensors()
+    @torch.no_grad()
+    def _copy_tables(self, kept: Mapping[str, Chosen], head_maps: Mapping[str, HeadMaps]) -> None:
+        """Give the student its tables of positions, classes and biases."""
+        tensors = self.student.state_dict()
         for name, space in TABLES.items():
-            if name in before:
+            if name in tensors:
                 table = self.teacher_tensors[name]
-                new[name] = kept[space].of(table) if space in kept else table
-        for linear in self.linear_maps:
-            weight, bias = (self.teacher_tensors[f"{linear.source}.{kind}"] for kind in ("weight", "bias"))
-            heads = head_maps.get(linear.block)
-            start: Tensor | None = None
-            if linear.part == "attn.qkv" and heads is not None:
-                c = torch.block_diag(heads.query, heads.key, heads.value)
-                weight, bias = c @ weight, c @ bias
-            elif linear.writes in kept:
-                weight, bias = (kept[linear.writes].of(tensor, 0) for tensor in (weight, bias))
-            if linear.part == "attn.proj" and heads is not None:
-                start = heads.back
-            elif linear.reads in kept:
-                start = kept[linear.reads].back(weight.shape[1] // self.widths[linear.reads])
-            if start is not None:
-                weight, bias = moments[linear.name].regression(start).through(weight, bias)
-            if linear.part == "attn.qkv" and heads is not None:
-                weight = _fill_idle(weight, before[f"{linear.name}.weight"].cpu(), heads)
-            new[f"{linear.name}.weight"], new[f"{linear.name}.bias"] = weight, bias
+                tensors[name].copy_(kept[space].of(table) if space in kept else table)
         for block, source in self.layers.items():
-            if f"{block}.{BIAS_TABLE}" in before:
+            if f"{block}.{BIAS_TABLE}" in tensors:
                 table = self.teacher_tensors[f"{source}.{BIAS_TABLE}"]
-                new[f"{block}.{BIAS_TABLE}"] = table @ head_maps[block].share.t() if block in head_maps else table
-        return new
+                tensors[f"{block}.{BIAS_TABLE}"].copy_(
+                    table @ head_maps[block].share.t() if block in head_maps else table
+                )
+
+    def _weights(self, linear: LinearMap, kept: Mapping[str, Chosen], heads: HeadMaps | None) -> Weights:
+        """The teacher's map that becomes a map of the student, with the student's outputs."""
+        weight, bias = (self.teacher_tensors[f"{linear.source}.{kind}"] for kind in ("weight", "bias"))
+        start = idle = None
+        if linear.part == "attn.proj" and heads is not None:
+            start = heads.back
+        elif linear.reads in kept:
+            start = kept[linear.reads].back(weight.shape[1] // self.widths[linear.reads])
+        if linear.part == "attn.qkv" and heads is not None:
+            c = torch.block_diag(heads.query, heads.key, heads.value)
+            weight, bias, idle = c @ weight, c @ bias, heads.idle()
+        elif linear.writes in kept:
+            weight, bias = (kept[linear.writes].of(tensor, 0) for tensor in (weight, bias))
+        return Weights(weight, bias, start, idle)
 
 
 def head_width(model: nn.Module) -> int:
     """The width d of a model's heads."""
     return len(model.state_dict()["x_embedder.proj.bias"]) // shape_of(model).heads
-
-
-def _projects(linear: LinearMap, head_maps: Mapping[str, HeadMaps]) -> bool:
-    """Whether a map is the output projection of heads that are not copied."""
-    return linear.part == "attn.proj" and linear.block in head_maps
 
 
 def _is_identity(plan: Plan) -> bool:
@@ -214,14 +208,3 @@ def _is_identity(plan: Plan) -> bool:
 def _spread(rows: Tensor, features: Tensor, count: int) -> Tensor:
     """Rows over some features as rows over all."""
     return rows.new_zeros(len(rows), count).index_copy(1, features, rows)
-
-
-def _fill_idle(weight: Tensor, random: Tensor, maps: HeadMaps) -> Tensor:
-    """Weights with random queries and values for the features of a student head beyond its group's rank.
-
-    Their keys, and the rows of W^O for their values, are zero, so that they do not change the output; if all were zero,
-    they would get no gradient.
-    """
-    query, key, value = ((c == 0).all(1) for c in (maps.query, maps.key, maps.value))
-    idle = torch.cat([query, torch.zeros_like(key), value])
-    return torch.where(idle[:, None], random.double(), weight)
