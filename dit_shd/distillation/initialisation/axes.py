@@ -1,21 +1,15 @@
 """Which axes of a transformer's tensors hold the same channels: of any class, by shapes and where its heads stand.
 
-A narrower student has shorter axes than its teacher. Each is an axis of one of these spaces, or several copies of it:
-
-stream          the residual stream, and all that has its width: the input of attention
-LAYER.heads     the features of the query heads of an attention, in whole heads
-LAYER.keys      those of its key-value heads, where these are fewer
-MODULE.hidden   the hidden units of an MLP
-
-An axis of equal length in both models is copied whole. Copies of a space come one after the other; the hidden units
+A narrower student has shorter axes than its teacher, each of a space (spaces.py), or several copies of it. An axis of
+equal length in both models is copied whole. Copies of a space come one after the other; the hidden units
 of an MLP that runs beside an attention (FLUX's single blocks) come after its heads. Where the heads of an attention
 stand is a row of layouts.py. What is not explained is refused.
 """
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
@@ -23,58 +17,10 @@ from dit_shd.core.errors import UserError
 from dit_shd.distillation.initialisation.depth import check_heads, source_of
 from dit_shd.distillation.initialisation.folding import folded
 from dit_shd.distillation.initialisation.layouts import Layout, is_transposed, layout_of
+from dit_shd.distillation.initialisation.spaces import STREAM, Axes, Axis, Kind, Pair, Space
+from dit_shd.models.shape import differing_heads
 
-STREAM: Literal["stream"] = "stream"
 ADVICE = "use initialisation.weights=random"
-
-Pair = tuple[int, int]
-"""Lengths of an axis in the teacher and in the student."""
-Axis = tuple[tuple[str, int], ...]
-"""Spaces of an axis in their order, each with its number of copies; empty: equal in both models."""
-
-
-@dataclass(frozen=True)
-class Space:
-    """Channels that several tensors share, so that they are kept or cut together."""
-
-    module: str
-    """Of the student: an attention or an MLP; empty for the stream."""
-    kind: Literal["stream", "heads", "keys", "hidden"]
-    teacher: int
-    """Number of channels."""
-    student: int
-    unit: int = 1
-    """Neighbouring channels that stay together: the width of a head."""
-
-    @property
-    def name(self) -> str:
-        """Its key in Axes.spaces."""
-        return f"{self.module}.{self.kind}" if self.module else self.kind
-
-
-@dataclass(frozen=True)
-class Axes:
-    """The spaces of a student and its teacher, and where they stand in their tensors."""
-
-    spaces: dict[str, Space] = field(default_factory=dict)
-    of: dict[str, tuple[Axis, ...]] = field(default_factory=dict)
-    """Of each tensor of the student, by its name; of a map's weight the outputs first, however it is kept."""
-    values: frozenset[str] = frozenset()
-    """Weights of the maps to the values of heads; of one that is fused they are the last copy."""
-    transposed: frozenset[str] = frozenset()
-    """Weights that are kept as inputs by outputs."""
-
-    def __getitem__(self, space: str) -> Space:
-        return self.spaces[space]
-
-    def standing(self, space: Space, dim: int) -> Iterator[tuple[str, int, int]]:
-        """Weights of two axes or more that have a space on axis `dim`: their names, where it begins, its copies."""
-        for name, axes in self.of.items():
-            start = 0
-            for part, copies in axes[dim] if len(axes) > 1 else ():
-                if part == space.name:
-                    yield name, start, copies
-                start += self.spaces[part].teacher * copies
 
 
 def axes(student: nn.Module, teacher: nn.Module, layers: Mapping[str, str]) -> Axes:
@@ -109,7 +55,7 @@ class _Finder:
         self.values: set[str] = set()
 
     def find(self) -> Axes:
-        if all(t == s for pairs in self.pairs.values() for t, s in pairs):
+        if all(t == s for pairs in self.pairs.values() for t, s in pairs) and not self._mixes():
             check_heads(self.student, self.teacher, self.layers)
             of = {name: ((),) * len(pairs) for name, pairs in self.pairs.items()}
             return Axes({}, of, transposed=self.transposed)
@@ -129,6 +75,16 @@ class _Finder:
                 self._find_hidden(path, pairs[1])
         of = {name: self._of(name, pairs) for name, pairs in self.pairs.items()}
         return Axes(self.spaces, of, frozenset(self.values), self.transposed)
+
+    def _mixes(self) -> bool:
+        """Whether models of equal shapes have other heads, which can be mixed."""
+        differing = differing_heads(self.student, self.teacher, lambda name: source_of(f"{name}.", self.layers)[:-1])
+        if differing is None:
+            return False
+        path = differing[0].rpartition(" ")[2]
+        parts, module = self._inside(path), self.student.get_submodule(path)
+        layout = layout_of(module, parts)
+        return layout is not None and layout.mixes(module, parts)
 
     def _pairs(self) -> Iterator[tuple[str, list[Pair]]]:
         """The lengths of the axes of every tensor, by the student's names; of a map the outputs first."""
@@ -169,7 +125,7 @@ class _Finder:
 
     def _unknown(self, path: str, parts: list[str], layout: Layout) -> list[str]:
         """Those parts of an attention of which its layout says nothing, or that are of other sizes than it says."""
-        named = {*layout.firsts(parts), *layout.queries, *layout.keys, *layout.paired, *layout.out}
+        named = {*layout.firsts(parts), *layout.queries, *layout.keys, *layout.paired, *layout.out, *layout.tables}
         others = [part for part in parts if part not in named]
         if not layout.whole:
             return [name for name in others if any(t != s for t, s in self.maps.get(f"{path}.{name}", ()))]
@@ -190,13 +146,18 @@ class _Finder:
         readers = [f"{path}.{name}" for name in layout.out if f"{path}.{name}" in self.maps]
         queries, keys = self._lengths(path, layout, first, readers, models)
         widths = [layout.width_of(model, length) for model, length in zip(models, queries)]
-        if widths[0] != widths[1] or keys[0] % widths[0] or keys[1] % widths[1]:
+        mixable = layout.mixes(models[1], self._inside(path))
+        if (widths[0] != widths[1] and not mixable) or keys[0] % widths[0] or keys[1] % widths[1]:
             raise UserError(
                 f"initialisation: the heads of {path} are {widths[1]:g} wide in the student and {widths[0]:g} in the "
                 f"teacher; whole heads are kept, so that {layout.setting} must be the same"
             )
         unit = int(widths[0])
         query_axis = self._space(path, "heads", queries, unit)
+        heads = self.spaces[f"{path}.heads"]
+        self.spaces[heads.name] = heads = replace(heads, student_unit=int(widths[1]), mixable=mixable)
+        for name in (f"{path}.{table}" for table in layout.tables if f"{path}.{table}" in self.pairs):
+            self.known[name, 1] = self._space(path, "tables", heads.counts)
         key_axis = query_axis if keys == queries else self._space(path, "keys", keys, unit)
         for names, axis, pair in ((layout.queries, query_axis, queries), (layout.keys, key_axis, keys)):
             for name in (f"{path}.{name}" for name in names if f"{path}.{name}" in self.maps):
@@ -276,17 +237,17 @@ class _Finder:
                     writers = True
         return writers
 
-    def _space(self, module: str, kind: Literal["heads", "keys", "hidden"], pair: Pair, unit: int = 1) -> Axis:
+    def _space(self, module: str, kind: Kind, pair: Pair, unit: int = 1) -> Axis:
         """An axis of a new space."""
-        self.spaces[f"{module}.{kind}"] = Space(module, kind, *pair, unit)
+        self.spaces[f"{module}.{kind}"] = Space(module, kind, *pair, unit, unit)
         return ((f"{module}.{kind}", 1),)
 
     def _of(self, name: str, pairs: list[Pair]) -> tuple[Axis, ...]:
         """The axes of one tensor."""
-        module = name.rpartition(".")[0]
+        module = name.rpartition(".")[0] if name.endswith((".weight", ".bias")) else name
         axes: list[Axis] = []
         for dim, pair in enumerate(pairs):
-            axis = self.known.get((module, dim), ()) if name.endswith((".weight", ".bias")) else ()
+            axis = self.known.get((module, dim), ())
             if not axis and pair[0] != pair[1]:
                 axis = self._of_stream(name, dim, pairs)
             axes.append(axis)

@@ -14,8 +14,8 @@ from dit_shd.models.blocks import BESIDE, named_blocks
 from dit_shd.models.shape import differing_heads
 from dit_shd.models.students import LAYERS, OF_BLOCKS, OF_LAYERS
 
-BY_NUMBER = ("time_text_embed.mod_proj",)
-"""Buffers with a row for each number of a block's modulations: Chroma's."""
+ASIDE = ("sideblocks",)
+"""Lists of blocks beside those of a plain pass: the side interpolator of MDTv2, which only masked passes run."""
 
 
 def pairs(student: nn.Module, teacher: nn.Module, how: str | dict[str, str] | KeptPlan | None) -> dict[str, str]:
@@ -39,7 +39,19 @@ def pairs(student: nn.Module, teacher: nn.Module, how: str | dict[str, str] | Ke
         kept = {block: _kept(block, wanted, available, names, how) for block in named_blocks(student)}
         return with_beside(student, teacher, kept)
     rule: LayerMap = "sections" if how is None else how
-    return with_beside(student, teacher, layer_map(list(named_blocks(teacher)), list(named_blocks(student)), rule))
+    if isinstance(rule, Mapping):
+        named = {_block(student, name): _block(teacher, source) for name, source in rule.items()}
+        return with_beside(student, teacher, layer_map(list(named_blocks(teacher)), list(named_blocks(student)), named))
+    layers: dict[str, str] = {}
+    for aside in (False, True):
+        old, new = ([n for n in named_blocks(x) if (n.split(".")[0] in ASIDE) == aside] for x in (teacher, student))
+        layers |= layer_map(old, new, rule)
+    return with_beside(student, teacher, layers)
+
+
+def _block(model: nn.Module, layer: str) -> str:
+    """The block that a layer is in; the name itself where it is in none."""
+    return next((block for block in named_blocks(model) if f"{layer}.".startswith(f"{block}.")), layer)
 
 
 def with_beside(student: nn.Module, teacher: nn.Module, layers: Mapping[str, str]) -> dict[str, str]:
@@ -114,28 +126,6 @@ def pairs_of_layers(student: nn.Module, teacher: nn.Module, layers: Mapping[str,
         if block and source and _hold(_shapes(available, source), _shapes(wanted, block)):
             pairs.setdefault(block, source)
     return pairs
-
-
-def by_number(student: nn.Module, teacher: nn.Module) -> str | None:
-    """What is computed from the numbers of blocks, and so begins otherwise in a student of fewer; None: nothing is.
-
-    That is Chroma's table of modulations; tables of positions, too, may have other rows.
-
-    Args:
-        student: Perhaps without weights.
-        teacher: A model of its class, perhaps without weights, too.
-    """
-    weights, tables = student.state_dict(), dict(teacher.named_buffers())
-    for name, table in student.named_buffers():
-        other = tables.get(name)
-        if name not in BY_NUMBER or name in weights or other is None:
-            continue
-        if len(other) != len(table):
-            return (
-                f"{name} has {len(table)} rows in the student and {len(other)} in its teacher, by the numbers of "
-                "blocks: until it has learned, a block works with what is computed for another one of the teacher's"
-            )
-    return None
 
 
 def check(student: nn.Module, teacher: nn.Module, layers: Mapping[str, str]) -> None:

@@ -1,14 +1,20 @@
-"""The heads of a student layer from groups of teacher heads. Pure mathematics in float64.
+"""The heads of a student layer mixed from groups of teacher heads. Pure mathematics in float64.
 
 Queries, keys and values of a group's k heads, concatenated, are k d features; the d' features of a student head are
 linear maps of those: q' = C_q q, k' = C_k k, v' = C_v v. The inputs of the layer enter through second moments only.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+
+from dit_shd.distillation.initialisation.plan import Heads
+
+Moments = tuple[Tensor, Tensor, Tensor]
+"""E[q q^T], the covariance of the keys and that of the heads' outputs [h d, h d]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +32,19 @@ class HeadMaps:
     share: Tensor
     """Shares of the teacher heads in the map of each student head [g,h]."""
 
+    def of(self, tensor: Tensor, dim: int, is_table: bool) -> Tensor:
+        """What the student has of a teacher's tensor, in float64.
+
+        Args:
+            tensor: W or b of queries, keys and values [3 h d, ...]; W^O [e, h d]; or a table [..., h].
+            dim: The axis of the heads, 0 or 1.
+            is_table: Whether it has a column for each head.
+        """
+        x = tensor.double().cpu()
+        if dim == 0:
+            return torch.block_diag(self.query, self.key, self.value) @ x
+        return x @ (self.share.t() if is_table else self.back)
+
     def idle(self) -> Tensor:
         """Whether each of the features [3 g d'] of queries, keys and values is beyond the rank of its group.
 
@@ -34,6 +53,57 @@ class HeadMaps:
         """
         query, value = ((c == 0).all(1) for c in (self.query, self.value))
         return torch.cat([query, torch.zeros_like(query), value])
+
+
+def white_moments(weight: Tensor, bias: Tensor | None) -> Moments:
+    """Moments of a layer of white inputs and uniform attention.
+
+    Args:
+        weight: W of queries, keys and values [3 h d, e].
+        bias: Its bias [3 h d].
+    """
+    query, key, value = (w @ w.t() for w in weight.chunk(3))
+    mean = query.new_zeros(len(query)) if bias is None else bias.chunk(3)[0]
+    return query + mean[:, None] * mean, key, value
+
+
+def head_maps(heads: Heads, moments: Moments, out: Tensor, width: int, student_width: int) -> HeadMaps:
+    """The maps of a layer; heads that have no share are left out.
+
+    Args:
+        heads: The groups, and the shares in each.
+        moments: Of the teacher.
+        out: The rows of W^O [h d, e].
+        width: d.
+        student_width: d'.
+    """
+    rows = [_head(g, s, moments, out, width, student_width) for g, s in zip(heads.groups, heads.shares)]
+    query, key, value, back, share = map(torch.cat, zip(*rows))
+    return HeadMaps(query, key, value, back.t(), share)
+
+
+def _head(
+    group: Sequence[int], shares: Sequence[float], moments: Moments, out: Tensor, d: int, d_student: int
+) -> tuple[Tensor, ...]:
+    """The rows of one student head in C_q, C_k, C_v, S^T and the shares."""
+    members = [(i, s) for i, s in zip(group, shares) if s]
+    features = torch.tensor([i * d + j for i, _ in members for j in range(d)])
+    share = torch.tensor([s for _, s in members], dtype=torch.float64)
+    if len(members) == 1 and d == d_student:
+        rows = (torch.eye(d, dtype=torch.float64),) * 4
+    else:
+        query, key, value = (moment[features][:, features] for moment in moments)
+        c_q, c_k = squeezed_scores(query, key, share, d_student)
+        c_v, back = squeezed_values(value, out[features], d_student)
+        # each model divides its scores by the root of its own head width
+        rows = c_q * (d_student / d) ** 0.5, c_k, c_v, back.t()
+    head_share = _spread(share[None], torch.tensor([i for i, _ in members]), len(out) // d)
+    return *(_spread(row, features, len(out)) for row in rows), head_share
+
+
+def _spread(rows: Tensor, features: Tensor, count: int) -> Tensor:
+    """Rows over some features as rows over all."""
+    return rows.new_zeros(len(rows), count).index_copy(1, features, rows)
 
 
 def squeezed_scores(query: Tensor, key: Tensor, weight: Tensor, width: int) -> tuple[Tensor, Tensor]:

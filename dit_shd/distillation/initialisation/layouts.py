@@ -39,6 +39,11 @@ class Layout:
     """Whether a module with tensors beside these is another kind of attention; else they may have equal sizes."""
     classes: tuple[str, ...] = ()
     """PACKAGE.CLASS of the modules, where names do not say in which order heads lie; empty: any class."""
+    mixable: tuple[str, ...] = ()
+    """Those of them whose scores are queries times keys as the maps give them, by the root of the width of a head: the
+    features of heads can be mixed, where no norm is of them (mixes)."""
+    tables: tuple[str, ...] = ()
+    """Tensors with a column for each head."""
 
     def firsts(self, parts: Collection[str]) -> list[str]:
         """Those of the parts of a module that are the map to its queries."""
@@ -46,10 +51,13 @@ class Layout:
 
     def fits(self, module: nn.Module, parts: Collection[str]) -> bool:
         """Whether a module with these parts is written so."""
-        name = f"{type(module).__module__.partition('.')[0]}.{type(module).__name__}"
         sizes = [size for size in (self.heads, self.width, self.inner) if size]
         numbers = all(isinstance(getattr(module, size, None), int) for size in sizes)
-        return numbers and len(self.firsts(parts)) == 1 and (not self.classes or name in self.classes)
+        return numbers and len(self.firsts(parts)) == 1 and (not self.classes or _name(module) in self.classes)
+
+    def mixes(self, module: nn.Module, parts: Collection[str]) -> bool:
+        """Whether the features of the module's heads can be mixed into heads of another width, or several into one."""
+        return _name(module) in self.mixable and not any(part in parts for part in (*self.queries, *self.keys))
 
     def width_of(self, module: nn.Module, features: int) -> float:
         """The width of a head of a module whose query heads have that many features."""
@@ -104,6 +112,7 @@ GPT2 = Layout(
     width="head_dim",
     fused=True,
     classes=("transformers.GPT2Attention",),
+    mixable=("transformers.GPT2Attention",),
 )
 TIMM = Layout(
     first="qkv",
@@ -115,9 +124,24 @@ TIMM = Layout(
     heads="num_heads",
     fused=True,
     classes=("timm.Attention", "timm.AttentionRope"),
+    mixable=("timm.Attention",),
 )
 """ViT and DeiT; other classes of timm mix the heads of queries, keys and values in another order."""
-LAYOUTS = (DIFFUSERS, DIFFUSERS_FUSED, TRANSFORMERS, GPT2, TIMM)
+DIT_SHD = Layout(
+    first="qkv",
+    queries=(),
+    keys=(),
+    values=(),
+    out=("proj",),
+    setting="attention_head_dim",
+    heads="heads",
+    fused=True,
+    classes=("dit_shd.Attention", "dit_shd.BiasedAttention"),
+    mixable=("dit_shd.Attention", "dit_shd.BiasedAttention"),
+    tables=("rel_pos_bias.relative_position_bias_table",),
+)
+"""MDTv2 and DiT."""
+LAYOUTS = (DIFFUSERS, DIFFUSERS_FUSED, TRANSFORMERS, GPT2, TIMM, DIT_SHD)
 
 
 def layout_of(module: nn.Module, parts: Collection[str]) -> Layout | None:
@@ -128,6 +152,10 @@ def layout_of(module: nn.Module, parts: Collection[str]) -> Layout | None:
         parts: The names inside of it of what has tensors, without .weight and .bias.
     """
     return next((layout for layout in LAYOUTS if layout.fits(module, parts)), None)
+
+
+def _name(module: nn.Module) -> str:
+    return f"{type(module).__module__.partition('.')[0]}.{type(module).__name__}"
 
 
 def is_transposed(module: nn.Module) -> bool:

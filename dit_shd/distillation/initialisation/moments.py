@@ -1,10 +1,9 @@
-"""Moments of the inputs of the teacher's linear maps, and of its heads, on calibration batches.
+"""What a teacher's heads do on calibration batches: moments, and their weights in the squeeze.
 
 Hooks add each batch to running sums; no activation is kept.
 """
 
-from collections.abc import Callable, Generator, Iterable, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,16 +12,13 @@ from torch import Tensor, nn
 from dit_shd.attention.capture import Capture
 from dit_shd.attention.recording.attach import capture
 from dit_shd.attention.streamed import attend
+from dit_shd.distillation.initialisation.heads import Moments
+from dit_shd.distillation.initialisation.refit import Predict
 from dit_shd.distillation.initialisation.regression import RegressionMoments
 from dit_shd.squeezing.plans import Plan
 from dit_shd.squeezing.squeeze import squeeze
 from dit_shd.squeezing.squeezer import Squeezer
 from dit_shd.tasks import Batch
-
-Predict = Callable[[nn.Module, Any], object]
-"""Runs a model on a batch: Task.predict."""
-InputSink = Callable[[str, Tensor], None]
-"""Receives the name of a linear map and its input [b,n,i]."""
 
 
 class HeadMoments:
@@ -37,7 +33,7 @@ class HeadMoments:
         """Add the capture of one batch."""
         outputs = head_outputs(capture)
         for moments, x in ((self.query, capture.query), (self.key, capture.key), (self.output, outputs)):
-            moments.add(concatenated(x))
+            moments.add(x.transpose(1, 2).flatten(2))
         options: Any = {"seed": squeezer.seed, "projections": squeezer.projections}
         squeezed = squeeze(capture, len(groups), groups, squeezer.method, **options)
         mean = squeezed.weight.mean((0, 2)).double().cpu()
@@ -45,68 +41,41 @@ class HeadMoments:
         self._samples += samples
         self.weight += (mean - self.weight) * samples / self._samples
 
-
-@contextmanager
-def record_inputs(model: nn.Module, names: Iterable[str], sink: InputSink) -> Generator[None]:
-    """Call `sink` with the inputs of some linear maps as the model runs in the block.
-
-    Args:
-        model: On which hooks are set.
-        names: Of the linear maps. The hooks of an MLP's maps are on the MLP, which may use their weights without
-            calling them.
-        sink: Receives each input.
-    """
-
-    def hook(name: str) -> tuple[nn.Module, Callable[..., None]]:
-        outer, _, part = name.rpartition(".")
-        if part == "fc2":
-            return model.get_submodule(outer), lambda mlp, args: sink(name, mlp.act(mlp.fc1(args[0])))
-        return model.get_submodule(outer if part == "fc1" else name), lambda _, args: sink(name, args[0])
-
-    with ExitStack() as stack:
-        for module, function in map(hook, dict.fromkeys(names)):
-            stack.callback(module.register_forward_pre_hook(function).remove)
-        yield
+    def moments(self) -> Moments:
+        """Of the queries, the keys and the outputs."""
+        return self.query.second(), self.key.covariance(), self.output.covariance()
 
 
 @torch.no_grad()
-def teacher_moments(
+def head_moments(
     predict: Predict,
     teacher: nn.Module,
     batches: Iterable[Batch],
-    names: Iterable[str],
     layers: Mapping[str, str],
     groups: Mapping[str, Plan],
     squeezer: Squeezer,
-) -> tuple[dict[str, RegressionMoments], dict[str, HeadMoments]]:
-    """Moments of the inputs of the teacher's linear maps, by their names, and of its heads, by student block.
+) -> dict[str, HeadMoments]:
+    """Moments of a teacher's heads, by the attention of the student that is made of them; none without batches.
 
     Args:
         predict: Runs the teacher on a batch.
-        teacher: A family of dit_shd.
+        teacher: Any model whose attention is captured.
         batches: For calibration.
-        names: The names of the linear maps.
-        layers: Student block -> teacher block.
-        groups: The groups of teacher heads, by student block.
+        layers: Student attention -> teacher attention.
+        groups: The groups of teacher heads, by student attention.
         squeezer: For the weights of the heads.
     """
-    inputs = {name: RegressionMoments() for name in names}
-    heads = {block: HeadMoments(sum(map(len, plan))) for block, plan in groups.items()}
+    heads: dict[str, HeadMoments] = {}
 
     def sink(layer: str, captured: Capture) -> None:
-        for block, plan in groups.items():
-            if f"{layers[block]}.attn" == layer:
-                heads[block].add(captured, plan, squeezer)
+        for name, plan in groups.items():
+            if layers[name] == layer:
+                heads.setdefault(name, HeadMoments(captured.heads)).add(captured, plan, squeezer)
 
-    with record_inputs(teacher, inputs, lambda name, x: inputs[name].add(x)), capture(teacher, sink=sink):
+    with capture(teacher, sink=sink):
         for batch in batches:
             predict(teacher, batch)
-    return inputs, heads
-
-
-def concatenated(x: Tensor) -> Tensor:
-    """Heads [b,h,n,d] as features [b,n,h d]."""
-    return x.transpose(1, 2).flatten(2)
+    return heads
 
 
 def head_outputs(capture: Capture) -> Tensor:

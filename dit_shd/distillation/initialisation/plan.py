@@ -4,6 +4,9 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from dit_shd.squeezing.plans import Plan
 
 
@@ -28,6 +31,16 @@ class Heads:
                 yield str(picked) if len(group) == 1 else f"{picked} of {'+'.join(map(str, group))}"
             else:
                 yield " + ".join(f"{share:.2f} x {head}" for head, share in zip(group, shares))
+
+
+def merged(groups: Plan, weight: Tensor | None) -> Heads:
+    """Heads that are merged by their weights [h] in the squeeze; by equal ones for None, and where all are 0."""
+    shares = []
+    for group in groups:
+        of_group = torch.ones(len(group)) if weight is None else weight[list(group)]
+        share = of_group / of_group.sum() if of_group.sum() > 0 else torch.full_like(of_group, 1 / len(group))
+        shares.append(tuple(map(float, share)))
+    return Heads(groups, tuple(shares))
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ class Weights:
     start: Tensor | None = None
     """S [channels,kept] of x ~ S z, towards which the regression is shrunk; None where the student reads all of x."""
     idle: Tensor | None = None
-    """Outputs [o] whose weights stay as they are in the student; None for none."""
+    """Outputs [o,1] whose weights stay as they are in the student; None for none."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,8 @@ def refit(
         predict: Runs either model on a batch.
         batches: For calibration; without any nothing is refitted.
     """
+    if not maps:
+        return
     training = student.training
     student.eval()  # what dropout hides of an input is none of it
     new, old = _Inputs(student, predict, batches), _Inputs(teacher, predict, batches)
@@ -212,7 +214,7 @@ def fit(module: Any, teacher: Weights, moments: RegressionMoments | None = None)
         moments = moments or RegressionMoments()
         weight, bias = moments.regression(teacher.start, offset=teacher.bias is not None).through(weight, bias)
     if teacher.idle is not None:
-        weight = torch.where(teacher.idle[:, None], module.weight.cpu().double(), weight)
+        weight = torch.where(teacher.idle, module.weight.cpu().double(), weight)
     module.weight.copy_(weight.t() if is_transposed(module) else weight)
     if teacher.bias is not None:
         module.bias.copy_(bias)

@@ -17,27 +17,6 @@ ROUNDING = 1e-6
 over the batches, as the condition of a single image, and no regression reads it."""
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """The channels of a space that the student keeps."""
-
-    index: tuple[int, ...]
-    """Their numbers, ascending."""
-    width: int
-    """The teacher's number of channels."""
-
-    def of(self, x: Tensor, dim: int = -1) -> Tensor:
-        """z of x, along an axis that may be several copies of the space."""
-        index = torch.tensor(self.index, device=x.device)
-        dim %= x.ndim
-        return x.unflatten(dim, (-1, self.width)).index_select(dim + 1, index).flatten(dim, dim + 1)
-
-    def back(self, copies: int = 1) -> Tensor:
-        """S [channels, kept] of x ~ S z with zeros for the channels that are cut."""
-        kept = torch.eye(self.width, dtype=torch.float64)[:, list(self.index)]
-        return torch.block_diag(*[kept] * copies)
-
-
 @dataclass(frozen=True, eq=False)
 class Reconstruction:
     """The regression x ~ R z + r."""

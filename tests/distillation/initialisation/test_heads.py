@@ -4,11 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from dit_shd.distillation.initialisation.heads import squeezed_scores, squeezed_values
+from dit_shd.distillation.initialisation.heads import head_maps, squeezed_scores, squeezed_values
 from dit_shd.distillation.initialisation.moments import HeadMoments
 from dit_shd.distillation.initialisation.plan import Heads
-from dit_shd.distillation.initialisation.transfer import Transfer
-from dit_shd.models.families.dit import DiT
 
 
 def moment(x):
@@ -32,15 +30,12 @@ def test_squeezed_scores_are_the_best_of_their_rank():
 
 def test_queries_have_their_mean_and_keys_have_not():
     """Both far from zero: to a softmax scores are the same with any mean of the keys, and not of the queries."""
-    sizes = {"sample_size": 8, "num_layers": 1, "num_attention_heads": 2}
-    teacher, student = (DiT(**sizes, attention_head_dim=d) for d in (4, 2))
     g = torch.Generator().manual_seed(0)
     query, key = (torch.randn(200, 8, generator=g) + 9 * torch.randn(8, generator=g) for _ in "qk")
-    measured, heads = HeadMoments(2), Heads(((0, 1),), ((0.7, 0.3),))
+    measured = HeadMoments(2)
     for moments, x in ((measured.query, query), (measured.key, key), (measured.output, key)):
         moments.add(x)
-    transfer = Transfer(student, teacher, {"blocks.0": "blocks.0"}, {"blocks.0": heads.groups}, True, False)
-    maps = transfer._head_maps("blocks.0", heads, measured, {})
+    maps = head_maps(Heads(((0, 1),), ((0.7, 0.3),)), measured.moments(), torch.eye(8).double(), 4, 2)
     query, key = query.double(), (key - key.mean(0)).double()
     scores = query @ torch.tensor([0.7, 0.3]).double().repeat_interleave(4).diag() @ key.t() / 4**0.5
     error = ((query @ maps.query.t()) @ (key @ maps.key.t()).t() / 2**0.5 - scores).square().sum().item()

@@ -95,7 +95,7 @@ def twice(x, dim=0):
 def widened(model, family):
     """The same function at twice the width, heads and hidden units: every channel is there twice, one after the other.
 
-    LayerNorms do not see it; maps that read a channel twice have half the weight on it.
+    LayerNorms do not see it; maps that read a channel twice have half the weight on it, of a hidden unit 0.99 on one.
     """
     config = {k: v for k, v in dict(model.config).items() if not k.startswith("_")}
     wide = FAMILIES.find(family)(**{**config, "num_attention_heads": 2 * config["num_attention_heads"]})
@@ -116,7 +116,9 @@ def widened(model, family):
                 new = by_head(new)
             elif linear != "final_layer.linear":
                 new = twice(new)
-            if kind == "weight" and not linear.startswith(("x_embedder", "t_embedder.mlp.0")):
+            if name.endswith("fc2.weight"):
+                new = twice(new, 1) * torch.tensor([0.99, 0.01]).repeat(new.shape[1])
+            elif kind == "weight" and not linear.startswith(("x_embedder", "t_embedder.mlp.0")):
                 new = (by_head(new, 1) if linear.endswith("attn.proj") else twice(new, 1)) / 2
         state[name] = new
     wide.load_state_dict(state)
@@ -135,36 +137,21 @@ def test_a_widened_model_gives_back_what_it_was_made_from(batches, family, heads
     torch.testing.assert_close(outputs(wide, batches[family]), expected, rtol=1e-4, atol=1e-4)
     student = build(family, seed=1)
     plan = initialise(Diffusion(), student, wide, batches[family], Initialisation("teacher", heads=heads))
-    near = 2e-2
-    for space, kept in plan.channels.items():
-        lost = set(range(len(kept))) - {i // 2 for i in kept}
-        assert len(lost) <= 1, space
-        near = 5e-2 if lost else near  # of PyTorch 2.9's rounding: what is lost must hardly count
-    torch.testing.assert_close(outputs(student, batches[family]), expected, rtol=near, atol=near)
+    assert all([i // 2 for i in kept] == [*range(len(kept))] for kept in plan.channels.values())
+    torch.testing.assert_close(outputs(student, batches[family]), expected, rtol=2e-2, atol=2e-2)
 
 
-def test_the_order_of_channels_and_hidden_units_does_not_matter(batches):
+def test_the_order_of_hidden_units_does_not_matter(batches):
     teacher = build(num_attention_heads=4)
     students = [build(seed=1), build(seed=1)]
     initialise(Diffusion(), students[0], teacher, batches["mdt"])
-    stream, hidden = torch.randperm(16), torch.randperm(64)
+    hidden = torch.randperm(64)
     state = teacher.state_dict()
     for name, tensor in state.items():
-        kind, linear = name.rpartition(".")[2], name.rpartition(".")[0]
-        if name in ("pos_embed", "decoder_pos_embed", "mask_token"):
-            state[name] = tensor[..., stream]
-        elif linear.endswith(("attn.proj", "mlp.fc2", "skip_linear", "x_embedder.proj")):
-            tensor = tensor[stream]
-            if linear.endswith("fc2") and kind == "weight":
-                tensor = tensor[:, hidden]
-            if linear.endswith("skip_linear") and kind == "weight":
-                tensor = tensor[:, torch.cat([stream, stream + 16])]
-            state[name] = tensor
-        elif linear.endswith(("adaLN_modulation.1",)):
-            state[name] = tensor.unflatten(0, (-1, 16))[:, stream].flatten(0, 1)
-        elif linear.endswith(("attn.qkv", "mlp.fc1", "final_layer.linear")):
-            tensor = tensor[hidden] if linear.endswith("fc1") else tensor
-            state[name] = tensor[:, stream] if kind == "weight" else tensor
+        if "mlp.fc1" in name:
+            state[name] = tensor[hidden]
+        elif name.endswith("mlp.fc2.weight"):
+            state[name] = tensor[:, hidden]
     shuffled = build(num_attention_heads=4)
     shuffled.load_state_dict(state)
     torch.testing.assert_close(
@@ -195,8 +182,8 @@ def test_merging_heads_that_look_alike_loses_nothing(batches, family):
     )
 
 
-def test_the_head_that_is_picked_is_the_heaviest_of_the_squeeze(batches):
-    """By the naive squeeze; of heads 0 and 1 the second writes more, of 2 and 3 the first."""
+def test_heads_are_merged_by_their_weights_in_the_squeeze(batches):
+    """By the naive squeeze; of heads 0 and 1 the second writes more, of 2 and 3 the first, and is picked."""
     teacher = build("dit", num_attention_heads=4)
     for block in teacher.blocks:
         for head in (0, 3):
@@ -222,9 +209,9 @@ def test_the_head_that_is_picked_is_the_heaviest_of_the_squeeze(batches):
         mean = torch.stack(weights).mean(0)
         shares = torch.stack([mean[0, :2], mean[1, 2:]])
         assert (shares.amax(1) > 0.7).all()
-        assert plans["pick"].heads[block].picked() == [int(shares[0].argmax()), 2 + int(shares[1].argmax())] == [1, 2]
-        found = torch.tensor(plans["merge"].heads[block].shares, dtype=torch.float64)
-        torch.testing.assert_close(found, shares, rtol=0, atol=1e-3)
+        assert plans["pick"].heads[f"{block}.attn"].picked() == [1, 2]
+        merged = torch.tensor(plans["merge"].heads[f"{block}.attn"].shares, dtype=torch.float64)
+        torch.testing.assert_close(merged, shares, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("heads", ["pick", "merge"])
@@ -284,7 +271,7 @@ def test_images_may_be_measured_in_pieces(shapes):
         initialise(task, student, teacher, measured, Initialisation("teacher", heads="merge"))
         students.append(student.state_dict())
     whole, pieces = students
-    assert all(torch.allclose(x, pieces[name], rtol=1e-3, atol=1e-4) for name, x in whole.items())
+    assert all((x - pieces[name]).norm() <= 1e-3 * x.norm() for name, x in whole.items())
 
 
 def teacher_run(values, **changes):
@@ -296,11 +283,11 @@ def test_a_run_begins_with_the_teachers_weights(values, teacher, tmp_path, caplo
         config, metrics = run(teacher_run(values, calibration=20), steps=1, checkpoint_every=1)
     saved = json.loads((config.run / "initialisation.json").read_text())
     assert saved["layers"]["de_blocks.1"] == "de_blocks.1"
-    assert [head["of"] for head in saved["heads"]["sideblocks.0"]] == [[0, 1], [2, 3]]
+    assert [head["of"] for head in saved["heads"]["sideblocks.0.attn"]] == [[0, 1], [2, 3]]
     assert len(saved["channels"]["stream"]) == 8
-    assert len(saved["channels"]["en_inblocks.0.hidden"]) == 32
+    assert len(saved["channels"]["en_inblocks.0.mlp.hidden"]) == 32
     assert "stream: 8 of 16 channels" in caplog.text
-    assert "de_blocks.1 from de_blocks.1; heads: " in caplog.text
+    assert "de_blocks.1 from de_blocks.1; attn heads: " in caplog.text
 
     trainer = Trainer.from_config(
         make(TrainConfig, {**teacher_run(values, calibration=20), "run": str(tmp_path / "again")})
@@ -369,7 +356,7 @@ def test_heads_follow_the_matched_plan_of_the_run(values):
     saved = json.loads((config.run / "initialisation.json").read_text())["heads"]
     assert len(plans) == 4
     for layer, plan in plans.items():
-        heads = saved[layer.removesuffix(".attn")]
+        heads = saved[layer]
         assert [head["of"] for head in heads] == plan
         assert all(sum(head["shares"]) == pytest.approx(1, abs=1e-5) for head in heads)
 
@@ -405,12 +392,15 @@ def test_two_processes_begin_with_the_same(by_two):
     ("changes", "message"),
     [
         ({"teacher": None, "losses": []}, "teacher was asked for, but the run has none"),
-        ({"student": {**STUDENT, "attention_head_dim": 16}}, "student has 32 channels in stream, the teacher only 16"),
-        ({"student": {**STUDENT, "mlp_ratio": 16.0}}, "student has 128 channels in en_inblocks.0.hidden"),
+        (
+            {"student": {**STUDENT, "attention_head_dim": 16}},
+            r"pos_embed has shape \[1, 16, 32\] in the student, .* none of them larger",
+        ),
+        ({"student": {**STUDENT, "mlp_ratio": 16.0}}, r"en_inblocks\.0\.mlp\.fc1\.weight has shape \[128, 8\]"),
         ({"student": {**STUDENT, "num_attention_heads": 8, "attention_head_dim": 2}, "losses": []}, "8"),
         (
             {"student": {**STUDENT, "patch_size": 4}, "losses": [], "mask_ratio": None},
-            r"found|decoder_pos_embed has \(1, 4\)",
+            r"x_embedder\.proj\.weight has shape \[8, 1, 4, 4\] in the student",
         ),
         (
             {"initialisation": {"weights": "teacher", "layers": {"de_blocks.9.attn": "de_blocks.0.attn"}}},
@@ -429,7 +419,7 @@ def test_a_foreign_teacher_is_refused():
     from diffusers import DiTTransformer2DModel
 
     foreign = DiTTransformer2DModel(num_attention_heads=2, attention_head_dim=4, num_layers=1, sample_size=8)
-    with pytest.raises(UserError, match=r"an MDTv2 or a DiT of dit_shd as teacher, found a DiTTransformer2DModel"):
+    with pytest.raises(UserError, match="wanted models of one class, found a MDTv2 and a DiTTransformer2DModel"):
         initialise(Diffusion(), build(), foreign, [])
-    with pytest.raises(UserError, match=r"decoder_pos_embed has None in the student .* family, .* must be the same"):
+    with pytest.raises(UserError, match="wanted models of one class, found a DiT and a MDTv2"):
         initialise(Diffusion(), build("dit"), build("mdt"), [])

@@ -4,8 +4,12 @@ import pytest
 import torch
 from tiny_pipelines import KINDS
 
+from dit_shd.distillation.initialisation import refit
 from dit_shd.distillation.initialisation.initialise import Initialisation, initialise
+from dit_shd.distillation.initialisation.selection import Selection
+from dit_shd.models.blocks import named_blocks
 from dit_shd.models.students import smaller
+from dit_shd.squeezing.squeezer import Squeezer
 from dit_shd.tasks.text_to_image import TextToImage
 
 OPTIONS = Initialisation(weights="teacher")
@@ -39,6 +43,51 @@ def test_refitted_maps_give_more_of_the_teachers_output(kind):
     assert error(student, teacher, batches) < 0.5 * before
     assert {k: x.shape for k, x in student.state_dict().items()} == shapes
     assert not any(module._forward_pre_hooks for model in (student, teacher) for module in model.modules())
+
+
+@pytest.mark.parametrize("kind", ["sd3", "flux2", "lumina2"])
+def test_a_block_that_runs_by_itself_is_given_what_it_is_in_the_model(kind, monkeypatch):
+    """The same weights to the bit as by the whole model for every map, which runs the teacher several times as often."""
+    teacher, student = models(kind)
+    batches = list(TASK.example(teacher, 4, torch.device("cpu")))
+    runs, weights = [], []
+    for _ in range(2):
+        run = {student: 0, teacher: 0}
+
+        def predict(model, batch, run=run):
+            run[model] += 1
+            return TASK.predict(model, batch)
+
+        initialise(TASK, student, teacher, [], OPTIONS)
+        selection = Selection(student, teacher, {b: b for b in named_blocks(student)}, Squeezer())
+        refit.refit(student, teacher, selection.cut_maps(), predict, batches)
+        weights.append({name: x.clone() for name, x in student.state_dict().items()})
+        runs.append(run[teacher])
+        monkeypatch.setattr(refit._Inputs, "_of_block", lambda self, name, whole: whole)
+    assert all(torch.equal(x, weights[1][name]) for name, x in weights[0].items())
+    assert 2 * runs[0] <= runs[1]
+
+
+def test_a_block_that_is_given_an_object_runs_in_the_model(monkeypatch):
+    """A cache of keys, say, which a second run would fill twice."""
+
+    class Counting(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = torch.nn.ModuleList([torch.nn.ModuleDict({"a": torch.nn.Linear(2, 2)})])
+            self.blocks[0].forward = lambda x, calls: calls.append(1) or self.blocks[0]["a"](x + len(calls))
+
+        def forward(self, x):
+            return self.blocks[0](x, Calls())
+
+    class Calls(list):
+        pass
+
+    torch.manual_seed(0)
+    model = Counting()
+    inputs = refit._Inputs(model, lambda model, batch: model(batch), [torch.ones(1, 2)])
+    for _ in range(2):
+        assert [x.tolist() for x in inputs.of("blocks.0.a")] == [[[2.0, 2.0]]]
 
 
 def test_dropout_of_the_student_is_no_part_of_what_its_maps_read():

@@ -151,7 +151,7 @@ class Layered(torch.nn.Module):
             {},
             r"8 wide|4 wide.*attention_head_dim must be",
         ),
-        (lambda t: smaller_than(t), {"heads": "merge"}, r"heads are merged in MDTv2 and DiT; .*heads=pick"),
+        (lambda t: smaller_than(t), {"heads": "merge"}, r"heads are merged in MDTv2, DiT, GPT-2 and ViT; .*heads=pick"),
         (
             lambda t: sd3(pooled_projection_dim=12),
             {},
@@ -182,7 +182,7 @@ def test_attention_that_is_not_known_is_refused():
         axes(Layered(8), Layered(16), {"blocks.0": "blocks.0"})
     assert axes(Layered(8), Layered(8), {}).spaces == {}
     dits = [DiT(sample_size=8, num_layers=1, num_attention_heads=2, num_classes=n) for n in (3, 5)]
-    with pytest.raises(UserError, match="attention of the class Attention, whose heads are not known"):
+    with pytest.raises(UserError, match=r"axis 0 of y_embedder\.embedding_table\.weight has 4 entries"):
         axes(*dits, {})
 
 
