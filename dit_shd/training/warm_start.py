@@ -106,7 +106,7 @@ def _check_heads(student: nn.Module, other: nn.Module, source: str) -> None:
         what, here, there = differing
         raise UserError(
             f"from: {what} is {there} in {source} and {here} in the student: weights of the same shapes would be other "
-            "maps; give it as many, or let it begin with initialisation.weights=teacher (DiT and MDTv2)"
+            "maps; give it as many, or let it begin with initialisation.weights=teacher"
         )
 
 

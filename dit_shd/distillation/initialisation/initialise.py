@@ -53,10 +53,10 @@ class Initialisation:
     heads: Literal["pick", "merge"] = option(
         "pick", "of a group of heads keep the one of largest weight, or merge them"
     )
-    channels: Literal["importance", "first"] = option("importance", "keep the most important channels, or the first")
-    calibration: int = option(
-        256, "images to measure importance and moments on; 0: use the weights alone", range=(0, 1e6)
+    channels: Literal["importance", "first"] = option(
+        "importance", "keep the heads and hidden units of the largest weights, or the first"
     )
+    calibration: int = option(256, "images, prompts or texts to fit maps on; 0: use the weights alone", range=(0, 1e6))
 
     def __post_init__(self) -> None:
         if self.layers == "last":
