@@ -93,7 +93,7 @@ class Distiller(nn.Module):
                     read = None
                     if teacher is not None:
                         layers = recording.named_attention([loss], "teacher", teacher)
-                        read = recording.forward(self.task, teacher, batch, loss.reads, layers)
+                        read = recording.forward(self.task, teacher, batch, loss.reads, layers, "teacher")
                     loss.build(student, read, batch)  # type: ignore[arg-type]
 
     def terms(self, batch: Batch, teachers: nn.Module | Teachers | None = None) -> tuple[Terms, Terms]:

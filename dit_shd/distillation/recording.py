@@ -37,7 +37,7 @@ def record(
     sink: Sink,
     weights: KeptWeights | None = None,
     layers: Sequence[str] | None = None,
-) -> None:
+) -> Mapping[str, Capture]:
     """Deliver the layers that a model's next forward runs to `sink(kind, layer)`, as far as they are read.
 
     Args:
@@ -49,6 +49,13 @@ def record(
         sink: Takes each layer as it runs.
         weights: For a model whose gathered weights do not outlive its blocks.
         layers: Names of the attention layers that are read; None for all self-attention.
+
+    Returns:
+        What records attention, for check_all_ran; empty where none is read.
+
+    Raises:
+        UserError: In that forward, if the task runs the model again before the recording ends: whose layers are whose
+            could not be told.
     """
     if read & FEATURES:
         _check_compiled(model, read)
@@ -62,10 +69,45 @@ def record(
     if Reads.ATTENTION_OUTPUT in read:
         modules = attention_modules(task, model, batch)
         stack.enter_context(recorded(modules, output(Reads.ATTENTION_OUTPUT)))
-    if Reads.ATTENTION in read:
-        stack.enter_context(capture(model, layers, sink=attention))
     if Reads.HIDDEN in read:
         stack.enter_context(recorded_blocks(model, output(Reads.HIDDEN)))
+    stack.callback(model.register_forward_pre_hook(_Once()).remove)
+    return stack.enter_context(capture(model, layers, sink=attention)) if Reads.ATTENTION in read else {}
+
+
+class _Once:
+    """A hook of a model's forward that refuses a second one."""
+
+    def __init__(self) -> None:
+        self.ran = False
+
+    def __call__(self, model: nn.Module, _args: tuple[Any, ...]) -> None:
+        if self.ran:
+            raise UserError(
+                f"{type(discovery.unwrapped(model)).__name__}: task.predict ran the model twice in one pass, and "
+                "losses read the layers of one forward; run what it needs as one batch, or give each its own pass"
+            )
+        self.ran = True
+
+
+def check_all_ran(model: nn.Module, captures: Mapping[str, Capture], role: Role) -> None:
+    """Refuse a forward that left out layers which are paired by their depth.
+
+    Args:
+        model: That ran.
+        captures: What record returned, of all self-attention.
+        role: Whose layers.
+
+    Raises:
+        UserError: Naming the first layer that did not run.
+    """
+    if isinstance(captures, Recording) and captures.skipped:
+        remedy = "train it without dropping layers (layerdrop: 0)" if role == "student" else "let it run all of them"
+        raise UserError(
+            f"{type(discovery.unwrapped(model)).__name__}: {captures.skipped[0]} of the {role} did not run in this "
+            f"forward, so that layers cannot be paired by their depth; {remedy}, or name the pairs (layers: "
+            "{student layer: teacher layer})"
+        )
 
 
 def _check_compiled(model: nn.Module, read: frozenset[Reads]) -> None:
@@ -138,7 +180,12 @@ def _names_and_rules(losses: Iterable[Loss], role: Role) -> tuple[list[str], lis
 
 
 def forward(
-    task: Task[Any], model: nn.Module, batch: Batch, read: frozenset[Reads], layers: Sequence[str] | None = None
+    task: Task[Any],
+    model: nn.Module,
+    batch: Batch,
+    read: frozenset[Reads],
+    layers: Sequence[str] | None = None,
+    role: Role = "student",
 ) -> Forward:
     """A model's forward with all layers that are read, held.
 
@@ -148,6 +195,7 @@ def forward(
         batch: One pass.
         read: Parts of the forward.
         layers: As in record.
+        role: Whose layers, for errors.
     """
     held: dict[Reads, dict[str, Layer]] = {Reads.ATTENTION_OUTPUT: {}, Reads.HIDDEN: {}}
 
@@ -158,12 +206,8 @@ def forward(
         captures = stack.enter_context(capture(model, layers)) if Reads.ATTENTION in read else {}
         record(stack, task, model, batch, read - {Reads.ATTENTION}, keep)
         output = task.predict(model, batch)
-        if layers is None and isinstance(captures, Recording) and captures.skipped:
-            raise UserError(
-                f"{type(discovery.unwrapped(model)).__name__}: {captures.skipped[0]} did not run in this forward, so "
-                "that layers cannot be paired by their depth; train it without dropping layers (layerdrop: 0), or name "
-                "the pairs (layers: {student layer: teacher layer})"
-            )
+        if layers is None:
+            check_all_ran(model, captures, role)
         return Forward(
             output.prediction,
             output.extra,

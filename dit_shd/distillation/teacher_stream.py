@@ -16,8 +16,9 @@ from dit_shd.core.dtensor import is_sharded
 from dit_shd.core.rng import kept_generators
 from dit_shd.distillation.guided import guided_outputs
 from dit_shd.distillation.losses import LayerLoss, Loss, Pairs
-from dit_shd.distillation.recording import check_named, named_attention, record
+from dit_shd.distillation.recording import check_all_ran, check_named, named_attention, record
 from dit_shd.distillation.records import LAYERS, Forward, Layer, Reads, Term
+from dit_shd.models.batch_norms import kept_statistics
 from dit_shd.models.blocks import blocks
 from dit_shd.models.compilation import is_compiled
 from dit_shd.models.offload import is_offloaded
@@ -106,10 +107,13 @@ class TeacherStream:
         for asked, like in [*_first_seen(task, teacher, batch, unknown), (task, batch)]:
             names = {kind: [] for kind in unknown}
             with ExitStack() as stack, torch.no_grad(), kept_generators(batch.indices.device):
+                stack.enter_context(kept_statistics(teacher))
                 named = named_attention(losses.values(), "teacher", teacher)
                 note = partial(_note, names)
-                record(stack, asked, teacher, like, frozenset(unknown), note, None, named)
+                captures = record(stack, asked, teacher, like, frozenset(unknown), note, None, named)
                 asked.predict(teacher, like)
+                if named is None:
+                    check_all_ran(teacher, captures, "teacher")
         self._orders |= {(batch.pass_name, kind): layers for kind, layers in names.items()}
         if Reads.ATTENTION in names:
             check_named(losses.values(), "teacher", teacher, names[Reads.ATTENTION])

@@ -16,6 +16,7 @@ from dit_shd.distillation.losses import LOSSES, Frozen, LayerLoss, Loss, Reads, 
 from dit_shd.distillation.losses.output import Output
 from dit_shd.models.families.mdt import MDTv2
 from dit_shd.models.offload import OFFLOADED
+from dit_shd.tasks import Output as ModelOutput
 from dit_shd.tasks.diffusion import Diffusion
 from dit_shd.tasks.text_to_image import TextToImage
 
@@ -362,3 +363,69 @@ def test_a_loss_on_cross_attention_wants_the_layers_of_those_beside_it():
     distiller = Distiller(task, student, [SHD(layers=maps[0]), SHD(layers=maps[1])])
     for _ in range(2):  # streamed, too
         assert {"shd", "shd#2"} <= distiller(batch, teacher)[1].keys()
+
+
+class Plain(torch.nn.Module):
+    """Layers of attention of nobody's package, some of which may be left out."""
+
+    def __init__(self, layers, heads, skipped=()):
+        super().__init__()
+        self.layers = torch.nn.ModuleList(
+            torch.nn.MultiheadAttention(8, heads, batch_first=True) for _ in range(layers)
+        )
+        self.skipped, self.norm = set(skipped), torch.nn.BatchNorm1d(8)
+
+    def forward(self, x):
+        x = self.norm(x.mT).mT
+        for i, layer in enumerate(self.layers):
+            x = x if i in self.skipped else x + layer(x, x, x, need_weights=False)[0]
+        return x
+
+
+class Guided(Diffusion):
+    """A task of one's own: the model with its condition, and without in another call."""
+
+    calls = 1
+
+    def predict(self, model, batch):
+        outputs = [model(batch.x_t.flatten(1).unflatten(1, (-1, 8))) for _ in range(self.calls)]
+        return ModelOutput(sum(outputs))
+
+    def example(self, model, batch_size, device):
+        return None
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+@pytest.mark.parametrize("early", [True, False])
+def test_a_task_that_runs_a_model_twice_in_a_pass_is_refused(batch, role, early):
+    """The layers of two forwards had been one model's of twice the depth: without a word, and of the first or last."""
+    student, teacher = Plain(2, 2), Plain(4, 4).eval()
+
+    class Task(Guided):
+        def predict(self, model, batch):
+            self.calls = 2 if model is (student if role == "student" else teacher) else 1
+            return super().predict(model, batch)
+
+    distiller = Distiller(Task(), student, [SHD()], stop_teacher_early=early)
+    with pytest.raises(UserError, match=r"task\.predict ran the model twice in one pass"):
+        distiller(batch, teacher)
+    assert not any(module._forward_pre_hooks for model in (student, teacher) for module in model.modules())
+
+
+def test_a_teacher_that_leaves_out_a_layer_at_first_is_refused(batch):
+    """By their depth others would be paired, for good."""
+    distiller = Distiller(Guided(), Plain(2, 2), [SHD()])
+    teacher = Plain(4, 4, skipped=[1]).eval()
+    with pytest.raises(UserError, match=r"layers\.1 of the teacher did not run in this forward"):
+        distiller(batch, teacher)
+    teacher.skipped.clear()
+    assert distiller(batch, teacher)[0].isfinite()
+
+
+def test_looking_at_a_teacher_leaves_its_statistics_alone(batch):
+    """A first step moves the averages of a batch norm as the others do."""
+    teacher = Plain(4, 4).train()
+    distiller = Distiller(Guided(), Plain(2, 2), [SHD()])
+    for steps in (1, 2):
+        distiller(batch, teacher)
+        assert teacher.norm.num_batches_tracked == steps

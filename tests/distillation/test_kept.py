@@ -176,7 +176,7 @@ def test_a_dit_of_kept_blocks_is_checked_and_narrowed_as_any_other(tmp_path):
                   DiT(**{**TINY, "learn_sigma": False}, prediction="velocity_repa")]  # fmt: skip
     refused = [
         (velocities[0], velocities[1], "predicts velocity_sit and its teacher velocity_repa"),
-        (DiT(**{**sizes, "num_classes": 2}), teacher, r"y_embedder.* must be the same"),
+        (DiT(**{**sizes, "num_classes": 2}), teacher, r"axis 0 of y_embedder\.embedding_table\.weight has 3 entries"),
         (DiT(**{**sizes, "learn_sigma": False}), teacher, r"final_layer.* must be the same"),
         (DiT(**{**sizes, "num_layers": 3}), teacher, "of a student of 2 blocks, this one has 3"),
     ]

@@ -448,5 +448,7 @@ def test_a_student_that_drops_layers_is_refused(tmp_path):
             (batch,) = made.draw(Draws(0, step, range(2), 2))
             distiller.terms(batch, teacher.eval())
 
-    with pytest.raises(UserError, match=r"layers\.\d\.self_attn did not run in this forward, so that layers cannot be"):
+    with pytest.raises(
+        UserError, match=r"layers\.\d\.self_attn of the student did not run in this forward, so that layers cannot be"
+    ):
         train()

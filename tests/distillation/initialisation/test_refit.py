@@ -47,7 +47,7 @@ def test_refitted_maps_give_more_of_the_teachers_output(kind):
 
 @pytest.mark.parametrize("kind", ["sd3", "flux2", "lumina2"])
 def test_a_block_that_runs_by_itself_is_given_what_it_is_in_the_model(kind, monkeypatch):
-    """The same weights to the bit as by the whole model for every map, which runs the teacher several times as often."""
+    """The same weights to the bit as by the whole model for every map, which runs the teacher twice as often."""
     teacher, student = models(kind)
     batches = list(TASK.example(teacher, 4, torch.device("cpu")))
     runs, weights = [], []
