@@ -177,7 +177,11 @@ def test_a_dit_of_kept_blocks_is_checked_and_narrowed_as_any_other(tmp_path):
     refused = [
         (velocities[0], velocities[1], "predicts velocity_sit and its teacher velocity_repa"),
         (DiT(**{**sizes, "num_classes": 2}), teacher, r"axis 0 of y_embedder\.embedding_table\.weight has 3 entries"),
-        (DiT(**{**sizes, "learn_sigma": False}), teacher, r"final_layer.* must be the same"),
+        (
+            DiT(**{**sizes, "learn_sigma": False}),
+            teacher,
+            r"final_layer\.linear\.weight has 4 entries .* latent channels must be as many",
+        ),
         (DiT(**{**sizes, "num_layers": 3}), teacher, "of a student of 2 blocks, this one has 3"),
     ]
     for student, source, message in refused:

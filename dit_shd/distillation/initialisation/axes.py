@@ -267,7 +267,8 @@ class _Finder:
         teacher, student = self.pairs[name][dim]
         return UserError(
             f"initialisation: axis {dim} of {name} has {student} entries in the student and {teacher} in the teacher, "
-            f"which is neither heads, nor an MLP's, nor the stream's {self.width[1]} of {self.width[0]}; {ADVICE}"
+            f"which is neither heads, nor an MLP's, nor the stream's {self.width[1]} of {self.width[0]}; tokens (the "
+            f"vocabulary), positions, classes and latent channels must be as many as the teacher's, or {ADVICE}"
         )
 
 
