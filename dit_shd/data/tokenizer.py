@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -73,17 +73,42 @@ class Tokenizer:
         So a template may be that of a chat (<|user|>{question}<|assistant|>), and no text can break out of it. Spaces
         at its end are the text's.
         """
-        rows = [list(self._pieces(document)) for document in documents]
-        texts = iter(self.encode([piece for row in rows for piece in row if isinstance(piece, str)]))
-        empty = np.zeros(0, np.int32)
-        parts = ([next(texts) if isinstance(x, str) else np.array([x], np.int32) for x in row] for row in rows)
-        return [np.concatenate([empty, *part]) for part in parts]
+        found = self._as_it_stands(documents, [d.halves[0] for d in documents])
+        return [self._by_pieces(d) if tokens is None else tokens for d, tokens in zip(documents, found)]
 
-    def encode_texts(self, documents: Sequence[Document]) -> list[np.ndarray]:
-        """The tokens of each document's text, spaces before it included: with its prompt's those of both together."""
+    def encode_texts(self, documents: Sequence[Document], prompts: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The tokens of each document's text, spaces before it included: with its prompt's those of both together.
+
+        Args:
+            documents: The documents.
+            prompts: The tokens of their prompts. A text that these are not the beginning of is encoded by itself.
+        """
+        together = self._as_it_stands(documents, ["".join(d.halves) if d.prompt else None for d in documents])
         joins = self._begins_with_space
-        texts = [(d.halves[1], joins and bool(d.prompt)) for d in documents]
-        return self.encode([text.removeprefix(" ") if joined else text for text, joined in texts])
+        alone = self.encode([d.halves[1].removeprefix(" ") if joins and d.prompt else d.halves[1] for d in documents])
+        return [
+            text if both is None or not np.array_equal(both[: len(prompt)], prompt) else both[len(prompt) :]
+            for text, both, prompt in zip(alone, together, prompts)
+        ]
+
+    def _as_it_stands(self, documents: Sequence[Document], texts: Sequence[str | None]) -> list[np.ndarray | None]:
+        """The tokenizer's own tokens of texts of some documents; None where a row has a special token's letters."""
+        wanted = [i for i, (d, x) in enumerate(zip(documents, texts)) if x is not None and self._is_of_template(d, x)]
+        self._tokenizer.encode_special_tokens = False
+        try:
+            tokens = dict(zip(wanted, self.encode([texts[i] or "" for i in wanted])))
+        finally:
+            self._tokenizer.encode_special_tokens = True
+        return [tokens.get(i) for i in range(len(texts))]
+
+    def _is_of_template(self, document: Document, text: str) -> bool:
+        """Whether all special tokens in a text that begins with a document's prompt stand in its template."""
+        spans = [match.span() for match in self._letters.finditer(text)] if self._special else []
+        return all(any(begin <= a and b <= end for begin, end in document.template) for a, b in spans)
+
+    @cached_property
+    def _letters(self) -> re.Pattern[str]:
+        return re.compile("|".join(map(re.escape, sorted(self._special, key=len, reverse=True))))
 
     @cached_property
     def _begins_with_space(self) -> bool:
@@ -91,16 +116,15 @@ class Tokenizer:
         both, one, other = self.encode(["x a", "x", "a"])
         return both.tolist() == [*one, *other]
 
-    def _pieces(self, document: Document) -> Iterator[str | int]:
-        """A prompt's texts and special tokens, in order."""
+    def _by_pieces(self, document: Document) -> np.ndarray:
+        """The tokens of a prompt, its texts and special tokens one after the other."""
         prompt, _ = document.halves
-        at, names = 0, "|".join(map(re.escape, sorted(self._special, key=len, reverse=True)))
-        for begin, end in document.template if names else ():
-            for match in re.compile(names).finditer(prompt, begin, end):
-                yield prompt[at : match.start()]
-                yield self._special[match[0]]
+        parts, at = [np.zeros(0, np.int32)], 0
+        for begin, end in document.template if self._special else ():
+            for match in self._letters.finditer(prompt, begin, end):
+                parts += [*self.encode([prompt[at : match.start()]]), np.array([self._special[match[0]]], np.int32)]
                 at = match.end()
-        yield prompt[at:]
+        return np.concatenate([*parts, *self.encode([prompt[at:]])])
 
     def conflict(self, vocabulary: Mapping[str, int]) -> str:
         """A token that another tokenizer's vocabulary has by another number; empty if those in both are the same."""
@@ -139,6 +163,9 @@ class ByteTokenizer(Tokenizer):
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The same tokens as the tokenizer's, which takes a hundred times as long."""
         return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in texts]
+
+    def _as_it_stands(self, documents: Sequence[Document], texts: Sequence[str | None]) -> list[np.ndarray | None]:
+        return [None] * len(texts)  # bytes of pieces are the bytes of the whole
 
 
 def _byte_model() -> "tokenizers.Tokenizer":

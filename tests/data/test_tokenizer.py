@@ -133,10 +133,43 @@ def test_a_prompt_and_its_text_are_the_tokens_of_both_together(tmp_path, kind):
     words = TEXT.split()
     row = {"text": words[3], "q": words[1]}
     document = Columns(prompt="the {q} the: ").document(row, "")
-    (prompt,), (text,) = known.encode_prompts([document]), known.encode_texts([document])
+    prompts = (prompt,) = known.encode_prompts([document])
+    (text,) = known.encode_texts([document], prompts)
     (whole,) = known.encode([document.prompt + document.text])
     assert [*prompt, *text] == list(whole)
     assert known.decode(text).strip() == row["text"] and document.text == row["text"]
+
+
+@pytest.mark.parametrize("kind", ["llama", "first", "bpe"])
+@pytest.mark.parametrize(
+    "prompt", ["the {q} the: ", "{q}\n\nof:\n", "<|user|>{q}<|bot|>", "<|user|>\n{q}<|end|>\n<|bot|>\n", "{q}"]
+)
+def test_a_chats_tokens_are_what_the_tokenizer_makes_of_the_whole(tmp_path, kind, prompt):
+    """Its halves by themselves had spaces that are in no text, where a tokenizer puts one before all it is given."""
+    from tokenizers import AddedToken, models, normalizers, pre_tokenizers, trainers
+    from tokenizers import Tokenizer as Model
+
+    model = Model(models.BPE())
+    bytes_ = kind == "bpe"
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True) if bytes_ else pre_tokenizers.Metaspace()
+    model.train_from_iterator([TEXT, TEXT + "\n"], trainers.BpeTrainer(vocab_size=200, special_tokens=["</s>"]))
+    if kind == "llama":  # what it learned has no spaces in the middle, though nothing divides a text any more
+        space = [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+        model.normalizer, model.pre_tokenizer = normalizers.Sequence(space), pre_tokenizers.Sequence([])
+    elif kind == "first":
+        model.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    strip = kind == "llama"  # as Phi-3's, which take the newline after them away
+    model.add_special_tokens([AddedToken(x, rstrip=strip) for x in ("<|user|>", "<|bot|>", "<|end|>")])
+    model.save(str(tmp_path / "tokenizer.json"))
+    known = read_tokenizer(str(tmp_path / "tokenizer.json"))
+    words = TEXT.split()
+    documents = [Columns(prompt=prompt).document({"text": words[3], "q": q}, "") for q in (words[1], "the <|bot|> of")]
+    prompts = known.encode_prompts(documents)
+    texts = known.encode_texts(documents, prompts)
+    whole = model.encode("".join(documents[0].halves), add_special_tokens=False).ids
+    assert [*prompts[0], *texts[0]] == whole
+    bots = [sum(token == model.token_to_id("<|bot|>") for token in row) for row in prompts]
+    assert bots == [prompt.count("<|bot|>")] * 2  # the letters in a row are none
 
 
 def test_a_number_is_one_more_than_the_largest_where_some_stand_for_nothing(tmp_path):

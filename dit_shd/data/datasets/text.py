@@ -100,7 +100,8 @@ class Text(Dataset):
         """Become the sequences of a split."""
         documents = self._part(split)
         known = self.tokenizer
-        prompts, texts = known.encode_prompts(documents), known.encode_texts(documents)
+        prompts = known.encode_prompts(documents)
+        texts = known.encode_texts(documents, prompts)
         rows = [np.concatenate([known.begin, p, t, [known.end]]).astype(np.int32) for p, t in zip(prompts, texts)]
         begin = len(known.begin)  # one begin token is predicted by nothing; of several (GLM) the others are no text
         masked = [begin + len(p) if len(p) or begin > 1 else 0 for p in prompts]
