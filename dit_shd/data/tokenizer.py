@@ -73,8 +73,8 @@ class Tokenizer:
         So a template may be that of a chat (<|user|>{question}<|assistant|>), and no text can break out of it. Spaces
         at its end are the text's.
         """
-        found = self._as_it_stands(documents, [d.halves[0] for d in documents])
-        return [self._by_pieces(d) if tokens is None else tokens for d, tokens in zip(documents, found)]
+        whole = self._as_it_stands(documents, [d.halves[0] for d in documents])
+        return [self._by_pieces(d) if tokens is None else tokens for d, tokens in zip(documents, whole)]
 
     def encode_texts(self, documents: Sequence[Document], prompts: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The tokens of each document's text, spaces before it included: with its prompt's those of both together.

@@ -78,7 +78,7 @@ class _Divergence(torch.autograd.Function):
         values = student.new_empty(student.shape[:-1], dtype=torch.promote_types(student.dtype, torch.float32))
         for rows, s, t in _rows(student, teacher, temperature):
             log_s, log_t = s.log_softmax(1), t.log_softmax(1)
-            terms = torch.where(log_t > -inf, log_t.exp() * (log_t - log_s), 0.0)
+            terms = torch.where(log_t == -inf, 0.0, log_t.exp() * (log_t - log_s))
             torch.sum(terms, 1, out=values.view(-1)[rows])
         return values
 

@@ -64,6 +64,9 @@ class TokenBatch(Batch):
             )
         return self.query_weight
 
+    def is_of_image(self, layer: str) -> bool:
+        raise UserError(f"losses: block: wanted joint, found image; {layer} reads text alone")
+
     def prediction_weight(self) -> Tensor:
         return self.target_weight
 

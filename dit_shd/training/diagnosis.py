@@ -9,12 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from dit_shd.distillation.distiller import Distiller
+from dit_shd.distillation.records import Reads
 from dit_shd.distillation.teachers import Teachers, role
 from dit_shd.tasks import Batch
 from dit_shd.training.batches import Passes
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+HIDES = "hides keys that its teacher sees, by a sliding window, say"
+"""The reason for a divergence of attention maps that is infinite while no layer is."""
 
 
 @dataclass(frozen=True)
@@ -80,15 +84,18 @@ def first_non_finite(distiller: Distiller, teachers: Teachers, batches: Passes) 
         batches: The passes.
     """
     bad: list[str] = []
+    of_maps = [name for name, loss in distiller.named_losses() if Reads.ATTENTION in loss.reads]
     for batch in batches:
         name = batch.pass_name
         with recorded_non_finite(_layers(distiller, teachers)) as first:
-            loss, _ = distiller(batch, teachers)
+            loss, terms = distiller(batch, teachers)
         parts = {part: value for part, value in tensors_of(batch).items() if value.is_floating_point()}
         bad += [f"the batch itself ({part})" for part, tensor in parts.items() if not _all_finite(tensor)]
         bad += [f"{layer} (its output, {name} pass)" for layer in first]
         if not bool(torch.isfinite(loss)):
-            bad.append(f"the loss alone ({name} pass)")
+            maps = [key for key in of_maps if bool(torch.isposinf(terms.get(key, loss.new_zeros(())).sum()))]
+            why = f"; {maps[0]} is infinite where a student {HIDES}" if maps else ""
+            bad.append(f"the loss alone ({name} pass){why}")
     return bad[0] if bad else None
 
 

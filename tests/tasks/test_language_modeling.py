@@ -8,6 +8,7 @@ import oracle
 import pytest
 import torch
 from language import GPT2, LLAMA, TEXT, causal_lm, lines
+from runs import run
 
 from dit_shd.attention.recording.attach import capture
 from dit_shd.core.errors import UserError
@@ -434,6 +435,27 @@ def test_operations_of_a_model_that_makes_places_of_its_mask_are_counted(tmp_pat
     """OPT takes them of a mask [b,n]: where documents are not packed, training ended before its first step."""
     made = task(lines(tmp_path), pack=False, length=10)
     assert forward_operations(causal_lm(OPT), made) > 0
+
+
+def test_a_text_has_no_block_of_an_image(tmp_path):
+    """It had been the whole map, whatever was asked for."""
+    made = task(lines(tmp_path))
+    models = [causal_lm(LLAMA) for _ in range(2)]
+    (batch,) = made.draw(Draws(0, 0, range(2), 2))
+    with pytest.raises(UserError, match=r"losses: block: wanted joint, found image; .*self_attn reads text alone"):
+        Distiller(made, models[0], [SHD(block="image")]).terms(batch, models[1])
+
+
+def test_a_student_whose_window_hides_what_its_teacher_sees_is_told_so(tmp_path):
+    """Its divergence is infinite, and neither a learning rate nor a precision has to do with it."""
+    data = {"name": "text", "path": lines(tmp_path), "length": 16}
+    causal_lm({**MISTRAL, "sliding_window": None}).save_pretrained(tmp_path / "teacher")
+    values = {"task": {"name": "language_modeling"}, "data": data, "teacher": str(tmp_path / "teacher"), "steps": 1}
+    values |= {"student": {"name": "transformers", "config": MISTRAL}, "losses": [{"name": "shd"}], "batch_size": 2}
+    with pytest.raises(
+        UserError, match=r"first in the loss alone \(plain pass\); shd is infinite where a student hides keys"
+    ):
+        run({**values, "check_teacher": "no", "run": str(tmp_path / "run")})
 
 
 def test_a_student_that_drops_layers_is_refused(tmp_path):

@@ -34,5 +34,6 @@ def alternatives(loss: type[Loss], need: Needs) -> str:
         loss: The class of the loss.
         need: Which the models do not meet.
     """
+    needs = {need, Needs.EQUAL_HEADS} if need is Needs.FEWER_HEADS else {need}
     classes = {name: LOSSES.find(name) for name in LOSSES.names()}
-    return ", ".join(name for name, other in classes.items() if other.reads & loss.reads and need not in other.needs)
+    return ", ".join(name for name, other in classes.items() if other.reads & loss.reads and not needs & other.needs)

@@ -103,6 +103,14 @@ def test_a_class_that_both_leave_out_takes_no_part():
     assert left_out[0].grad.isfinite().all() and not left_out[0].grad[:, 7:].any()
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_teacher_that_is_not_finite_is_no_perfect_one(bad):
+    """The value of such a row had been 0."""
+    s, t = (torch.from_numpy(logits(3, 7, seed=seed)) for seed in (0, 1))
+    t[1, 2] = bad
+    assert value(s, t).isfinite().tolist() == [True, False, True]
+
+
 @pytest.mark.parametrize("sizes", [(7, 9), (9, 7)])
 def test_tokens_of_one_model_alone_take_no_part(sizes):
     """Vocabularies of one family are padded to unlike sizes (Qwen2.5's are)."""
