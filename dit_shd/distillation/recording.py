@@ -64,7 +64,7 @@ def record(
         sink(Reads.ATTENTION, Layer(name, attention=capture if weights is None else weights.of(name, capture)))
 
     def output(kind: Reads) -> Callable[[str, Tensor], None]:
-        return lambda name, x: sink(kind, Layer(name, hidden=x))
+        return lambda name, x: sink(kind, Layer.of(name, x))
 
     if Reads.ATTENTION_OUTPUT in read:
         modules = attention_modules(task, model, batch)
@@ -208,6 +208,7 @@ def forward(
         output = task.predict(model, batch)
         if layers is None:
             check_all_ran(model, captures, role)
+        check_unchanged(held)
         return Forward(
             output.prediction,
             output.extra,
@@ -215,6 +216,16 @@ def forward(
             attention_output=held[Reads.ATTENTION_OUTPUT],
             hidden=held[Reads.HIDDEN],
         )
+
+
+def check_unchanged(held: Mapping[Reads, Mapping[str, Layer]]) -> None:
+    """Refuse layers that their model has written to since they ran.
+
+    Raises:
+        UserError: Naming the first of them.
+    """
+    for layer in (layer for layers in held.values() for layer in layers.values()):
+        layer.check_unchanged()
 
 
 def attention_modules(task: Task[Any], model: nn.Module, batch: Batch) -> dict[str, nn.Module]:

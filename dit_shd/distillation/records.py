@@ -3,10 +3,12 @@
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Self
 
 from torch import Tensor
 
 from dit_shd.attention.capture import Capture
+from dit_shd.core.errors import UserError
 from dit_shd.tasks import Output
 
 
@@ -46,6 +48,25 @@ class Layer:
     attention: Capture | None = None
     hidden: Tensor | None = None
     """The output of the block, or of the attention module [b,n,e]."""
+    version: int | None = None
+    """Of `hidden` as it was when the layer had run; None where torch counts none."""
+
+    @classmethod
+    def of(cls, name: str, hidden: Tensor) -> Self:
+        """The layer of an output."""
+        return cls(name, hidden=hidden, version=None if hidden.is_inference() else hidden._version)
+
+    def check_unchanged(self) -> None:
+        """Refuse an output that the model has written to since.
+
+        Raises:
+            UserError: Naming the layer.
+        """
+        if self.hidden is not None and self.version not in (None, self.hidden._version):
+            raise UserError(
+                f"{self.name}: its output is changed in place after it has run (x += y), so that what losses read is "
+                "no longer it; write x = x + y in the model, or leave this loss out"
+            )
 
 
 Layers = Mapping[str, Layer]

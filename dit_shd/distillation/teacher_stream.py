@@ -16,7 +16,7 @@ from dit_shd.core.dtensor import is_sharded
 from dit_shd.core.rng import kept_generators
 from dit_shd.distillation.guided import guided_outputs
 from dit_shd.distillation.losses import LayerLoss, Loss, Pairs
-from dit_shd.distillation.recording import check_all_ran, check_named, named_attention, record
+from dit_shd.distillation.recording import check_all_ran, check_named, check_unchanged, named_attention, record
 from dit_shd.distillation.records import LAYERS, Forward, Layer, Reads, Term
 from dit_shd.models.batch_norms import kept_statistics
 from dit_shd.models.blocks import blocks
@@ -84,6 +84,7 @@ class TeacherStream:
             named = named_attention(losses.values(), "teacher", teacher)
             record(stack, task, teacher, batch, read, deliver, weights, named)
             output = task.predict(teacher, batch)
+        check_unchanged(held)
         if Reads.ATTENTION in held:
             check_named(losses.values(), "teacher", teacher, held[Reads.ATTENTION])
         outputs = {} if output is None else guided_outputs(task, teacher, batch, losses, output)

@@ -429,3 +429,31 @@ def test_looking_at_a_teacher_leaves_its_statistics_alone(batch):
     for steps in (1, 2):
         distiller(batch, teacher)
         assert teacher.norm.num_batches_tracked == steps
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_outputs_that_a_model_writes_to_later_are_refused(batch, role):
+    """What a loss had read of them was the residual stream, with their values added."""
+
+    class Writing(Plain):
+        def forward(self, x):
+            for layer in self.layers:
+                y = layer(x, x, x, need_weights=False)[0]
+                x = y.add_(x) if self.writes else y + x
+            return x
+
+    class Held(Loss):
+        reads = frozenset({Reads.ATTENTION_OUTPUT})
+
+        def term(self, student, teacher, batch):
+            layers = (list(forward.attention_output.values())[-1].hidden for forward in (student, teacher))
+            return Term((next(layers) - next(layers)).square().mean((1, 2)))
+
+    models = {"student": Writing(2, 2), "teacher": Writing(4, 4).eval()}
+    for name, made in models.items():
+        made.writes = name == role
+    distiller = Distiller(Guided(), models["student"], [Held()])
+    with pytest.raises(UserError, match=r"layers\.0: its output is changed in place after it has run"):
+        distiller(batch, models["teacher"])
+    models[role].writes = False
+    assert distiller(batch, models["teacher"])[0].isfinite()
