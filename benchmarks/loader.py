@@ -23,7 +23,16 @@ from torch import Tensor
 
 from dit_shd.core import rng
 from dit_shd.data.datasets.latents import Latents
-from dit_shd.data.latent_shards import DTYPES, LatentSet, ShardEntry, shard_file, verify_shard, write_index, write_shard
+from dit_shd.data.latent_shards import (
+    DTYPES,
+    LatentSet,
+    ShardEntry,
+    mapped,
+    shard_file,
+    verify_shard,
+    write_index,
+    write_shard,
+)
 
 SHAPE = (4, 32, 32)
 SHARD = 1024
@@ -52,13 +61,14 @@ def npy_files(data: Latents, folder: Path) -> Callable[[np.ndarray], Tensor]:
     return read
 
 
-def arrow_table(data: Latents, folder: Path) -> Callable[[np.ndarray, int, Sequence[int]], Tensor]:
+def arrow_table(shards: Path, folder: Path) -> Callable[[np.ndarray, int, Sequence[int]], Tensor]:
     """The same posteriors as a table of the datasets package; what reads a batch and draws from it."""
     import datasets
     import pyarrow as pa
 
     datasets.disable_progress_bars()
-    flat = np.concatenate([part[:].reshape(len(part[:]), -1) for part in data._slices])
+    parts = [mapped(file, "posterior") for file in sorted(shards.glob("*.safetensors"))]
+    flat = np.concatenate([part.reshape(len(part), -1) for part in parts])
     column = pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), flat.shape[1])
     datasets.Dataset(pa.table({"posterior": column})).save_to_disk(folder)
     table = datasets.load_from_disk(folder).with_format("numpy")
@@ -109,7 +119,7 @@ def main() -> None:
         start = time.perf_counter()
         ours()
         cold = time.perf_counter() - start
-        npy, arrow = npy_files(data, folders["npy"]), arrow_table(data, folders["arrow"])
+        npy, arrow = npy_files(data, folders["npy"]), arrow_table(folders["shards"], folders["arrow"])
         sides = {
             "ours": ours,
             "npy": lambda: epoch(lambda indices, _: npy(indices)),
