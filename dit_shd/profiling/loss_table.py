@@ -1,7 +1,7 @@
 """Every loss in one line: what it reads, what it needs, what it costs at a pair of sizes, and its paper."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,21 +47,28 @@ class LossEntry:
     """Why it is not counted, or with which keys."""
 
 
-def loss_table(task: Task[Any], student: str = "S/2", teacher: str = "B/2", sample_size: int = 32) -> list[LossEntry]:
-    """All losses, counted for two sizes of MDTv2.
+def loss_table(
+    task: Task[Any],
+    student: str = "S/2",
+    teacher: str = "B/2",
+    sample_size: int = 32,
+    names: Sequence[str] | None = None,
+) -> list[LossEntry]:
+    """Losses, counted for two sizes of MDTv2.
 
     Args:
         task: The task of one pass.
         student: Size of the student.
         teacher: Size of the teacher.
         sample_size: Height and width of a latent; 32 is 256 tokens.
+        names: Of the losses; None for all.
     """
     taught, teaching = (
         meta.build(Plugin("mdt", {"size": size, "sample_size": sample_size}), "model") for size in (student, teacher)
     )
     step = StepShape(task, [LOSSES.find("output")()], 1, lambda _: None, "none")  # type: ignore[arg-type, return-value]
     plain = step_operations(step, taught, teaching).total
-    return [_entry(name, task, taught, teaching, plain) for name in LOSSES.names()]
+    return [_entry(name, task, taught, teaching, plain) for name in names or LOSSES.names()]
 
 
 def _entry(name: str, task: Task[Any], student: nn.Module, teacher: nn.Module, plain: float) -> LossEntry:

@@ -59,8 +59,10 @@ def test_the_command_prints_them(entries, capsys, monkeypatch):
 
     monkeypatch.setattr("dit_shd.cli.commands.losses.loss_table", table)
     assert program.main(["losses", "teacher=XL/2", "sample_size=64"]) == 0
-    assert counted_for == [("S/2", "XL/2", 64)]
+    assert counted_for == [("S/2", "XL/2", 64, LOSSES.names())]
     out = capsys.readouterr().out
+    assert program.main(["losses", "kd"]) == 0
+    assert counted_for[1:] == [("S/2", "B/2", 32, ["kd"])]
     assert all(f"\n{name} " in out for name in LOSSES.names())
     assert "arXiv 2502.07436" in out and "equal heads" in out
 
