@@ -71,10 +71,18 @@ class PluginFolder(Generic[Base]):
         base: The class of which each module defines a subclass.
         kind: What errors call these plug-ins.
         synonyms: Other names in lower case -> the plug-in that errors propose for them.
+        note_name: Called with what is built by a dotted name, and this name.
     """
 
-    def __init__(self, package: str, base: type[Base], kind: str, synonyms: Mapping[str, str] = MappingProxyType({})):
-        self.package, self.base, self.kind, self.synonyms = package, base, kind, synonyms
+    def __init__(
+        self,
+        package: str,
+        base: type[Base],
+        kind: str,
+        synonyms: Mapping[str, str] = MappingProxyType({}),
+        note_name: Callable[[Base, str], object] | None = None,
+    ):
+        self.package, self.base, self.kind, self.synonyms, self.note_name = package, base, kind, synonyms, note_name
 
     def names(self) -> list[str]:
         """The plug-ins that ship with dit_shd: the modules of the folder."""
@@ -113,7 +121,10 @@ class PluginFolder(Generic[Base]):
         """
         cls = self.find(plugin.name)
         factory: Callable[..., Base] = getattr(cls, "from_options", cls)
-        return factory(**arguments((factory, cls), plugin.options, where or self.kind))
+        made = factory(**arguments((factory, cls), plugin.options, where or self.kind))
+        if "." in plugin.name and self.note_name is not None:
+            self.note_name(made, plugin.name)
+        return made
 
     def filled(self, plugin: Plugin, where: str = "", defaults: Mapping[str, Any] = MappingProxyType({})) -> Plugin:
         """The plug-in with every default written out, so that a saved config does not depend on later defaults.

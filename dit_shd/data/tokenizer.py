@@ -3,7 +3,6 @@
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -55,6 +54,7 @@ class Tokenizer:
         tokenizer.encode_special_tokens = True  # a text in which the end token's letters stand does not end there
         added = tokenizer.get_added_tokens_decoder()
         self._special = {token.content: number for number, token in added.items() if token.special and token.content}
+        self._letters = re.compile("|".join(map(re.escape, sorted(self._special, key=len, reverse=True))))
 
     @property
     def vocabulary(self) -> int:
@@ -84,47 +84,57 @@ class Tokenizer:
             prompts: The tokens of their prompts. A text that these are not the beginning of is encoded by itself.
         """
         together = self._as_it_stands(documents, ["".join(d.halves) if d.prompt else None for d in documents])
-        joins = self._begins_with_space
-        alone = self.encode([d.halves[1].removeprefix(" ") if joins and d.prompt else d.halves[1] for d in documents])
-        return [
-            text if both is None or not np.array_equal(both[: len(prompt)], prompt) else both[len(prompt) :]
-            for text, both, prompt in zip(alone, together, prompts)
-        ]
+        rows, alone = list[np.ndarray](), iter(self.encode([d.halves[1] for d in documents if not d.prompt]))
+        for document, prompt, both in zip(documents, prompts, together):
+            if not document.prompt:
+                rows.append(next(alone))
+            elif both is not None and np.array_equal(both[: len(prompt)], prompt):
+                rows.append(both[len(prompt) :])
+            else:
+                rows.append(self._behind(document.halves[1]))
+        return rows
 
     def _as_it_stands(self, documents: Sequence[Document], texts: Sequence[str | None]) -> list[np.ndarray | None]:
         """The tokenizer's own tokens of texts of some documents; None where a row has a special token's letters."""
-        wanted = [i for i, (d, x) in enumerate(zip(documents, texts)) if x is not None and self._is_of_template(d, x)]
+        known = [(i, x, self._of_template(d, x)) for i, (d, x) in enumerate(zip(documents, texts)) if x is not None]
+        wanted = [(i, x, special) for i, x, special in known if special is not None]
         self._tokenizer.encode_special_tokens = False
         try:
-            tokens = dict(zip(wanted, self.encode([texts[i] or "" for i in wanted])))
+            encoded = self.encode([x for _, x, _ in wanted])
         finally:
             self._tokenizer.encode_special_tokens = True
+        numbers = [*self._special.values()]
+        tokens = {  # other letters may become a special token's where a tokenizer makes them alike (NFKC, lower case)
+            i: row
+            for (i, _, special), row in zip(wanted, encoded)
+            if np.array_equal(row[np.isin(row, numbers)], special)
+        }
         return [tokens.get(i) for i in range(len(texts))]
 
-    def _is_of_template(self, document: Document, text: str) -> bool:
-        """Whether all special tokens in a text that begins with a document's prompt stand in its template."""
-        spans = [match.span() for match in self._letters.finditer(text)] if self._special else []
-        return all(any(begin <= a and b <= end for begin, end in document.template) for a, b in spans)
+    def _of_template(self, document: Document, text: str) -> list[int] | None:
+        """The special tokens in a text that begins with a document's prompt; None if one is not of its template."""
+        matches = [*self._letters.finditer(text)] if self._special else []
+        if not all(any(a <= m.start() and m.end() <= b for a, b in document.template) for m in matches):
+            return None
+        return [self._special[match[0]] for match in matches]
 
-    @cached_property
-    def _letters(self) -> re.Pattern[str]:
-        return re.compile("|".join(map(re.escape, sorted(self._special, key=len, reverse=True))))
-
-    @cached_property
-    def _begins_with_space(self) -> bool:
-        """Whether a text by itself begins with a space in its tokens, as Llama 2 puts one before everything."""
-        both, one, other = self.encode(["x a", "x", "a"])
-        return both.tolist() == [*one, *other]
+    def _behind(self, text: str) -> np.ndarray:
+        """The tokens of a text that stands behind another one: without what begins a text alone."""
+        for before in ("\n", ":"):
+            first, both = self.encode([before, before + text])
+            if np.array_equal(both[: len(first)], first):
+                return both[len(first) :]
+        return self.encode([text])[0]
 
     def _by_pieces(self, document: Document) -> np.ndarray:
         """The tokens of a prompt, its texts and special tokens one after the other."""
         prompt, _ = document.halves
-        parts, at = [np.zeros(0, np.int32)], 0
+        parts, at, piece = [np.zeros(0, np.int32)], 0, lambda text: self.encode([text])[0]
         for begin, end in document.template if self._special else ():
             for match in self._letters.finditer(prompt, begin, end):
-                parts += [*self.encode([prompt[at : match.start()]]), np.array([self._special[match[0]]], np.int32)]
-                at = match.end()
-        return np.concatenate([*parts, *self.encode([prompt[at:]])])
+                parts += [piece(prompt[at : match.start()]), np.array([self._special[match[0]]], np.int32)]
+                at, piece = match.end(), self._behind
+        return np.concatenate([*parts, piece(prompt[at:])])
 
     def conflict(self, vocabulary: Mapping[str, int]) -> str:
         """A token that another tokenizer's vocabulary has by another number; empty if those in both are the same."""

@@ -78,8 +78,13 @@ def compute_metrics(
     """All figures by name, and the metrics' results for single images."""
     figures: dict[str, float] = {}
     details: dict[str, Tensor] = {}
-    for _, metric in metrics:
+    for plugin, metric in metrics:
         metric_figures, metric_details = metric.details(samples, reference)
+        twice = [*(metric_figures.keys() & figures.keys()), *(metric_details.keys() & details.keys())]
+        if twice:
+            raise UserError(
+                f"metrics: {plugin.name}: gives {twice[0]}, which another metric gives, too; give it another name"
+            )
         figures.update(metric_figures)
         details.update(metric_details)
     return figures, details

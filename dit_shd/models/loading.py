@@ -27,7 +27,7 @@ from dit_shd.core.pretrained import (
 from dit_shd.core.run_files import CHECKPOINTS, RUN_CONFIG, STUDENT
 from dit_shd.models import public_checkpoints, velocity
 from dit_shd.models.bfloat16 import KEPT, in_bfloat16
-from dit_shd.models.families import FAMILIES, LibraryModel
+from dit_shd.models.families import FAMILIES, FAMILY, LibraryModel, named
 from dit_shd.models.prediction import NOISE
 from dit_shd.models.quantization import CONFIG, Precision, check_whole, config_for, is_quantised, plain_parts
 from dit_shd.models.shape import is_conditional, shape_of
@@ -277,13 +277,19 @@ def read_folder(folder: Path, variant: str | None = None, dtype: torch.dtype | N
     library = _library(config)
     if library is not None:
         return library.of_folder(folder, config).float()
+    foreign = config.get(FAMILY)
+    if isinstance(foreign, str):
+        return named(read_weights(FAMILIES.find(foreign), folder, variant), foreign).float()
     name = class_name(folder)
     family, cls = families().get(name), _diffusers_class(name)
     if family is None and cls is not None and dtype is not None and not getattr(cls, KEPT, None):
         return read_weights(cls, folder, variant, torch_dtype=dtype)  # never whole in float32
     model_class: Any = family or cls
     if model_class is None:
-        raise UserError(f"{folder}: model class '{name}' is neither ours ({', '.join(families())}) nor diffusers'")
+        raise UserError(
+            f"{folder}: model class '{name}' is neither ours ({', '.join(families())}) nor diffusers'; one "
+            f'of your own is found by "{FAMILY}": "PACKAGE.MODULE.{name}" in its config.json and --trust PACKAGE'
+        )
     return read_weights(model_class, folder, variant).float()
 
 

@@ -199,7 +199,7 @@ class Classification(Task[ImageBatch]):
         """The image of each position. With repeats a batch holds so many copies of an image, far from each other."""
         images = -(-draws.batch_size // self.augmentation.repeats)
         first = replace(draws, positions=[p % images for p in draws.positions], batch_size=images)
-        return first.indices(len(self.dataset))
+        return self.dataset.indices(first)
 
     def _augmented(self, indices: np.ndarray, draws: Draws) -> Tensor:
         """The inputs [b,c,y,x] of some positions."""

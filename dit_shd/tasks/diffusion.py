@@ -121,7 +121,7 @@ class Diffusion(Task[NoisyBatch]):
 
     def draw(self, draws: Draws) -> Sequence[NoisyBatch]:
         """The batch of each pass. As in the public recipe they share x_0 and t, not the noise and the label drops."""
-        indices = draws.indices(len(self.dataset))
+        indices = self.dataset.indices(draws)
         sample = self.dataset.batch(indices, draws)
         x_0, labels = sample["latents"], sample["labels"]
         t = self.process.times(draws.uniform("timestep"), x_0.shape)

@@ -206,7 +206,7 @@ class LanguageModeling(Task[TokenBatch]):
 
     def draw(self, draws: Draws) -> Sequence[TokenBatch]:
         """Weights are of the whole step's batch, so a step is the same however it is divided."""
-        indices = draws.indices(len(self.dataset))
+        indices = self.dataset.indices(draws)
         seeds = [int(stream(draws.seed, "dropout", draws.step, i).integers(2**62)) for i in draws.positions]
         batch = self._batch(draws.step, indices, self._masks(self.dataset, indices, draws), torch.tensor(seeds))
         targets, rows = self._shares(draws)
@@ -220,7 +220,7 @@ class LanguageModeling(Task[TokenBatch]):
         if known is not None and known[0] == step:
             return known[1]
         everything = Draws(draws.seed, draws.step, range(draws.batch_size), draws.batch_size)
-        masks = self._masks(self.dataset, everything.indices(len(self.dataset)), everything)
+        masks = self._masks(self.dataset, self.dataset.indices(everything), everything)
         shares = masks.targets.float().mean().clamp(min=1e-9), masks.rows.float().mean().clamp(min=1e-9)
         self._known_shares = step, shares
         return shares

@@ -123,8 +123,8 @@ class Trainer:
                     with self.accelerator.autocast():
                         loss, logs = self.distiller(batch.to(device), self.teachers)
                     self.accelerator.backward(loss / rounds)
-                for key, value in {"loss": loss.detach(), **logs}.items():
-                    key = key if key == "loss" else f"{name}/{key}"
+                values = {"loss": loss.detach(), **{f"{name}/{key}": value for key, value in logs.items()}}
+                for key, value in values.items():
                     part = value.float() / rounds if rounds > 1 else value.float()
                     sums[key] = sums[key] + part if key in sums else part
         return sums

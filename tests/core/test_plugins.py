@@ -8,16 +8,26 @@ import sys
 import pytest
 import yaml
 from accelerate.state import AcceleratorState
+from language import lines
 from plugin_folders import plugin_folders
 from runs import rows
 
 from dit_shd.cli import program
 from dit_shd.core import plugins
 from dit_shd.core.errors import UserError
+from dit_shd.core.plugins import Plugin
+from dit_shd.core.rng import Draws
+from dit_shd.data.datasets import DATASETS
 from dit_shd.diffusion.adapters import adapter_of
+from dit_shd.evaluation.feature_set import FeatureSet
+from dit_shd.evaluation.metrics import METRICS
+from dit_shd.evaluation.scoring import compute_metrics
+from dit_shd.models.families import FAMILIES
+from dit_shd.models.loading import load
+from dit_shd.tasks import TASKS
 
 PACKAGE = {
-    "losses": """
+    "loss": """
 from dit_shd.distillation.losses import Loss, Term
 
 
@@ -77,6 +87,13 @@ class MeanGap(Metric):
         gap = samples.statistics.mean - reference.statistics.mean
         return {"mean_gap": float(gap.square().sum().sqrt())}
 """,
+    "family": """
+from dit_shd.models.families.dit import DiT
+
+
+class Mine(DiT):
+    \"\"\"A DiT, by another name.\"\"\"
+""",
     "commands": """
 \"\"\"Say hello.\"\"\"
 
@@ -112,7 +129,7 @@ CONFIG = {
     "student": {"name": "dit", "sample_size": 28, "patch_size": 7, "in_channels": 1, "num_layers": 1},
     "teacher": "asset:digits_teacher",
     "check_teacher": "no",
-    "losses": [{"name": "my_package.losses.Nearer", "power": 1}],
+    "losses": [{"name": "my_package.loss.Nearer", "power": 1}],
     "steps": 2,
     "batch_size": 4,
     "log_every": 1,
@@ -142,17 +159,73 @@ def test_plugins_of_ones_own_train_and_evaluate_by_their_names(package, capsys):
     words = ["train", "--trust", "my_package", str(package / "config.yaml")]
     assert program.main(words) == 0, capsys.readouterr().err
     logged = rows(package / "run")
-    assert {"plain/halved", "plain/losses", "loss"} <= logged[0].keys()
+    assert {"plain/halved", "plain/loss", "loss"} <= logged[0].keys()
     for row in logged:
-        assert row["loss"] == pytest.approx(row["plain/halved"] + row["plain/losses"], rel=1e-5)
+        assert row["loss"] == pytest.approx(row["plain/halved"] + row["plain/loss"], rel=1e-5)
     saved = yaml.safe_load((package / "run" / "config.yaml").read_text())
-    assert saved["losses"] == [{"name": "my_package.losses.Nearer", "power": 1, "weight": 1.0}]
+    assert saved["losses"] == [{"name": "my_package.loss.Nearer", "power": 1, "weight": 1.0}]
     assert (saved["task"]["name"], saved["task"]["share"]) == ("my_package.tasks.Halved", 0.5)
     (figures,) = rows(package / "run", "evaluations.jsonl")
     assert figures["mean_gap"] > 0
     AcceleratorState._reset_state(reset_partial_state=True)
     assert program.main([*words, "steps=3"]) == 0
     assert [row["step"] for row in rows(package / "run")] == [1, 2, 3]
+
+
+def test_a_family_of_ones_own_is_read_wherever_a_model_is(package, capsys):
+    """It had trained to its end, and then no command knew its class."""
+    student = {**CONFIG["student"], "name": "my_package.family.Mine"}
+    plain = {
+        "task": {"name": "diffusion", "mask_ratio": None},
+        "data": {"name": "digits"},
+        "student": student,
+        "ema": 0,
+    }
+    values = {**plain, "steps": 1, "batch_size": 2, "run": str(package / "run")}
+    (package / "config.yaml").write_text(yaml.safe_dump(values))
+    assert program.main(["train", "--trust", "my_package", str(package / "config.yaml")]) == 0, capsys.readouterr().err
+    teacher = {**values, "teacher": str(package / "run"), "losses": ["output"], "run": str(package / "second")}
+    for number, words in enumerate((["--trust", "my_package"], [])):
+        (package / "config.yaml").write_text(yaml.safe_dump({**teacher, "check_teacher": "no"}))
+        AcceleratorState._reset_state(reset_partial_state=True)
+        plugins._trusted.clear()
+        sample = ["sample", str(package / "run"), "count=2", "steps=2", f"out={package / str(number)}.npz", *words]
+        assert program.main(sample) == (0 if words else 2), capsys.readouterr().err
+        assert program.main(["train", str(package / "config.yaml"), *words]) == (0 if words else 2)
+    assert "'my_package.family.Mine' would import code of 'my_package'; if you trust it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task", ["diffusion", "classification", "language_modeling"])
+def test_a_dataset_says_which_samples_a_step_has(task, tmp_path):
+    """A sampler of one's own had been passed over by every task but one."""
+
+    gray = {"in_chans": 1, "img_size": 28, "mean": [0.13], "std": [0.31], "num_classes": 10}
+    gray |= {"options": {"patch_size": 7, "embed_dim": 24, "depth": 1, "num_heads": 3}}
+    of_text = Plugin("text", {"path": lines(tmp_path), "length": 16, "document": "line"})
+    models = {
+        "diffusion": lambda: load("asset:digits_teacher"),
+        "classification": lambda: FAMILIES.build(Plugin("timm", {"model": "deit_tiny_patch16_224", **gray})),
+        "language_modeling": lambda: None,
+    }
+    data = DATASETS.build(of_text if task == "language_modeling" else Plugin("digits"))
+    made = TASKS.build(Plugin(task))
+    made.use(data, models[task]())
+    data.indices = lambda draws: draws.indices(len(data)) % 3
+    (batch, *_) = made.draw(Draws(0, 0, range(8), 8))
+    assert set(batch.indices.tolist()) <= {0, 1, 2}
+
+
+def test_two_metrics_that_give_one_figure_are_refused():
+    """The later one's had been the figure."""
+    metric = METRICS.build(Plugin("frechet"))
+    sets = FeatureSet.__new__(FeatureSet), FeatureSet.__new__(FeatureSet)
+
+    class Twin(type(metric)):
+        def details(self, samples, reference):
+            return {"FD(random)": 0.0}, {}
+
+    with pytest.raises(UserError, match=r"metrics: twin: gives FD\(random\), which another metric gives, too"):
+        compute_metrics([(Plugin("frechet"), Twin()), (Plugin("twin"), Twin())], *sets)
 
 
 def test_a_command_of_ones_own_runs_and_explains_its_keys(package, capsys):

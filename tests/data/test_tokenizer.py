@@ -172,6 +172,30 @@ def test_a_chats_tokens_are_what_the_tokenizer_makes_of_the_whole(tmp_path, kind
     assert bots == [prompt.count("<|bot|>")] * 2  # the letters in a row are none
 
 
+@pytest.mark.parametrize("row", ["no <|BOT|> yes", "no \uff1c|bot|\uff1e yes", "no <|bot|> yes"])
+def test_letters_that_a_tokenizer_makes_a_special_tokens_are_letters(tmp_path, row):
+    """Of upper case or full width: no row leaves its template, nor does a text, whose other tokens are the whole's."""
+    from tokenizers import AddedToken, models, normalizers, pre_tokenizers, trainers
+    from tokenizers import Tokenizer as Model
+
+    model = Model(models.BPE())
+    steps = [normalizers.NFKC(), normalizers.Lowercase()]
+    model.normalizer, model.pre_tokenizer = (
+        normalizers.Sequence(steps),
+        pre_tokenizers.Metaspace(prepend_scheme="first"),
+    )
+    model.train_from_iterator([TEXT + "<|bot|>\n:"], trainers.BpeTrainer(vocab_size=200, special_tokens=["</s>"]))
+    model.add_special_tokens([AddedToken("<|bot|>", normalized=True)])
+    model.save(str(tmp_path / "tokenizer.json"))
+    known = read_tokenizer(str(tmp_path / "tokenizer.json"))
+    bot = model.token_to_id("<|bot|>")
+    document = Columns(prompt="{q}\n<|bot|>").document({"text": row, "q": row}, "")
+    prompts = (prompt,) = known.encode_prompts([document])
+    (text,) = known.encode_texts([document], prompts)
+    assert list(prompt).count(bot) == 1 and prompt[-1] == bot and bot not in text
+    assert model.id_to_token(int(text[0]))[0] == "n"  # no space of its own before it
+
+
 def test_a_number_is_one_more_than_the_largest_where_some_stand_for_nothing(tmp_path):
     from tokenizers import Tokenizer as Model
     from tokenizers import models

@@ -104,6 +104,7 @@ class FeatureNetwork(ABC):
         self.check(tuple(images.shape[1:]), "images")
         if images.dtype != torch.uint8:
             raise UserError(f"features {self.title}: wanted uint8 images, found {images.dtype}; round to 0..255 first")
+        self.network.eval()
         with self._exactly():
             return self._forward(images.to(self.device))
 

@@ -4,9 +4,12 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from diffusers import ModelMixin
+from diffusers import ConfigMixin, ModelMixin
 
 from dit_shd.core.plugins import PluginFolder
+
+FAMILY = "dit_shd_family"
+"""Key of a config.json: the dotted name of a family of another package."""
 
 
 class LibraryModel(ModelMixin):
@@ -38,4 +41,11 @@ class LibraryModel(ModelMixin):
         """
 
 
-FAMILIES = PluginFolder(__name__, ModelMixin, "models")
+def named(model: ModelMixin, name: str) -> ModelMixin:
+    """The model, in whose config the dotted name of its family stands, so that its folder can be read."""
+    if isinstance(model, ConfigMixin):
+        model.register_to_config(**{FAMILY: name})
+    return model
+
+
+FAMILIES = PluginFolder(__name__, ModelMixin, "models", note_name=named)
