@@ -34,6 +34,13 @@ def axes(student: nn.Module, teacher: nn.Module, layers: Mapping[str, str]) -> A
     Raises:
         UserError: An axis that cannot be explained, heads of two widths, or a student wider than its teacher.
     """
+    differing = differing_heads(student, teacher, lambda name: source_of(f"{name}.", layers)[:-1])
+    if differing is not None and "heads of" in differing[0] and differing[1] > differing[2]:
+        what, here, there = differing
+        raise UserError(
+            f"initialisation: {what} is {here} in the student and {there} in the teacher: heads are left out or "
+            f"merged, and not made up; give it {there} or fewer, or {ADVICE}"
+        )
     return _Finder(student, teacher, layers).find()
 
 
@@ -82,9 +89,9 @@ class _Finder:
         if differing is None:
             return False
         path = differing[0].rpartition(" ")[2]
-        parts, module = self._inside(path), self.student.get_submodule(path)
-        layout = layout_of(module, parts)
-        return layout is not None and layout.mixes(module, parts)
+        module = self.student.get_submodule(path)
+        layout = layout_of(module, self._inside(path))
+        return layout is not None and layout.mixes(module)
 
     def _pairs(self) -> Iterator[tuple[str, list[Pair]]]:
         """The lengths of the axes of every tensor, by the student's names; of a map the outputs first."""
@@ -146,7 +153,7 @@ class _Finder:
         readers = [f"{path}.{name}" for name in layout.out if f"{path}.{name}" in self.maps]
         queries, keys = self._lengths(path, layout, first, readers, models)
         widths = [layout.width_of(model, length) for model, length in zip(models, queries)]
-        mixable = layout.mixes(models[1], self._inside(path))
+        mixable = layout.mixes(models[1])
         if (widths[0] != widths[1] and not mixable) or keys[0] % widths[0] or keys[1] % widths[1]:
             raise UserError(
                 f"initialisation: the heads of {path} are {widths[1]:g} wide in the student and {widths[0]:g} in the "

@@ -55,9 +55,11 @@ class Layout:
         numbers = all(isinstance(getattr(module, size, None), int) for size in sizes)
         return numbers and len(self.firsts(parts)) == 1 and (not self.classes or _name(module) in self.classes)
 
-    def mixes(self, module: nn.Module, parts: Collection[str]) -> bool:
+    def mixes(self, module: nn.Module) -> bool:
         """Whether the features of the module's heads can be mixed into heads of another width, or several into one."""
-        return _name(module) in self.mixable and not any(part in parts for part in (*self.queries, *self.keys))
+        norms = (getattr(module, part, None) for part in (*self.queries, *self.keys))
+        plain = all(norm is None or isinstance(norm, nn.Identity) for norm in norms)
+        return _name(module) in self.mixable and plain and getattr(module, "scale_attn_weights", True)
 
     def width_of(self, module: nn.Module, features: int) -> float:
         """The width of a head of a module whose query heads have that many features."""

@@ -29,12 +29,20 @@ class HeadMoments:
         self.weight = torch.zeros(heads, dtype=torch.float64)
         self._samples = 0
 
-    def add(self, capture: Capture, groups: Plan, squeezer: Squeezer) -> None:
-        """Add the capture of one batch."""
+    def add(self, capture: Capture, groups: Plan, squeezer: Squeezer, row_weight: Tensor | None = None) -> None:
+        """Add the capture of one batch.
+
+        Args:
+            capture: Of the layer.
+            groups: Of its heads.
+            squeezer: For the weights of the heads.
+            row_weight: Of the tokens [b,n]; those of 0, as padding, take no part. None: all do.
+        """
         outputs = head_outputs(capture)
         for moments, x in ((self.query, capture.query), (self.key, capture.key), (self.output, outputs)):
-            moments.add(x.transpose(1, 2).flatten(2))
-        options: Any = {"seed": squeezer.seed, "projections": squeezer.projections}
+            rows = x.transpose(1, 2).flatten(2)
+            moments.add(rows if row_weight is None else rows[row_weight > 0])
+        options: Any = {"seed": squeezer.seed, "projections": squeezer.projections, "row_weight": row_weight}
         squeezed = squeeze(capture, len(groups), groups, squeezer.method, **options)
         mean = squeezed.weight.mean((0, 2)).double().cpu()
         samples = capture.shape[0]
@@ -66,14 +74,15 @@ def head_moments(
         squeezer: For the weights of the heads.
     """
     heads: dict[str, HeadMoments] = {}
+    for batch in batches:
 
-    def sink(layer: str, captured: Capture) -> None:
-        for name, plan in groups.items():
-            if layers[name] == layer:
-                heads.setdefault(name, HeadMoments(captured.heads)).add(captured, plan, squeezer)
+        def sink(layer: str, captured: Capture, batch: Batch = batch) -> None:
+            weight = batch.row_weight(captured.shape[2])
+            for name, plan in groups.items():
+                if layers[name] == layer:
+                    heads.setdefault(name, HeadMoments(captured.heads)).add(captured, plan, squeezer, weight)
 
-    with capture(teacher, sink=sink):
-        for batch in batches:
+        with capture(teacher, sink=sink):
             predict(teacher, batch)
     return heads
 

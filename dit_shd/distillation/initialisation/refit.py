@@ -214,7 +214,8 @@ def fit(module: Any, teacher: Weights, moments: RegressionMoments | None = None)
         moments = moments or RegressionMoments()
         weight, bias = moments.regression(teacher.start, offset=teacher.bias is not None).through(weight, bias)
     if teacher.idle is not None:
-        weight = torch.where(teacher.idle, module.weight.cpu().double(), weight)
+        before = module.weight.t() if is_transposed(module) else module.weight
+        weight = torch.where(teacher.idle, before.cpu().double(), weight)
     module.weight.copy_(weight.t() if is_transposed(module) else weight)
     if teacher.bias is not None:
         module.bias.copy_(bias)

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -60,6 +61,14 @@ MODELS = {
     "deit3": lambda **sizes: vit("deit3_small_patch16_224", **sizes),
     "vit": lambda **sizes: vit("vit_tiny_patch16_224", qk_norm=True, scale_attn_norm=True, qkv_bias=False, **sizes),
 }
+
+
+def plain_norms(**sizes):
+    """Its norms of queries and keys have no weights."""
+    norm = partial(torch.nn.LayerNorm, elementwise_affine=False)
+    return vit("vit_tiny_patch16_224", qk_norm=True, norm_layer=norm, **sizes)
+
+
 GROUPED = ("llama", "mistral", "qwen2", "qwen3", "olmo2")
 HALF = {name: {"heads": 4, "keys": 2} if name in GROUPED else {"heads": 2} for name in MODELS}
 HALF["phi"] = {"heads": 2, "keys": 2}
@@ -169,6 +178,24 @@ def test_merging_pairs_of_one_map_into_heads_of_twice_the_width_loses_nothing(ki
     assert error(student, teacher) < 1e-6
 
 
+@pytest.mark.parametrize(("how", "heads"), [("merge", 2), ("pick", 4)])
+def test_padding_is_none_of_what_heads_are_mixed_by(how, heads):
+    """Of a narrower GPT-2, whose maps are transposed; with half the heads, or heads of half the width."""
+    teacher, options = random(gpt2(), 0), replace(OPTIONS, heads=how)
+    (batch,) = batches_of(teacher, 8)
+    rows = (torch.arange(batch.tokens.shape[1] - 1) < torch.tensor([4, 6, 5, 3, 9, 8, 7, 4])[:, None]).float()
+    weights = []
+    for filling in (1, 5):
+        tokens = batch.tokens.clone()
+        tokens[:, 1:][rows == 0] = filling
+        padded = replace(batch, tokens=tokens, query_weight=rows, target_weight=rows)
+        student = random(gpt2(heads, 16), 1)
+        initialise(task_of(teacher), student, teacher, [padded], options)
+        weights.append(student.state_dict())
+    for name, x in weights[0].items():
+        torch.testing.assert_close(x, weights[1][name], rtol=1e-3, atol=1e-4)
+
+
 @torch.no_grad()
 def test_heads_of_queries_come_with_their_keys():
     """By an independent reading: 8 heads and 4 of keys into 4 and 2, at equal width."""
@@ -273,6 +300,13 @@ def test_a_run_begins_with_the_heads_of_its_teacher(tmp_path):
             r"4 wide in the student and 8 .* so that embed_dim / num_heads must be the same",
         ),
         (MODELS["rope"], lambda: MODELS["rope"](heads=2), r"num_heads of network\.blocks\.0\.attn is 2"),
+        (plain_norms, lambda: plain_norms(heads=2), r"num_heads of network\.blocks\.0\.attn is 2 in the student and 4"),
+        (
+            lambda: gpt2(scale_attn_weights=False),
+            lambda: gpt2(2, scale_attn_weights=False),
+            r"is 2 in the student and 4 in the teacher: .* or fewer of the same width",
+        ),
+        (gpt2, lambda: gpt2(8), r"num_heads of network\.transformer\.h\.0\.attn is 8 .* merged, and not made up; give"),
         (lambda: lm("llama"), lambda: lm("llama", 4, 1), r"4 heads and 1 of keys in the student, and 8 heads and 4"),
         (
             lambda: lm("llama", 8, 8),

@@ -162,7 +162,7 @@ class Layered(torch.nn.Module):
             {},
             r"axis 1 of pos_embed\.pos_embed has 64 entries .* 256 in the teacher",
         ),
-        (lambda t: sd3(num_attention_heads=8, caption_projection_dim=64), {}, "none of them larger"),
+        (lambda t: sd3(num_attention_heads=8, caption_projection_dim=64), {}, "left out or merged, and not made up"),
         (lambda t: sd3(dual_attention_layers=()), {}, None),
     ],
 )
