@@ -26,7 +26,7 @@ from dit_shd.core.yaml_files import read_yaml
 from dit_shd.data.datasets import DATASETS
 from dit_shd.data.datasets.text import Text
 from dit_shd.data.document_rows import Document
-from dit_shd.data.tokenizer import Tokenizer
+from dit_shd.data.tokenizer import Tokenizer, vocabulary_beside
 from dit_shd.evaluation import results
 from dit_shd.evaluation.rouge import other_letters, rouge_l
 from dit_shd.models import loading
@@ -193,9 +193,27 @@ def _sets(place: str, plugins: Mapping[str, Plugin], config: RougeConfig) -> dic
     """All sets for a model, before any model answers: hours may lie between the first answer and the last set."""
     model = _language_model(place)
     sets = {name: _instructions(name, plugin, place) for name, plugin in plugins.items()}
-    for data in sets.values():
-        _room(model, data.tokenizer, config)
+    for name, data in sets.items():
+        _check_tokens(name, place, model, data.tokenizer)
+        room, prompts = _room(model, data.tokenizer, config), data.tokenizer.encode_prompts(data.documents)
+        cut = sum(len(prompt) > room for prompt in prompts)
+        if cut:
+            words = "%s: %s: %d of %d prompts have more than %d tokens and lose their ends; a larger prompt_tokens, or "
+            _log.warning(words + "less of response_tokens, keeps more of them", place, name, cut, len(prompts), room)
     return sets
+
+
+def _check_tokens(name: str, place: str, model: CausalLM, tokenizer: Tokenizer) -> None:
+    """Refuse a set whose tokens are not a model's.
+
+    Raises:
+        UserError: Its tokenizer has more tokens than the model knows, or others by the same numbers.
+    """
+    known, folder = getattr(text_config(model), "vocab_size", tokenizer.vocabulary), model.folder
+    conflict = tokenizer.conflict(vocabulary_beside(folder)) if isinstance(folder, Path) else ""
+    if known < tokenizer.vocabulary or conflict:
+        why = conflict or f"{tokenizer.vocabulary} tokens, and the model knows {known}"
+        raise UserError(f"sets: {name}: its tokenizer is not that of {place} ({why}); leave out its tokenizer key")
 
 
 def _score(answer: str, document: Document) -> float:
@@ -204,6 +222,12 @@ def _score(answer: str, document: Document) -> float:
 
 def _instructions(name: str, plugin: Plugin, model: str) -> Text:
     """A set, by the tokenizer of a model if it names no other."""
+    divided = sorted({"counts", "held_out"} & plugin.options.keys())
+    if divided and "split" not in plugin.options:
+        raise UserError(
+            f"sets: {name}: has {divided[0]} and no split, so that what was trained on would be answered, too; say "
+            "split: validation (or split: all)"
+        )
     options = {"tokenizer": model, "split": "all", "pack": False, **plugin.options}
     data = DATASETS.build(replace(plugin, options=options), name)
     if not isinstance(data, Text) or not any(document.prompt for document in data.documents):

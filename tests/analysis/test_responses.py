@@ -13,7 +13,7 @@ from dit_shd.cli.program import main
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.data.document_rows import Document
-from dit_shd.data.tokenizer import ByteTokenizer
+from dit_shd.data.tokenizer import ByteTokenizer, open_tokenizer
 from dit_shd.evaluation.rouge import rouge_l
 
 pytest.importorskip("rouge_score")
@@ -96,7 +96,7 @@ def test_the_command_scores_every_model_on_every_set(tmp_path, capsys):
     assert "sets: first: wanted text with prompts" in capsys.readouterr().err
 
 
-def test_all_that_can_be_refused_is_refused_before_the_first_response(tmp_path, capsys):
+def test_all_that_can_be_refused_is_refused_before_the_first_response(tmp_path, capsys, caplog):
     model = causal_lm(GPT2)
     model.tokenizer = ByteTokenizer()
     model.save_pretrained(tmp_path / "gpt")
@@ -119,7 +119,15 @@ def test_all_that_can_be_refused_is_refused_before_the_first_response(tmp_path, 
         assert "wanted a path in a folder" in refused(good, f"out={tmp_path / 'file' / 'r.json'}")
         assert "seeds: wanted at least one seed" in refused(good, "seeds=[]")
         assert "response_tokens: wanted less than the 32" in refused(good, "response_tokens=31")
-    words = ["rouge", str(tmp_path / "gpt"), good, "seeds=[1]", "response_tokens=4"]
+        open_tokenizer(str(tmp_path / "bpe.json"), 260, ["Say a, say b, say c. " * 20])
+        for name, changes in {"bpe": {"tokenizer": str(tmp_path / "bpe.json")}, "held_out": {"held_out": 0.5}}.items():
+            (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({"first": {**plugin, **changes}}))
+        assert "its tokenizer is not that of" in refused(f"sets={tmp_path / 'bpe.yaml'}", "response_tokens=4")
+        assert "has held_out and no split" in refused(f"sets={tmp_path / 'held_out.yaml'}", "response_tokens=4")
+    words = ["rouge", str(tmp_path / "gpt"), good, "seeds=[1]"]
+    assert main([*words, "response_tokens=28"]) == 0
+    assert "1 of 1 prompts have more than 3 tokens and lose their ends" in caplog.text
+    words.append("response_tokens=4")
     assert main([*words, f"out={tmp_path / 'new' / 'r.json'}"]) == 0
     assert (tmp_path / "new" / "r.json").is_file()
 
