@@ -74,6 +74,8 @@ def test_a_learned_variance_is_of_the_predicted_noise(target):
 def test_a_time_is_as_far_on_the_way_as_its_step_is_in_the_schedule():
     assert process("epsilon").share(TIMES).tolist() == pytest.approx([0.001, 0.04, 0.5, 0.99])
     assert process("epsilon").time_at(float(KEPT[321] / (1 - KEPT[321]))) == 321
+    first, second = (KEPT[:2] / (1 - KEPT[:2])).tolist()  # nearest by their logarithms, which are between at their root
+    assert [process("epsilon").time_at(share * (first * second) ** 0.5) for share in (1.05, 0.95)] == [0, 1]
 
 
 # Rectified flow
@@ -99,3 +101,13 @@ def test_a_rectangle_is_shifted_by_its_area():
     square, portrait, landscape = (process.times(u, (9, 4, *sides)) for sides in ((32, 32), (64, 16), (16, 64)))
     torch.testing.assert_close((portrait, landscape), (square, square))
     torch.testing.assert_close(square, 2 * u.float() / (1 + u.float()))  # alpha = 2 of the uniform density
+
+
+def test_the_shift_of_a_density_goes_before_that_of_the_process():
+    """As a config says, before the pipeline's scheduler."""
+    u, shape = torch.linspace(0.01, 0.99, 9, dtype=torch.float64), (9, 4, 8, 32)
+    for density in (TimestepDensity(shift=2.0), TimestepDensity(base_side=8)):  # sides of 16: alpha = 2
+        found = Flow(density, shift=lambda area: 9.0).times(u, shape)
+        torch.testing.assert_close(found, 2 * u.float() / (1 + u.float()))
+    found = Flow(shift=lambda area: area / 64).times(u, shape)
+    torch.testing.assert_close(found, 4 * u.float() / (1 + 3 * u.float()))

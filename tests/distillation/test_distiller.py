@@ -338,11 +338,49 @@ def test_another_teacher_under_the_name_of_one_before(student, teachers, batch, 
             torch.testing.assert_close(again.terms(batch, teachers[name]), want)
 
 
+def test_the_first_look_at_a_teacher_takes_no_random_numbers(student, teachers, batch):
+    """A run that is resumed looks again, and has to go on as if it had not."""
+
+    def draw(*_):
+        torch.rand(3)
+
+    teachers["wide"].register_forward_pre_hook(draw)
+    distiller, after = Distiller(TASK, student, [SHD()]), []
+    for _ in range(2):
+        torch.manual_seed(7)
+        distiller(batch, teachers)
+        after.append(torch.rand(4))
+    assert torch.equal(*after)
+
+
+def test_what_losses_learn_begins_by_the_seed_and_takes_no_random_numbers(student, teachers, batch):
+    def built(seed):
+        distiller = Distiller(TASK, student, [LOSSES.build(Plugin("feature"))])
+        torch.manual_seed(7)
+        distiller.build([batch], teachers, seed)
+        return torch.cat([p.flatten() for p in distiller.losses.parameters()]), torch.rand(4)
+
+    (one, after), (again, _), (other, later) = built(1), built(1), built(2)
+    assert torch.equal(one, again) and not torch.equal(one, other) and torch.equal(after, later)
+    torch.manual_seed(7)
+    assert torch.equal(after, torch.rand(4))
+
+
 def pixart(heads):
     return PixArtTransformer2DModel(
         in_channels=4, out_channels=8, num_layers=2, sample_size=8, patch_size=2, caption_channels=16,
         norm_num_groups=1, num_attention_heads=heads, attention_head_dim=8, cross_attention_dim=8 * heads,
     )  # fmt: skip
+
+
+def test_the_first_look_at_a_teacher_leaves_the_task_as_it_is():
+    """An example is asked of it for the teacher, and it notes what that is."""
+    student, teacher = pixart(2), pixart(4).eval()
+    task = TextToImage(side=8, text_tokens=5)
+    (batch,) = task.example(student, 2, torch.device("cpu"))
+    before = dict(vars(task))
+    Distiller(task, student, [SHD()])(batch, teacher)
+    assert all(vars(task)[name] is value for name, value in before.items())
 
 
 def test_a_loss_on_cross_attention_wants_the_layers_of_those_beside_it():

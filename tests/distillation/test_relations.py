@@ -6,11 +6,12 @@ import sys
 import loss_checks as checks
 import pytest
 import torch
+from small_steps import batch_of
 
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
 from dit_shd.distillation.losses import LOSSES
-from dit_shd.distillation.relations import over_rows
+from dit_shd.distillation.relations import kl, over_rows, row_mean, row_sample
 
 PEAK = """
 import sys, torch
@@ -79,3 +80,46 @@ def test_tiles_do_not_change_the_result_and_nothing_is_computed_without_need():
             torch.testing.assert_close(one, other)
     with torch.no_grad():
         assert not over_rows(tile, list(s.values()), 4, [factor]).requires_grad
+
+
+def test_gradients_of_many_tiles_are_added_up_in_float32():
+    """In bfloat16 a sum of ones ends at 256."""
+    s = checks.captures(1, depth=1, b=1, n=300, m=2)
+    factor = torch.ones((), dtype=torch.bfloat16, requires_grad=True)
+    sizes = []
+
+    def tile(captures, learned, rows):
+        sizes.append(rows.stop - rows.start)
+        return learned[0] * captures[0].query.new_full((1,), rows.stop - rows.start)
+
+    over_rows(tile, list(s.values()), 1, [factor], 1e-9).sum().backward()
+    assert {*sizes} == {1} and factor.grad.item() == 300
+
+
+def test_rows_without_weight_do_not_count_whatever_they_are_and_equal_maps_give_nothing():
+    terms, weight = torch.tensor([[torch.inf, 3.0], [torch.nan, 6.0]]), torch.tensor([[1.0, 0, 2], [1, 0, 0]])
+    assert row_mean(terms, slice(1, 3), 3, weight).tolist() == [2, 0]
+    assert row_mean(terms[:, 1:], slice(2, 3), 3, None).tolist() == [1, 2]
+    for small in (1e-3, 1e-12, 0.0):
+        a = torch.tensor([0.5, 0.5 - small, small], dtype=torch.float64)
+        assert kl(a, a.log()).abs() < 1e-16
+
+
+def test_rows_are_drawn_by_seed_step_batch_and_layer_and_all_of_them_as_often():
+    def drawn(share=0.26, seed=0, purpose="a", step=5, first=3):
+        batch = batch_of(torch.zeros(1, 1, 2, 2), [5], [0], step, first)
+        return row_sample(share, 10, seed, purpose, batch).tolist()
+
+    def many(**changes):
+        """Of ten steps."""
+        return [drawn(step=step, **changes) for step in range(10)]
+
+    assert many() == many() and all(rows == sorted({*rows}) and len(rows) == 3 for rows in many())
+    assert len(drawn(0.001)) == 1
+    for changes in ({"seed": 1}, {"purpose": "b"}, {"first": 4}):
+        assert many(**changes) != many(), changes
+    torch.manual_seed(0)
+    alone = [row_sample(0.26, 10, 0, "a", None) for _ in range(600)]
+    for draws in ([torch.tensor(drawn(step=step)) for step in range(600)], alone):
+        counts = torch.cat(draws).bincount(minlength=10)
+        assert counts.sum() == 1800 and (counts - 180).abs().max() < 60  # 5 standard deviations

@@ -10,6 +10,7 @@ from random_captures import random_capture
 
 from dit_shd import SHD
 from dit_shd.core.errors import UserError
+from dit_shd.distillation.row_weights import nothing
 
 LAYERS = {"a": 7, "a:text": 5, "b": 7}
 
@@ -36,6 +37,17 @@ def test_each_layer_counts_its_rows_by_the_first_pattern_that_fits_it():
     loss = SHD(weight=1.0)(teacher, student, row_weight={"*:text": text, "a": image})
     torch.testing.assert_close(loss, found.mean())
     torch.testing.assert_close(SHD()(teacher, student, row_weight={}), SHD()(teacher, student))
+    first = SHD().divergence(teacher, student, row_weight={"a": image, "*:text": text, "*": 0 * image}).value
+    torch.testing.assert_close(first, sum(parts[:2]))
+
+
+def test_a_sample_of_a_wrong_weight_is_none_also_where_numbers_are_not_looked_at():
+    """A weight that is below 0 or NaN would leave its row out."""
+    good, bad = torch.ones(3, 4), torch.ones(3, 4)
+    bad[1, 2], bad[2, 0] = -1.0, math.nan
+    assert nothing(good).tolist() == [0, 0, 0]
+    for weight in (bad, {"a": good, "b": bad}):
+        assert nothing(weight).isnan().tolist() == [False, True, True]
 
 
 @pytest.mark.parametrize(
@@ -72,3 +84,21 @@ def test_the_samples_of_a_layer_that_takes_them_one_at_a_time_have_their_rows():
     torch.testing.assert_close(SHD()(apart(teacher), apart(student), row_weight=weight), together)
     with pytest.raises(UserError, match=r"a#2 takes its samples in parts .*, here 1 of 2 with 5 rows, found \[2, 7\]"):
         SHD()(apart(teacher, (7, 5)), apart(student, (7, 5)), row_weight=weight)
+
+
+def test_a_layer_that_takes_its_samples_one_at_a_time_and_runs_again_has_the_same_rows():
+    """a, a#2: the samples of its first run; a#3, a#4: those of its second."""
+    teacher, student = captures(4), captures(2)
+    weight = rows(7)
+
+    def apart(of):
+        parts = [(of[name], i) for name in ("a", "b") for i in range(2)]
+        return {
+            f"a{f'#{run}' if run > 1 else ''}": replace(
+                layer, query=layer.query[i : i + 1], key=layer.key[i : i + 1], value=layer.value[i : i + 1], share=0.5
+            )
+            for run, (layer, i) in enumerate(parts, start=1)
+        }
+
+    together = SHD()(*({name: of[name] for name in ("a", "b")} for of in (teacher, student)), row_weight=weight)
+    torch.testing.assert_close(SHD()(apart(teacher), apart(student), row_weight=weight), together)

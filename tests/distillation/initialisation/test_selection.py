@@ -122,6 +122,31 @@ def check_ff(plan, old, new):
     assert torch.equal(new[second.format(1)], old[second.format(3)][::2][:, kept])
 
 
+@pytest.mark.parametrize(
+    ("kind", "attention", "values", "keys"),
+    [
+        ("sd3", "transformer_blocks.0.attn", {"to_v": 0, "add_v_proj": 0}, {"to_k": 0, "add_k_proj": 0, "to_q": 0}),
+        ("prx", "blocks.0.attention", {"img_qkv_proj": 2, "txt_kv_proj": 1}, {"img_qkv_proj": 1, "txt_kv_proj": 0}),
+    ],
+)
+def test_the_heads_of_the_largest_values_are_kept_whatever_their_keys(kind, attention, values, keys):
+    """Of each map to values alone; where it is fused, they are its last copy."""
+    teacher = KINDS[kind]().transformer
+    of = (f"{attention}.", f"{attention.replace('.0.', '.1.')}.")  # of the one that the first block comes from
+    for part, copy in values.items():
+        for large in (0, 1):
+            random(teacher, 0)
+            with torch.no_grad():
+                for name, x in teacher.named_parameters():
+                    module = name.rpartition(".")[0].removeprefix(of[0]).removeprefix(of[1])
+                    if name.startswith(of) and name.endswith(".weight") and module == part:
+                        x[32 * copy :][rows(large)] *= 30
+                    if name.startswith(of) and name.endswith(".weight") and module in keys:
+                        x[32 * keys[module] :][rows(1 - large)] *= 100
+            plan = initialise(TASK, smaller_than(teacher), teacher, [], OPTIONS)
+            assert plan.heads[attention].picked()[0] == large, part
+
+
 def test_the_first_are_kept_where_that_is_asked():
     teacher = sd3()
     student = smaller_than(teacher)

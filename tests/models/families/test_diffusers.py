@@ -5,7 +5,7 @@ from diffusers import DiTTransformer2DModel
 from small_families import build
 
 from dit_shd.core.errors import UserError
-from dit_shd.models.families.diffusers import Diffusers
+from dit_shd.models.families.diffusers import Diffusers, described
 
 
 @pytest.mark.parametrize("family", ["dit", "mdt"])
@@ -36,3 +36,13 @@ def test_a_student_like_a_quantised_folder_is_whole(tmp_path):
     student = Diffusers.from_options(like=tmp_path, config={"num_layers": 1})
     assert student.config.num_layers == 1 and student.config.num_attention_heads == 2
     assert "quantization_config" not in student.config
+
+
+def test_a_student_like_a_described_teacher_is_as_one_like_the_teacher(tmp_path):
+    sizes = dict(num_attention_heads=4, attention_head_dim=8, in_channels=3, num_layers=3, sample_size=8)
+    DiTTransformer2DModel(**sizes).save_config(tmp_path)
+    changes = {"num_layers": 2, "num_attention_heads": 2}
+    options = described({"transformer": "DiTTransformer2DModel", "config": sizes}, changes)
+    students = [Diffusers.from_options(**options), Diffusers.from_options(like=tmp_path, config=changes)]
+    one, other = ({k: v.shape for k, v in student.state_dict().items()} for student in students)
+    assert one == other and students[0].config.sample_size == 8

@@ -62,11 +62,14 @@ def test_the_position_embedding_is_fixed_and_kept():
     assert again.pos_embed.eq(1).all()
 
 
-@pytest.mark.parametrize(("size", "millions"), [("S/2", 33), ("B/2", 130), ("L/2", 458), ("XL/2", 675)])
-def test_named_sizes_have_the_papers_parameter_counts(size, millions):
-    """Table 4 of arXiv 2212.09748."""
+@pytest.mark.parametrize(
+    ("size", "millions", "heads"), [("S/2", 33, 6), ("B/2", 130, 12), ("L/2", 458, 16), ("XL/2", 675, 16)]
+)
+def test_named_sizes_have_the_papers_parameter_counts_and_heads(size, millions, heads):
+    """Tables 4 and 1 of arXiv 2212.09748; public files do not say how many heads they have."""
     with torch.device("meta"):
         model = DiT.from_options(size)
+        assert model.config.num_attention_heads == heads
         assert DiT.from_options(size.replace("2", "8")).tokens == 16
     assert math.floor(sum(p.numel() for p in model.parameters()) / 1e6 + 0.5) in (millions, millions + 1)
 

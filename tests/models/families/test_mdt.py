@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformer_oracle
 
+from dit_shd.attention.bias import DenseBias
 from dit_shd.core.errors import UserError
 from dit_shd.models import loading
 from dit_shd.models.families import mdt
@@ -90,7 +91,7 @@ def test_public_layout_round_trip():
         assert torch.equal(value, state[key]), key
 
 
-@pytest.mark.parametrize(("size", "millions"), [("S/2", 38.45), ("B/2", 152.11)])
+@pytest.mark.parametrize(("size", "millions"), [("S/2", 38.45), ("B/2", 152.11), ("XL/2", 742.26)])
 def test_named_sizes_have_the_public_parameter_counts(size, millions):
     with torch.device("meta"):
         model = MDTv2.from_options(size)
@@ -118,6 +119,8 @@ def test_initialisation_is_adaln_zero():
     x, t, y = inputs()
     assert model(x, t, y).sample.abs().max() == 0
     assert model.mask_token.std() > 0
+    tables = [m.relative_position_bias_table for m in model.modules() if isinstance(m, RelativePositionBias)]
+    assert torch.cat(tables).std().item() == pytest.approx(0.02, rel=0.1)
     assert model.en_inblocks[0].adaLN_modulation[1].weight.abs().max() == 0
 
 
@@ -136,6 +139,18 @@ def test_gradient_checkpointing_changes_nothing():
     model.enable_gradient_checkpointing()
     again = torch.autograd.grad(model(x, t, y, keep=keeps()).sample.square().sum(), model.pos_embed)[0]
     torch.testing.assert_close(plain, again)
+
+
+def test_tokens_keep_float32_under_autocast():
+    """Between blocks, also behind a long skip connection."""
+    model, (x, t, y) = build(), inputs()
+    dtypes = {}
+    for name, block in model.named_modules():
+        if isinstance(block, mdt.MDTBlock):
+            block.register_forward_hook(lambda _, args, tokens, name=name: dtypes.update({name: tokens.dtype}))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        model(x, t, y, keep=keeps())
+    assert len(dtypes) == SMALL["num_layers"] + 1 and {*dtypes.values()} == {torch.float32}
 
 
 def test_no_map_is_saved_for_the_backward():
@@ -216,6 +231,7 @@ def test_kept_biases_change_nothing_but_time(monkeypatch, budget):
             plain = model(x, t, y).sample
             with kept_biases(model, torch.float32):
                 first = modules[0].kept
+                assert isinstance(first, DenseBias) == (budget > 0)
                 found, again = model(x, t, y).sample, model(x, t, y).sample
                 assert modules[0].kept is first
                 masked = model(x, t, y, keep=keeps()).sample
@@ -226,6 +242,17 @@ def test_kept_biases_change_nothing_but_time(monkeypatch, budget):
             for m in modules:
                 m.relative_position_bias_table.normal_()
         assert (model(x, t, y).sample - plain).abs().max() > 1e-3
+
+
+def test_kept_biases_are_of_the_queries_dtype_and_an_inner_block_gives_back_the_outer_ones():
+    model = build()
+    module = next(m for m in model.modules() if isinstance(m, RelativePositionBias))
+    with torch.no_grad(), kept_biases(model, torch.float32):
+        outer = module.kept
+        with kept_biases(model, torch.bfloat16):
+            assert module.kept.leaves[0].dtype == torch.bfloat16
+        assert module.kept is outer
+    assert module.kept is None
 
 
 def test_kept_biases_are_one_graph():
