@@ -134,11 +134,6 @@ class Arrivals:
         first = f"{result.changed} comes first: " if result is not None and result.changed else ""
         return failure or first + NO_PROJECTION
 
-    def overwritten(self, mixed: Tensor) -> bool:
-        """Whether a result was changed in place after attention gave it, so that it is not at hand any more."""
-        result = self._of(mixed)
-        return result is not None and result.overwritten
-
     def silent(self, mixed: Tensor) -> bool:
         """Whether a result was all zeros, which could be anybody's rows."""
         return not mixed.is_meta and not bool(mixed.any())

@@ -23,7 +23,7 @@ from dit_shd.attention.recording.last_forward import LastForward
 from dit_shd.attention.recording.projection import PassingProjection
 from dit_shd.attention.recording.recorder import Nesting, ProductRecorder, Recorder, SlowPaths
 from dit_shd.attention.recording.report import Report, why_empty
-from dit_shd.attention.recording.sdpa_calls import Call, RawCall, noted, unchanged, versions, written_to
+from dit_shd.attention.recording.sdpa_calls import Call, RawCall, inputs_written, noted, result_written, unchanged
 from dit_shd.attention.recording.selection import Selection
 from dit_shd.attention.recording.site import Site, kind_of
 from dit_shd.attention.recording.sites import Key, Sites, numbered
@@ -31,6 +31,7 @@ from dit_shd.attention.recording.structure import Structure
 from dit_shd.attention.recording.survey import Survey
 from dit_shd.attention.recording.text_lengths import TextLengths
 from dit_shd.attention.recording.tokens import Tokens, token_places
+from dit_shd.attention.recording.writes import written_to
 from dit_shd.core.errors import UserError
 
 Sink = Callable[[str, Capture], None]
@@ -221,8 +222,6 @@ class Recording(LastForward):
         for calls in knowledge.runs(survey):
             recorder = self.recorders.get(calls[0].name)
             if recorder is not None:
-                if any(call.versions != versions(*Call.given(call.raw)) for call in calls):
-                    raise written_to(recorder.name)
                 self.check_graph(recorder, calls[0].graph)
                 recorder.ran = (tuple(call.raw for call in calls), calls[0].tokens, None)
                 self.flush(recorder)
@@ -268,6 +267,9 @@ class Recording(LastForward):
             return
         if not raw:
             raise UserError(f"capture: {recorder.name}: {discovery.why_silent(recorder.module)}")
+        if any(map(inputs_written, raw)):
+            raise written_to(recorder.name)
+        gone = any(map(result_written, raw))
         try:
             calls = joined([Call.of(each, tokens) for each in raw], tokens)
         except ValueError as error:
@@ -282,7 +284,7 @@ class Recording(LastForward):
                 continue
             name = recorder.name + numbered(i)
             try:
-                call = replace(call, mixed=None) if layout.overwritten else call
+                call = replace(call, mixed=None) if gone or layout.overwritten else call
                 for suffix, capture in sections(call, self._biases.of(call.mask), layout, text, self.selection.block):
                     yield name + suffix, capture
             except UserError as error:

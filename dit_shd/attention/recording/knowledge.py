@@ -13,7 +13,7 @@ from dit_shd.attention.recording.joint import Layout, projections_of, with_gaps
 from dit_shd.attention.recording.lineage import Segments
 from dit_shd.attention.recording.results import Part
 from dit_shd.attention.recording.roles import Order, TextLength, image_streams, order_at, order_of, role_of, text_length
-from dit_shd.attention.recording.sdpa_calls import Call
+from dit_shd.attention.recording.sdpa_calls import Call, result_written
 from dit_shd.attention.recording.site import Kind, Site, kind_of
 from dit_shd.attention.recording.sites import Key, Sites, numbered, together
 from dit_shd.attention.recording.survey import SeenCall, Survey
@@ -172,7 +172,7 @@ def _layout(
         n == m,
         _text_length(survey, seen, splits, text, n) if text else None,
         survey.arrivals.reason(mixed, survey.failure),
-        any(survey.arrivals.overwritten(chunk.raw[2]) for chunk in chunks),
+        any(result_written(chunk.raw) for chunk in chunks),
     )
 
 

@@ -30,7 +30,7 @@ from dit_shd.attention.recording.sdpa_calls import (
     heads_and_dropout,
     heads_beside_windows,
     multi_head_attention,
-    versions,
+    raw_call,
     windows_as_samples,
 )
 from dit_shd.attention.recording.tokens import Tokens, is_sequence, shapes_of, token_places, tokens_of
@@ -69,8 +69,6 @@ class SeenCall:
     key: Lineage | None
     given: tuple[Given, ...]
     """The sequences that the module was given."""
-    versions: tuple[int, ...]
-    """How often query, key, value and mask had been written to."""
 
 
 class Survey(TorchFunctionMode):
@@ -191,7 +189,7 @@ class Survey(TorchFunctionMode):
         result = func(*args, **kwargs)
         self.see(func, args, kwargs, result)
         if func in ATTENTION:
-            self.attention((args, kwargs, result))
+            self.attention(raw_call(args, kwargs, result))
         return result
 
     def see(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
@@ -216,7 +214,7 @@ class Survey(TorchFunctionMode):
         running = self._owner()
         places = token_places(plain_class(running.module).forward)
         tokens = tokens_of(places, running.args, running.kwargs)
-        query, key, *more = Call.given(raw)
+        query, key, *_ = Call.given(raw)
         with self._harmless():
             in_windows = raw[2].ndim == 5
             mixed = windows_as_samples(raw[2], heads_beside_windows(key, tokens)) if in_windows else raw[2]
@@ -232,7 +230,6 @@ class Survey(TorchFunctionMode):
                 self.lineages.of(query),
                 self.lineages.of(key),
                 self._given({**dict(zip(places, running.args)), **running.kwargs}),
-                versions(query, key, *more),
             )
         )
 
