@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from dit_shd.attention.recording import projection as at
 from dit_shd.attention.recording.arrangement import Arrangement, rows_of, rows_of_result
 from dit_shd.attention.recording.discovery import NO_PROJECTION, is_dropping_adapter, plain
+from dit_shd.attention.recording.fingerprints import fingerprints
 from dit_shd.attention.recording.parameters import Parameters
 from dit_shd.attention.recording.products import Product, is_product, products
 from dit_shd.attention.recording.projection import Projection
-from dit_shd.attention.recording.results import AttentionResult, Part, fingerprints
+from dit_shd.attention.recording.results import AttentionResult, Part
 from dit_shd.attention.recording.storage import same_memory
 from dit_shd.attention.recording.unit_response import matrix
 from dit_shd.attention.recording.weight_samples import local

@@ -180,6 +180,7 @@ class Recording(LastForward):
             self.selection.check(sites)
             self._sites = sites
             self._instrument(sites)
+            sites.check_writes(self._chosen)
             for each in self._products:
                 each.projection.begin()
         self.armed = True
@@ -222,6 +223,8 @@ class Recording(LastForward):
         for calls in knowledge.runs(survey):
             recorder = self.recorders.get(calls[0].name)
             if recorder is not None:
+                if recorder.name in self._sites.rewritten:
+                    raise written_to(recorder.name)
                 self.check_graph(recorder, calls[0].graph)
                 recorder.ran = (tuple(call.raw for call in calls), calls[0].tokens, None)
                 self.flush(recorder)

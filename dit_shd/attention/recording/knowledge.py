@@ -13,7 +13,7 @@ from dit_shd.attention.recording.joint import Layout, projections_of, with_gaps
 from dit_shd.attention.recording.lineage import Segments
 from dit_shd.attention.recording.results import Part
 from dit_shd.attention.recording.roles import Order, TextLength, image_streams, order_at, order_of, role_of, text_length
-from dit_shd.attention.recording.sdpa_calls import Call, result_written
+from dit_shd.attention.recording.sdpa_calls import Call
 from dit_shd.attention.recording.site import Kind, Site, kind_of
 from dit_shd.attention.recording.sites import Key, Sites, numbered, together
 from dit_shd.attention.recording.survey import SeenCall, Survey
@@ -129,6 +129,7 @@ def learn(survey: Survey) -> Sites:
     sites.idle = tuple(name for name, module in asleep if (plain_class(module), section_of(name)) in kinds)
     sites.by_hand = {name: why_silent(module) for name, module in _siblings(survey, sites)}
     sites.numbers = numbers(sites)
+    sites.rewritten = tuple(dict.fromkeys(each.name for each in survey.calls if each.inputs_written))
     sites.places, sites.shapes = places, survey.shapes
     return sites
 
@@ -172,7 +173,7 @@ def _layout(
         n == m,
         _text_length(survey, seen, splits, text, n) if text else None,
         survey.arrivals.reason(mixed, survey.failure),
-        any(result_written(chunk.raw) for chunk in chunks),
+        any(chunk.result_written for chunk in chunks),
     )
 
 

@@ -4,9 +4,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import NoReturn, TypeVar
 
+import torch
+
 from dit_shd.attention.recording.discovery import INDEX
 from dit_shd.attention.recording.joint import Layout
 from dit_shd.attention.recording.site import Kind, Site
+from dit_shd.attention.recording.writes import uncounted
 from dit_shd.core.errors import UserError
 
 T = TypeVar("T")
@@ -36,6 +39,8 @@ class Sites(dict[str, Site]):
     """Of all tensors that the model was given."""
     nested = False
     """Whether some lie in others, so that they do not end as they begin."""
+    rewritten: tuple[str, ...] = ()
+    """Those whose queries, keys, values or mask were written to after they ran."""
     places: Mapping[str, int] = {}
     """The number of the run, among those of all modules, that gave a capture of this name."""
 
@@ -54,6 +59,20 @@ class Sites(dict[str, Site]):
         return layout or self._unknown(
             site.name + numbered(call), "what it is (self- or cross-attention, where W^O is)"
         )
+
+    def check_writes(self, chosen: Collection[str]) -> None:
+        """Refuse layers whose memory is written to after they ran, where that is not seen: in inference mode.
+
+        Args:
+            chosen: The names of those that are recorded.
+
+        Raises:
+            UserError: Naming the first one.
+        """
+        if self.rewritten and torch.is_inference_mode_enabled():
+            for name in self.rewritten:
+                if name in chosen:
+                    raise uncounted(name)
 
     def ordered(self, made: dict[str, T], others: Sequence["Sites"]) -> dict[str, T]:
         """What a forward has made, as its layers ran: compiled ones hand over what they did only when it ends.
@@ -105,6 +124,7 @@ def together(before: Sites, sites: Sites, ran: Collection[str]) -> Sites:
     both.by_hand = {name: why for name, why in {**before.by_hand, **sites.by_hand}.items() if name not in both}
     asleep = (*sites.idle, *(name for name in before.idle if name not in ran))
     both.idle = tuple(name for name in dict.fromkeys(asleep) if name not in both)
+    both.rewritten = tuple(dict.fromkeys((*sites.rewritten, *before.rewritten)))
     both.places = max(sites.places, before.places, key=len)
     return both
 

@@ -29,11 +29,14 @@ from dit_shd.attention.recording.sdpa_calls import (
     RawCall,
     heads_and_dropout,
     heads_beside_windows,
+    inputs_written,
     multi_head_attention,
     raw_call,
+    result_written,
     windows_as_samples,
 )
 from dit_shd.attention.recording.tokens import Tokens, is_sequence, shapes_of, token_places, tokens_of
+from dit_shd.attention.recording.writes import contents_of, rewritten
 
 _SOFTMAX = {torch.softmax, Tensor.softmax, F.softmax, torch.special.softmax}
 
@@ -69,6 +72,18 @@ class SeenCall:
     key: Lineage | None
     given: tuple[Given, ...]
     """The sequences that the module was given."""
+    contents: tuple[Tensor | None, ...]
+    """Of query, key, value, mask and result, where PyTorch counts no writes to them."""
+
+    @property
+    def inputs_written(self) -> bool:
+        """Whether its query, key, value or mask have been written to since."""
+        return inputs_written(self.raw) or rewritten(self.contents[:4], Call.given(self.raw))
+
+    @property
+    def result_written(self) -> bool:
+        """Whether what it gave has been written to since."""
+        return result_written(self.raw) or rewritten(self.contents[4:], [self.raw[2]])
 
 
 class Survey(TorchFunctionMode):
@@ -214,7 +229,10 @@ class Survey(TorchFunctionMode):
         running = self._owner()
         places = token_places(plain_class(running.module).forward)
         tokens = tokens_of(places, running.args, running.kwargs)
-        query, key, *_ = Call.given(raw)
+        query, key, *more = Call.given(raw)
+        contents: tuple[Tensor | None, ...] = ()
+        with self._harmless():
+            contents = contents_of(query, key, *more, raw[2])
         with self._harmless():
             in_windows = raw[2].ndim == 5
             mixed = windows_as_samples(raw[2], heads_beside_windows(key, tokens)) if in_windows else raw[2]
@@ -230,6 +248,7 @@ class Survey(TorchFunctionMode):
                 self.lineages.of(query),
                 self.lineages.of(key),
                 self._given({**dict(zip(places, running.args)), **running.kwargs}),
+                contents,
             )
         )
 

@@ -59,8 +59,7 @@ def test_what_is_changed_in_place_before_w_o_has_none(how, inference):
         layer = captures["blocks.0"]
         assert layer.out is None
         assert "in place" in layer.why_no_out or "comes first" in layer.why_no_out
-        if not inference:  # where it is not known whether memory was written to
-            assert layer.mixed is None
+        assert layer.mixed is None
         with pytest.raises(ValueError, match=r"no W\^O|W\^O is not known"):
             squeeze(layer, 2)
 

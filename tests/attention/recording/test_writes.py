@@ -61,14 +61,63 @@ SHARED = {
 
 @pytest.mark.parametrize("how", SHARED)
 @pytest.mark.parametrize("what", ["query", "key", "value"])
-def test_written_memory_is_refused_in_every_forward(how, what, monkeypatch):
-    """Only the first forward was refused: a cell of a notebook that was run twice went through, with wrong maps."""
+@pytest.mark.parametrize("first", [False, True], ids=["counted", "not counted"])
+@pytest.mark.parametrize("then", [False, True], ids=["counted", "not counted"])
+def test_written_memory_is_refused_in_every_forward(how, what, first, then, monkeypatch):
+    """Only the first forward was refused (a cell of a notebook that was run twice), in inference mode not even that."""
     monkeypatch.setattr(InWorkspace, "what", what)
     model = SHARED[how]().eval()
-    for _ in range(3):
+    for inference in (first, then, then):
         message = "its queries, keys, values or mask were changed in place after it ran"
-        with pytest.raises(UserError, match=message), torch.no_grad(), capture(model):
+        refused, counted = pytest.raises(UserError, match=message), torch.inference_mode(inference)
+        with counted, torch.no_grad(), capture(model), refused:
             model(inputs(), memory=torch.empty(2, H, 6, E // H))
+
+
+class Filled(Net):
+    """Layers that share a mask, which none or each fills anew."""
+
+    anew = True
+
+    def forward(self, x):
+        mask = torch.zeros(1, 1, 6, 6, dtype=torch.bool)
+        for i, block in enumerate(self.blocks):
+            mask.copy_(torch.ones(6, 6).tril(i if self.anew else 0))
+            x = x + block(x, mask=mask.expand(2, 1, 6, 6))
+        return x
+
+
+def test_masks_that_layers_share_in_inference_mode(monkeypatch):
+    model = Filled().eval()
+    for _ in range(2):
+        with torch.inference_mode(), capture(model), pytest.raises(UserError, match=r"blocks\.0: .* changed in place"):
+            model(inputs())
+    monkeypatch.setattr(Filled, "anew", False)
+    model = Filled().eval()  # written to, with the same numbers
+    for _ in range(2):
+        with torch.inference_mode(), capture(model) as captures:
+            model(inputs())
+        assert len(captures) == 2
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_layers_that_share_what_none_writes_to_are_recorded(inference):
+    """Keys and values of the first layer, as decoders with a cache for all layers have them; and a mask."""
+
+    class First(Net):
+        def forward(self, x):
+            _, key, value = self.blocks[0].heads_of(x)
+            mask = torch.ones(6, 6, dtype=torch.bool).tril()
+            for block in self.blocks:
+                made = F.scaled_dot_product_attention(block.heads_of(x)[0], key, value, attn_mask=mask)
+                x = x + block.proj(made.transpose(1, 2).flatten(2))
+            return x
+
+    model = First(depth=3).eval()
+    for _ in range(2):
+        with torch.inference_mode(inference), torch.no_grad(), capture(model) as captures:
+            model(inputs())
+        assert len(captures) == 3
 
 
 def test_a_result_that_is_written_to_later_on_is_not_taken_for_what_attention_gave():
