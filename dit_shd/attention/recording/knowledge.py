@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from weakref import WeakKeyDictionary, ref
 
 from torch import nn
@@ -120,6 +121,8 @@ def learn(survey: Survey) -> Sites:
             layouts.extend(_layout(survey, seen, call, splits, list(by_name)) for call, seen in zip(merged, parts_of))
             sites.settled = sites.settled and not any(survey.arrivals.silent(each.raw[2]) for each in run)
         sites[name] = Site(name, ref(modules[name]), tuple(layouts), reason, tuple(of_calls))
+    for name, reason in _heads_apart(survey).items():
+        sites[name] = sites[name] if sites[name].reason else replace(sites[name], reason=reason)
     inside = {each for module in modules.values() for each in module.modules() if each is not module}
     sites.nested = not inside.isdisjoint(modules.values())
     others = attention_like(_without(survey, sites))
@@ -132,6 +135,36 @@ def learn(survey: Survey) -> Sites:
     sites.rewritten = tuple(dict.fromkeys(each.name for each in survey.calls if each.inputs_written))
     sites.places, sites.shapes = places, survey.shapes
     return sites
+
+
+def _heads_apart(survey: Survey) -> dict[str, str]:
+    """Modules that are the heads of one layer, and why they are not recorded unless they are named.
+
+    They stand in one list, are given the very same tensor, and have one head each: layers are given what the one before
+    has made.
+    """
+    lists: dict[str, dict[str, None]] = {}
+    for one, other in pairwise(survey.calls):
+        (home, _, number), (list_, _, after) = one.name.rpartition("."), other.name.rpartition(".")
+        alike = home == list_ and number != after and number.isdecimal() and after.isdecimal()
+        if alike and other.beside and _one_head(one) == _one_head(other) != ():
+            lists.setdefault(home, {}).update({one.name: None, other.name: None})
+    reasons: dict[str, str] = {}
+    for home, names in lists.items():
+        first, *_, last = names
+        reasons |= dict.fromkeys(
+            names,
+            f"{first} ... {last} are {len(names)} modules of one head each that are given the same tensor, so the "
+            "heads of one layer, and a map of a layer is of all; give scaled_dot_product_attention all heads at once, "
+            f"or name them to take each for a layer: layers=['{section_of(f'{home}.0')}']",
+        )
+    return reasons
+
+
+def _one_head(seen: SeenCall) -> tuple[int, ...]:
+    """The shape of what a call with one head gave, [b,n,d] or [b,1,n,d]; nothing of one with several."""
+    shape = tuple(seen.raw[2].shape)
+    return shape if len(shape) == 3 or (len(shape) == 4 and shape[1] == 1) else ()
 
 
 def _without(survey: Survey, sites: Sites) -> dict[str, nn.Module]:

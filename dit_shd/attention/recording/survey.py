@@ -9,6 +9,7 @@ from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
+from weakref import ref
 
 import torch
 import torch.nn.functional as F
@@ -72,6 +73,8 @@ class SeenCall:
     key: Lineage | None
     given: tuple[Given, ...]
     """The sequences that the module was given."""
+    beside: bool
+    """Whether the module was given the very tensor that the module of the call before was."""
     contents: tuple[Tensor | None, ...]
     """Of query, key, value, mask and result, where PyTorch counts no writes to them."""
 
@@ -117,6 +120,8 @@ class Survey(TorchFunctionMode):
         self._root = Running(root, (), {}, 0)
         self._stack: list[Running] = []
         self._runs = 0
+        self._given_last: ref[Tensor] | None = None
+        """What the module of the last call was given first."""
         self._open = ExitStack()
         self._looks = False
         """Whether what runs is done to look, not by the model."""
@@ -230,6 +235,9 @@ class Survey(TorchFunctionMode):
         places = token_places(plain_class(running.module).forward)
         tokens = tokens_of(places, running.args, running.kwargs)
         query, key, *more = Call.given(raw)
+        first = next(iter((*running.args, *running.kwargs.values())), None)
+        beside = self._given_last is not None and self._given_last() is first
+        self._given_last = ref(first) if isinstance(first, Tensor) else None
         contents: tuple[Tensor | None, ...] = ()
         with self._harmless():
             contents = contents_of(query, key, *more, raw[2])
@@ -248,6 +256,7 @@ class Survey(TorchFunctionMode):
                 self.lineages.of(query),
                 self.lineages.of(key),
                 self._given({**dict(zip(places, running.args)), **running.kwargs}),
+                beside and first is not None,
                 contents,
             )
         )
