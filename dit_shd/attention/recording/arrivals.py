@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from dit_shd.attention.recording import projection as at
 from dit_shd.attention.recording.arrangement import Arrangement, rows_of, rows_of_result
 from dit_shd.attention.recording.discovery import NO_PROJECTION, is_dropping_adapter, plain
+from dit_shd.attention.recording.fingerprints import fingerprints
 from dit_shd.attention.recording.parameters import Parameters
 from dit_shd.attention.recording.products import Product, is_product, products
 from dit_shd.attention.recording.projection import Projection
-from dit_shd.attention.recording.results import AttentionResult, Part, fingerprints
+from dit_shd.attention.recording.results import AttentionResult, Part
 from dit_shd.attention.recording.storage import same_memory
 from dit_shd.attention.recording.unit_response import matrix
 from dit_shd.attention.recording.weight_samples import local
@@ -133,11 +134,6 @@ class Arrivals:
             return "it was changed in place before any product took it, so W^O is not known"
         first = f"{result.changed} comes first: " if result is not None and result.changed else ""
         return failure or first + NO_PROJECTION
-
-    def overwritten(self, mixed: Tensor) -> bool:
-        """Whether a result was changed in place after attention gave it, so that it is not at hand any more."""
-        result = self._of(mixed)
-        return result is not None and result.overwritten
 
     def silent(self, mixed: Tensor) -> bool:
         """Whether a result was all zeros, which could be anybody's rows."""

@@ -15,21 +15,23 @@ from torch import nn
 
 from dit_shd.attention.capture import Capture
 from dit_shd.attention.recording import discovery, knowledge
+from dit_shd.attention.recording.idle import Sleepers
 from dit_shd.attention.recording.instrument import plain_class, recorded, watched_later
 from dit_shd.attention.recording.joined_calls import joined
 from dit_shd.attention.recording.joint import Biases, sections
-from dit_shd.attention.recording.knowledge import Sites
 from dit_shd.attention.recording.last_forward import LastForward
 from dit_shd.attention.recording.projection import PassingProjection
-from dit_shd.attention.recording.recorder import Nesting, ProductRecorder, Recorder, SlowPath, hiding
+from dit_shd.attention.recording.recorder import Nesting, ProductRecorder, Recorder, SlowPaths
 from dit_shd.attention.recording.report import Report, why_empty
-from dit_shd.attention.recording.roles import Lengths
-from dit_shd.attention.recording.sdpa_calls import Call, RawCall, noted, unchanged, versions, written_to
+from dit_shd.attention.recording.sdpa_calls import Call, RawCall, inputs_written, noted, result_written, unchanged
 from dit_shd.attention.recording.selection import Selection
 from dit_shd.attention.recording.site import Site, kind_of
+from dit_shd.attention.recording.sites import Key, Sites, numbered
 from dit_shd.attention.recording.structure import Structure
 from dit_shd.attention.recording.survey import Survey
-from dit_shd.attention.recording.tokens import Tokens, shapes_of, token_places, tokens_of
+from dit_shd.attention.recording.text_lengths import TextLengths
+from dit_shd.attention.recording.tokens import Tokens, token_places
+from dit_shd.attention.recording.writes import written_to
 from dit_shd.core.errors import UserError
 
 Sink = Callable[[str, Capture], None]
@@ -57,17 +59,13 @@ class Recording(LastForward):
         self.armed = False
         self._ours = bool(discovery.own_layers(model))
         self._sites = Sites()
-        self._key: knowledge.Key = ()
+        self._key: Key = ()
         self._with_graph = False
         self._shapes: dict[str, tuple[int, int, int, int]] = {}
         """Of what the last forward gave."""
         self._called = set[str]()
         """The layers that called attention in it, those without the wanted block among them."""
-        self._given: dict[str, int] = {}
-        """The lengths of the sequences that the model was given."""
-        self._inputs: tuple[tuple[int, ...], ...] = ()
-        """The shapes of all tensors that it was given."""
-        self._lengths = Lengths()
+        self._texts = TextLengths()
         self._survey: Survey | None = None
         self._doors, self._failed = dict[str, None](), False
         """The methods by which forwards have begun; whether the last one ended in an error."""
@@ -76,9 +74,9 @@ class Recording(LastForward):
         """A forward has begun by another method than calling the model, and nothing was recorded yet."""
         self._biases = Biases()
         self._set = ExitStack()
-        self._nesting = Nesting(self._core, self._set)
+        self._nesting, self._slow = Nesting(self._core, self._set), SlowPaths(self, self._core, self._set)
+        self._sleepers = Sleepers(self._core, self, self._set)
         self._products: list[ProductRecorder] = []
-        self._slow: set[nn.Module] = set()
         self._structure = Structure(self._core)
         self._reported = False
 
@@ -110,12 +108,11 @@ class Recording(LastForward):
                     self._watch(projection)
         changed = list(self.recorders.values()) != before
         if changed:
-            for module in hiding(self._core, {each.module for each in self.recorders.values()}) - self._slow:
-                self._slow.add(module)
-                self._set.enter_context(recorded(module, SlowPath(self)))
+            self._slow.look({each.module for each in self.recorders.values()})
         if changed or not self._structure.places:
             self._structure.add(sites)
         self._nesting.look(self.recorders.values(), sites, sites.idle)
+        self._sleepers.look(sites.idle)
 
     def _watch(self, projection: PassingProjection) -> None:
         module = projection.module()
@@ -164,12 +161,12 @@ class Recording(LastForward):
         self.stop()
         self._fresh = True
         self._biases.clear()
+        self._sleepers.begin()
         for recorder in self.recorders.values():
             recorder.begin()
         self._with_graph = torch.is_grad_enabled()
         names = token_places(getattr(plain_class(self._core), door or "forward"))
-        self._given, self._inputs = tokens_of(names, args, kwargs).lengths, shapes_of((args, kwargs))
-        self._lengths.clear()
+        self._texts.begin(names, args, kwargs)
         if not door:
             self._forget()
         if not self._ours:
@@ -183,6 +180,7 @@ class Recording(LastForward):
             self.selection.check(sites)
             self._sites = sites
             self._instrument(sites)
+            sites.check_writes(self._chosen)
             for each in self._products:
                 each.projection.begin()
         self.armed = True
@@ -201,6 +199,7 @@ class Recording(LastForward):
             self._found = self._sites.ordered(self._found, others)
             self._shapes = self._sites.ordered(self._shapes, others)
         self._biases.clear()
+        self._sleepers.end(self._sites, self._called)
         if main and not self._shapes:
             raise UserError(f"capture: {type(self.model).__name__}: {self.selection.why_nothing(self._sites, survey)}")
         if self._shapes and not self._reported:
@@ -218,13 +217,13 @@ class Recording(LastForward):
         """Keep what the first forward has shown, and make its captures."""
         self._sites = knowledge.learn(survey)
         if self._sites:
-            knowledge.remember(self._core, self._key, self._sites)
+            knowledge.remember(self._core, self._key, self._sites, survey.ran)
         self.selection.check(self._sites, survey.ran)
         self._instrument(self._sites)
         for calls in knowledge.runs(survey):
             recorder = self.recorders.get(calls[0].name)
             if recorder is not None:
-                if any(call.versions != versions(*Call.given(call.raw)) for call in calls):
+                if recorder.name in self._sites.rewritten:
                     raise written_to(recorder.name)
                 self.check_graph(recorder, calls[0].graph)
                 recorder.ran = (tuple(call.raw for call in calls), calls[0].tokens, None)
@@ -271,6 +270,9 @@ class Recording(LastForward):
             return
         if not raw:
             raise UserError(f"capture: {recorder.name}: {discovery.why_silent(recorder.module)}")
+        if any(map(inputs_written, raw)):
+            raise written_to(recorder.name)
+        gone = any(map(result_written, raw))
         try:
             calls = joined([Call.of(each, tokens) for each in raw], tokens)
         except ValueError as error:
@@ -280,14 +282,12 @@ class Recording(LastForward):
             layout = self._sites.layout(site, i, kind_of(call, j, tokens), n == call.key.shape[2])
             recorder.count += 1
             self._called.add(recorder.name)
-            known, same = layout.text, self._inputs == self._sites.shapes
-            text = None if known is None else known.among(n, tokens.lengths, self._given, self._lengths, same)
-            self._lengths.note(recorder.name, n, text, layout.order)
+            text = self._texts.of(recorder.name, n, layout, tokens, self._sites.shapes)
             if not self.selection.wants(layout):
                 continue
-            name = recorder.name + knowledge.numbered(i)
+            name = recorder.name + numbered(i)
             try:
-                call = replace(call, mixed=None) if layout.overwritten else call
+                call = replace(call, mixed=None) if gone or layout.overwritten else call
                 for suffix, capture in sections(call, self._biases.of(call.mask), layout, text, self.selection.block):
                     yield name + suffix, capture
             except UserError as error:
@@ -302,7 +302,7 @@ class Recording(LastForward):
     def skipped(self) -> list[str]:
         """Wanted layers that did not run in the last forward, where others of their kind did."""
         idle = self._sites.idle if self.selection.layers is None else ()
-        return [*(n for n in self._sites if n in self._chosen and n not in self._called), *idle]
+        return [n for n in (*(n for n in self._sites if n in self._chosen), *idle) if n not in self._called]
 
     @property
     def by_hand(self) -> Mapping[str, str]:

@@ -17,7 +17,8 @@ from dit_shd.attention.recording.discovery import NO_PROJECTION
 from dit_shd.attention.recording.projection import Projection
 from dit_shd.attention.recording.results import Part
 from dit_shd.attention.recording.roles import Order, Role, TextLength
-from dit_shd.attention.recording.sdpa_calls import Call, versions
+from dit_shd.attention.recording.sdpa_calls import Call
+from dit_shd.attention.recording.writes import versions
 from dit_shd.core.errors import UserError
 
 Block = Literal["joint", "image", "image-text", "text-image"]

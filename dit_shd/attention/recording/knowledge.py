@@ -1,8 +1,8 @@
 """What the first forward of a model has shown, kept for later ones: which modules are attention, and their layouts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import NoReturn, TypeVar
+from itertools import pairwise
 from weakref import WeakKeyDictionary, ref
 
 from torch import nn
@@ -16,81 +16,13 @@ from dit_shd.attention.recording.results import Part
 from dit_shd.attention.recording.roles import Order, TextLength, image_streams, order_at, order_of, role_of, text_length
 from dit_shd.attention.recording.sdpa_calls import Call
 from dit_shd.attention.recording.site import Kind, Site, kind_of
+from dit_shd.attention.recording.sites import Key, Sites, numbered, together
 from dit_shd.attention.recording.survey import SeenCall, Survey
-from dit_shd.core.errors import UserError
-
-T = TypeVar("T")
-Key = tuple[object, ...]
-
-
-class Sites(dict[str, Site]):
-    """The modules that called attention in a forward, by name, in the order in which they ran."""
-
-    numbers: Key = ()
-    """What the weights were that are read of them between forwards."""
-    settled = True
-    """Whether all was seen; layers whose results were all zeros are looked at again in the next forward."""
-    silent: Mapping[str, str] = {}
-    """Modules that are attention by their names and called none, and why that may be."""
-    idle: tuple[str, ...] = ()
-    """Modules that are what these are, in the same sections, and did not run."""
-    looks = 1
-    """How many surveys there have been in search of those."""
-    again = False
-    """Whether there is another one."""
-    by_hand: Mapping[str, str] = {}
-    """Attention in the same sections that ran without calling it (maps computed by hand?), and why that may be."""
-    shapes: tuple[tuple[int, ...], ...] = ()
-    """Of all tensors that the model was given."""
-    nested = False
-    """Whether some lie in others, so that they do not end as they begin."""
-    places: Mapping[str, int] = {}
-    """The number of the run, among those of all modules, that gave a capture of this name."""
-
-    def unread(self) -> dict[str, str]:
-        """What cannot be recorded of attention that ran, and why that may be."""
-        refused = {name: f"cannot be recorded: {site.reason}" for name, site in self.items() if site.reason}
-        return {**self.by_hand, **refused}
-
-    def layout(self, site: Site, call: int, kind: Kind, square: bool) -> Layout:
-        """What is known of a call of a layer, as Site.layout.
-
-        Raises:
-            UserError: Nothing.
-        """
-        layout = site.layout(call, kind, square)
-        return layout or self._unknown(
-            site.name + numbered(call), "what it is (self- or cross-attention, where W^O is)"
-        )
-
-    def ordered(self, made: dict[str, T], others: Sequence["Sites"]) -> dict[str, T]:
-        """What a forward has made, as its layers ran: compiled ones hand over what they did only when it ends.
-
-        Args:
-            made: By the names of captures.
-            others: Of other kinds of forwards, which may have shown more of the layers.
-
-        Raises:
-            UserError: None of these has shown all of them.
-        """
-        calls = {name: name.partition(":")[0] for name in made}
-        places = next((each.places for each in (self, *others) if each.places.keys() >= {*calls.values()}), self.places)
-        unseen = [name for name, call in calls.items() if call not in places]
-        if unseen and len({call.partition("#")[0] for call in calls.values()}) > 1:
-            self._unknown(unseen[0], "when it ran among the others (of compiled or nested layers)")
-        return dict(sorted(made.items(), key=lambda item: places.get(calls[item[0]], len(places))))
-
-    def _unknown(self, name: str, what: str) -> NoReturn:
-        self.again = True
-        raise UserError(
-            f"capture: {name}: this call is none of those that were seen in recorded forwards of this kind, so {what} "
-            "is not known; the next forward is looked at anew, and nothing is refused after one with all calls (in "
-            "eval, where layers are dropped at random)"
-        )
-
 
 LOOKS = 3
 """Surveys of a model in whose forwards other layers are idle each time."""
+WAKING = 12
+"""Surveys until a layer that was idle, and ran once, is waited for no more."""
 _KNOWN: "WeakKeyDictionary[nn.Module, dict[Key, Sites]]" = WeakKeyDictionary()
 
 
@@ -121,21 +53,45 @@ def all_known(model: nn.Module, structure: int) -> list[Sites]:
     return [sites for key, sites in _KNOWN.get(model, {}).items() if key[-1] == structure and _holds(sites)]
 
 
-def remember(model: nn.Module, key: Key, sites: Sites) -> None:
+def remember(model: nn.Module, key: Key, sites: Sites, ran: Collection[str]) -> None:
     """Keep what a survey has shown; what other modules had shown is forgotten.
 
     Layers that were idle may run in the next forward: there are up to LOOKS surveys while others are idle each time
-    (layers dropped at random), of which the one with the fewest is kept for good.
+    (layers dropped at random), and what each has shown is kept. If one that was idle in all runs later on, it is looked
+    for again (`woken`).
+
+    Args:
+        model: That was looked at.
+        key: Of the forward.
+        sites: What it has shown.
+        ran: The names of all modules that ran in it.
     """
     kept = {k: v for k, v in _KNOWN.get(model, {}).items() if k[-1] == key[-1]}
     before = kept.get(key)
-    if sites.idle:
-        sites.looks = 1 if before is None else before.looks + 1
-        sites.again = sites.looks < LOOKS and (before is None or before.idle != sites.idle)
-        fewer = before is not None and before.settled and len(before.idle) < len(sites.idle)
-        if before is not None and fewer and not sites.again:
-            before.again, sites = False, before
+    if sites.idle or (before is not None and before.again):
+        valid = before is not None and before.settled and numbers(before) == before.numbers
+        sites = together(before, sites, ran) if before is not None and valid else sites
+        sites.numbers = numbers(sites)
+        _look_again(sites, before)
     _KNOWN[model] = {**kept, key: sites}
+
+
+def _look_again(sites: Sites, before: Sites | None) -> None:
+    """Whether the next forward is looked at in search of layers that are idle still; before: what was known of them."""
+    sites.looks = 1 if before is None else before.looks + 1
+    if before is not None and before.waking:
+        found = len(sites.idle) < len(before.idle)
+        sites.looks = LOOKS if found else sites.looks
+        sites.waking = sites.again = not found and sites.looks < WAKING
+    else:
+        differs = before is None or before.idle != sites.idle
+        sites.again = bool(sites.idle) and sites.looks < LOOKS and differs
+
+
+def woken(sites: Sites) -> bool:
+    """A layer that was idle in all surveys ran: whether the next forward is one, that may show it."""
+    sites.waking = sites.again = sites.looks < WAKING
+    return sites.again
 
 
 def learn(survey: Survey) -> Sites:
@@ -165,6 +121,8 @@ def learn(survey: Survey) -> Sites:
             layouts.extend(_layout(survey, seen, call, splits, list(by_name)) for call, seen in zip(merged, parts_of))
             sites.settled = sites.settled and not any(survey.arrivals.silent(each.raw[2]) for each in run)
         sites[name] = Site(name, ref(modules[name]), tuple(layouts), reason, tuple(of_calls))
+    for name, reason in _heads_apart(survey).items():
+        sites[name] = sites[name] if sites[name].reason else replace(sites[name], reason=reason)
     inside = {each for module in modules.values() for each in module.modules() if each is not module}
     sites.nested = not inside.isdisjoint(modules.values())
     others = attention_like(_without(survey, sites))
@@ -174,8 +132,39 @@ def learn(survey: Survey) -> Sites:
     sites.idle = tuple(name for name, module in asleep if (plain_class(module), section_of(name)) in kinds)
     sites.by_hand = {name: why_silent(module) for name, module in _siblings(survey, sites)}
     sites.numbers = numbers(sites)
+    sites.rewritten = tuple(dict.fromkeys(each.name for each in survey.calls if each.inputs_written))
     sites.places, sites.shapes = places, survey.shapes
     return sites
+
+
+def _heads_apart(survey: Survey) -> dict[str, str]:
+    """Modules that are the heads of one layer, and why they are not recorded unless they are named.
+
+    They stand in one list, are given the very same tensor, and have one head each: layers are given what the one before
+    has made.
+    """
+    lists: dict[str, dict[str, None]] = {}
+    for one, other in pairwise(survey.calls):
+        (home, _, number), (list_, _, after) = one.name.rpartition("."), other.name.rpartition(".")
+        alike = home == list_ and number != after and number.isdecimal() and after.isdecimal()
+        if alike and other.beside and _one_head(one) == _one_head(other) != ():
+            lists.setdefault(home, {}).update({one.name: None, other.name: None})
+    reasons: dict[str, str] = {}
+    for home, names in lists.items():
+        first, *_, last = names
+        reasons |= dict.fromkeys(
+            names,
+            f"{first} ... {last} are {len(names)} modules of one head each that are given the same tensor, so the "
+            "heads of one layer, and a map of a layer is of all; give scaled_dot_product_attention all heads at once, "
+            f"or name them to take each for a layer: layers=['{section_of(f'{home}.0')}']",
+        )
+    return reasons
+
+
+def _one_head(seen: SeenCall) -> tuple[int, ...]:
+    """The shape of what a call with one head gave, [b,n,d] or [b,1,n,d]; nothing of one with several."""
+    shape = tuple(seen.raw[2].shape)
+    return shape if len(shape) == 3 or (len(shape) == 4 and shape[1] == 1) else ()
 
 
 def _without(survey: Survey, sites: Sites) -> dict[str, nn.Module]:
@@ -217,7 +206,7 @@ def _layout(
         n == m,
         _text_length(survey, seen, splits, text, n) if text else None,
         survey.arrivals.reason(mixed, survey.failure),
-        any(survey.arrivals.overwritten(chunk.raw[2]) for chunk in chunks),
+        any(chunk.result_written for chunk in chunks),
     )
 
 
@@ -263,11 +252,6 @@ def _segments(seen: SeenCall) -> Segments:
     """The segments of a call's queries, if it is known that they are all of them."""
     n = seen.raw[2].shape[-2]
     return seen.query.segments if seen.query is not None and seen.query.tokens == n else ()
-
-
-def numbered(i: int) -> str:
-    """What the name of a module's capture from its i-th call (from 0) has more than the module's."""
-    return f"#{i + 1}" if i else ""
 
 
 def runs(survey: Survey) -> list[list[SeenCall]]:

@@ -160,6 +160,26 @@ class Nesting:
                 self.contexts.enter_context(recorded(module, recorder.inside[-1]))
 
 
+class SlowPaths:
+    """Sets a SlowPath at each module whose fast path hides attention layers that are recorded.
+
+    Args:
+        recording: Of the model.
+        model: That is recorded.
+        contexts: Which take them off again.
+    """
+
+    def __init__(self, recording: Host, model: nn.Module, contexts: ExitStack):
+        self.recording, self.model, self.contexts = recording, model, contexts
+        self._known = set[nn.Module]()
+
+    def look(self, layers: Collection[nn.Module]) -> None:
+        """Do so; layers: those that are recorded."""
+        for module in hiding(self.model, layers) - self._known:
+            self._known.add(module)
+            self.contexts.enter_context(recorded(module, SlowPath(self.recording)))
+
+
 def hiding(model: nn.Module, layers: Collection[nn.Module]) -> set[nn.Module]:
     """PyTorch's encoder layers and encoders of a model that hold some attention layers, which their fast path hides."""
     encoders = [x for x in model.modules() if isinstance(x, (nn.TransformerEncoderLayer, nn.TransformerEncoder))]

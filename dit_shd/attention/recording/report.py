@@ -7,9 +7,9 @@ from functools import lru_cache
 
 from dit_shd.attention.capture import layer_of
 from dit_shd.attention.recording.joint import Layout
-from dit_shd.attention.recording.knowledge import Sites
 from dit_shd.attention.recording.selection import Selection
 from dit_shd.attention.recording.site import Site
+from dit_shd.attention.recording.sites import Sites
 
 _log = logging.getLogger("dit_shd")
 

@@ -8,6 +8,7 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 
+from dit_shd.attention.recording.fingerprints import fingerprints
 from dit_shd.attention.recording.projection import Projection
 from dit_shd.attention.recording.storage import same_memory
 
@@ -122,11 +123,3 @@ class AttentionResult:
 
 def _trains(x: Any) -> bool:
     return isinstance(x, Tensor) and x.is_floating_point() and (x.requires_grad or isinstance(x, nn.Parameter))
-
-
-def fingerprints(rows: Tensor) -> Tensor:
-    """A number for each row [..., k] that depends on every bit of it, and on nothing else; 0 for a row of zeros."""
-    wide, whole = (torch.float64, torch.int64) if rows.dtype == torch.float64 else (torch.float32, torch.int32)
-    bits = rows.to(wide).contiguous().view(whole).long()
-    odd = torch.randint(-(2**62), 2**62, (rows.shape[-1],), generator=torch.Generator().manual_seed(0), device="cpu")
-    return (bits * (2 * odd + 1).to(bits.device)).sum(-1)

@@ -19,10 +19,10 @@ from torch.overrides import TorchFunctionMode
 from dit_shd.attention.capture import Capture
 from dit_shd.attention.recording.heads import heads_among_rows, heads_in_batch
 from dit_shd.attention.recording.tokens import Tokens
-from dit_shd.core.errors import UserError
+from dit_shd.attention.recording.writes import Mark, marks_of, versions, written, written_to
 
-RawCall = tuple[tuple[Any, ...], dict[str, Any], Tensor]
-"""Positional arguments, keywords and result."""
+RawCall = tuple[tuple[Any, ...], dict[str, Any], Tensor, tuple[Mark, ...]]
+"""Positional arguments, keywords, result, and the marks of query, key, value, mask and result as it was made."""
 Given = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional arguments and keywords of a module."""
 _aten = torch.ops.aten.scaled_dot_product_attention
@@ -48,7 +48,7 @@ class SDPATap(TorchFunctionMode):
         if self.see is not None:
             self.see(func, args, kwargs)
         if func in ATTENTION:
-            self.calls.append((args, kwargs, result))
+            self.calls.append(raw_call(args, kwargs, result))
         return result
 
 
@@ -101,7 +101,7 @@ class MultiHead(TorchFunctionMode):
         """Take in one function that ran; the call that it completes, if any."""
         before = len(self.calls)
         if func in ATTENTION:
-            self.calls.append((args, kwargs, result))
+            self.calls.append(raw_call(args, kwargs, result))
         elif func is torch.baddbmm:
             self.scores = (args[1], args[2].transpose(1, 2), args[0])
         elif func is torch.bmm and self.scores is None:
@@ -113,7 +113,7 @@ class MultiHead(TorchFunctionMode):
             if mask is not None and mask.ndim == 3:
                 mask = mask.view(-1, self.heads, *mask.shape[1:]) if mask.shape[0] > 1 else mask[None]
             how = {"attn_mask": mask, "scale": 1.0, "dropout_p": self.dropout}
-            self.calls.append(((split[0], split[1], split[2]), how, split[3]))
+            self.calls.append(raw_call((split[0], split[1], split[2]), how, split[3]))
         return self.calls[-1] if len(self.calls) > before else None
 
 
@@ -151,7 +151,7 @@ class Call:
         Raises:
             ValueError: What Captures are not made of.
         """
-        args, kwargs, result = raw
+        args, kwargs, result, _ = raw
         query, key, value, mask, dropout, causal, scale = _arguments(*args, **kwargs)
         if query.is_nested or key.is_nested:
             raise ValueError("nested (jagged) tensors cannot be recorded; pad the sequences and give a mask")
@@ -236,9 +236,20 @@ def windows_as_samples(x: Tensor, heads: int) -> Tensor:
     return x.movedim(heads, 2).flatten(0, 1)
 
 
-def versions(*tensors: Tensor | None) -> tuple[int, ...]:
-    """How often each tensor has been written to, where that is known (not in inference mode)."""
-    return tuple(x._version for x in tensors if x is not None and not x.is_inference())
+def raw_call(args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> RawCall:
+    """A call that has just been made; a compiled program counts no writes."""
+    marks = () if torch.compiler.is_compiling() else marks_of(*_arguments(*args, **kwargs)[:4], result)
+    return args, kwargs, result, marks
+
+
+def inputs_written(raw: RawCall) -> bool:
+    """Whether the query, key, value or mask of a call have been written to since."""
+    return written(raw[3][:4], Call.given(raw))
+
+
+def result_written(raw: RawCall) -> bool:
+    """Whether what it gave has been written to since."""
+    return written(raw[3][4:], [raw[2]])
 
 
 @dataclass(frozen=True, eq=False)
@@ -278,15 +289,6 @@ def versions_of(capture: Capture) -> tuple[int, ...]:
     """Of the tensors that a capture refers to, what the layer gave last."""
     leaves = () if capture.bias is None else capture.bias.leaves
     return versions(capture.query, capture.key, capture.value, *leaves, capture.mixed)
-
-
-def written_to(layer: str) -> UserError:
-    """What is to be raised for a layer that worked with memory that another one has used again."""
-    return UserError(
-        f"capture: {layer}: its queries, keys, values or mask were changed in place after it ran (memory that layers "
-        "or forwards share?), so its maps are not known any more; give each layer tensors of its own, and take the "
-        "loss before the next forward writes to them"
-    )
 
 
 def _arguments(

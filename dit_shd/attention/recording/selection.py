@@ -10,8 +10,8 @@ from torch import nn
 from dit_shd.attention.capture import IMAGE
 from dit_shd.attention.recording import discovery
 from dit_shd.attention.recording.joint import BlockChoice, Layout
-from dit_shd.attention.recording.knowledge import Sites
 from dit_shd.attention.recording.site import Site
+from dit_shd.attention.recording.sites import Sites
 from dit_shd.attention.recording.survey import Survey
 from dit_shd.core.errors import UserError
 

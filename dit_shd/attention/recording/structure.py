@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from dit_shd.attention.recording.instrument import plain_class
-from dit_shd.attention.recording.knowledge import Key, Sites
+from dit_shd.attention.recording.sites import Key, Sites
 
 Place = tuple[nn.Module, str, nn.Module]
 """A module, and which child of it another one is."""

@@ -9,6 +9,7 @@ from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
+from weakref import ref
 
 import torch
 import torch.nn.functional as F
@@ -29,11 +30,14 @@ from dit_shd.attention.recording.sdpa_calls import (
     RawCall,
     heads_and_dropout,
     heads_beside_windows,
+    inputs_written,
     multi_head_attention,
-    versions,
+    raw_call,
+    result_written,
     windows_as_samples,
 )
 from dit_shd.attention.recording.tokens import Tokens, is_sequence, shapes_of, token_places, tokens_of
+from dit_shd.attention.recording.writes import contents_of, rewritten
 
 _SOFTMAX = {torch.softmax, Tensor.softmax, F.softmax, torch.special.softmax}
 
@@ -69,8 +73,20 @@ class SeenCall:
     key: Lineage | None
     given: tuple[Given, ...]
     """The sequences that the module was given."""
-    versions: tuple[int, ...]
-    """How often query, key, value and mask had been written to."""
+    beside: bool
+    """Whether the module was given the very tensor that the module of the call before was."""
+    contents: tuple[Tensor | None, ...]
+    """Of query, key, value, mask and result, where PyTorch counts no writes to them."""
+
+    @property
+    def inputs_written(self) -> bool:
+        """Whether its query, key, value or mask have been written to since."""
+        return inputs_written(self.raw) or rewritten(self.contents[:4], Call.given(self.raw))
+
+    @property
+    def result_written(self) -> bool:
+        """Whether what it gave has been written to since."""
+        return result_written(self.raw) or rewritten(self.contents[4:], [self.raw[2]])
 
 
 class Survey(TorchFunctionMode):
@@ -104,6 +120,8 @@ class Survey(TorchFunctionMode):
         self._root = Running(root, (), {}, 0)
         self._stack: list[Running] = []
         self._runs = 0
+        self._given_last: ref[Tensor] | None = None
+        """What the module of the last call was given first."""
         self._open = ExitStack()
         self._looks = False
         """Whether what runs is done to look, not by the model."""
@@ -191,7 +209,7 @@ class Survey(TorchFunctionMode):
         result = func(*args, **kwargs)
         self.see(func, args, kwargs, result)
         if func in ATTENTION:
-            self.attention((args, kwargs, result))
+            self.attention(raw_call(args, kwargs, result))
         return result
 
     def see(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
@@ -217,6 +235,12 @@ class Survey(TorchFunctionMode):
         places = token_places(plain_class(running.module).forward)
         tokens = tokens_of(places, running.args, running.kwargs)
         query, key, *more = Call.given(raw)
+        first = next(iter((*running.args, *running.kwargs.values())), None)
+        beside = self._given_last is not None and self._given_last() is first
+        self._given_last = ref(first) if isinstance(first, Tensor) else None
+        contents: tuple[Tensor | None, ...] = ()
+        with self._harmless():
+            contents = contents_of(query, key, *more, raw[2])
         with self._harmless():
             in_windows = raw[2].ndim == 5
             mixed = windows_as_samples(raw[2], heads_beside_windows(key, tokens)) if in_windows else raw[2]
@@ -232,7 +256,8 @@ class Survey(TorchFunctionMode):
                 self.lineages.of(query),
                 self.lineages.of(key),
                 self._given({**dict(zip(places, running.args)), **running.kwargs}),
-                versions(query, key, *more),
+                beside and first is not None,
+                contents,
             )
         )
 

@@ -1,7 +1,8 @@
 """What a function that is linear in its rows makes of unit rows: its weights."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -24,20 +25,29 @@ def matrix(
     """What a function that is linear in its rows makes of unit rows: its weights [k,e], and its bias [e].
 
     In half precision larger rows are used beside a large bias, in whose rounding the weights would be lost. Randomness
-    that the function draws is given back, and so are the buffers of a `module` that it runs.
+    that the function draws is given back, and a `module` that it runs has copies of its buffers meanwhile.
     """
-    buffers = [] if module is None else [(x, x.clone()) for x in module.buffers()]
-    with kept_generators(like.device):
+    with kept_generators(like.device), nullcontext() if module is None else _copied_buffers(module):
         unit = unit_rows(like, arrangement, first, k)
-        try:
-            made, bias = (_made(function, x, arrangement, k) for x in (unit, torch.zeros_like(unit)))
-            weight, scale = made - bias, _scale(made, bias)
-            if scale > 1:
-                weight = (_made(function, unit * scale, arrangement, k) - bias) / scale
-        finally:
-            for buffer, before in buffers:  # statistics of a batch norm, of an observer
-                buffer.copy_(before)
+        made, bias = (_made(function, x, arrangement, k) for x in (unit, torch.zeros_like(unit)))
+        weight, scale = made - bias, _scale(made, bias)
+        if scale > 1:
+            weight = (_made(function, unit * scale, arrangement, k) - bias) / scale
     return weight, bias[0]
+
+
+@contextmanager
+def _copied_buffers(module: nn.Module) -> Generator[None]:
+    """Inside it a module writes to copies (statistics of a batch norm, of an observer): graphs may have its buffers."""
+    held = [(each, name, x) for each in module.modules() for name, x in each._buffers.items() if x is not None]
+    copies = {id(x): x.clone() for _, _, x in held}
+    for each, name, x in held:
+        each._buffers[name] = copies[id(x)]
+    try:
+        yield
+    finally:
+        for each, name, x in held:
+            each._buffers[name] = x
 
 
 def _made(function: Callable[[Tensor], Any], rows: Tensor, arrangement: Arrangement, k: int) -> Tensor:

@@ -246,3 +246,50 @@ def test_heads_among_rows_keep_their_masks():
         model(x, key, mask)
     scores = model.step.q(x).view(3, 2, 2, 4) @ key.transpose(2, 3) / 2 + mask
     torch.testing.assert_close(captures["step"].map(), scores.softmax(3).flatten(1, 2)[:, :, None])
+
+
+class Head(nn.Module):
+    """One head, as tutorials have it, of tokens [b,n,e]; or a layer of one head."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        self.qkv = nn.Linear(E, 3 * width)
+
+    def forward(self, x):
+        return F.scaled_dot_product_attention(*self.qkv(x).chunk(3, -1))
+
+
+class ModulePerHead(nn.Module):
+    def __init__(self, heads=4):
+        super().__init__()
+        self.heads, self.proj = nn.ModuleList(Head(E // heads) for _ in range(heads)), nn.Linear(E, E)
+
+    def forward(self, x):
+        return x + self.proj(torch.cat([head(x) for head in self.heads], -1))
+
+
+@pytest.mark.parametrize("made", [1, 2])
+def test_heads_that_are_modules_of_their_own_are_no_layers(made):
+    """Each had been taken for one: a student's head had copied one of the teacher's, and the others were dropped."""
+    model = nn.Sequential(ModulePerHead(), ModulePerHead()).eval()
+    said = r"0\.heads\.0 \.\.\. 0\.heads\.3 are 4 modules of one head each .*: layers=\['\*\.heads\.\*'\]"
+    for _ in range(made):
+        with torch.no_grad(), capture(model), pytest.raises(UserError, match=said):
+            model(torch.randn(SEQUENCE))
+    with torch.no_grad(), capture(model, layers=["*.heads.*"]) as captures:
+        model(torch.randn(SEQUENCE))
+    assert len(captures) == 8 and {each.heads for each in captures.values()} == {1}
+
+
+def test_layers_of_one_head_one_after_the_other_are_layers():
+    model = nn.Sequential(*(nn.Sequential(Head(E), nn.Linear(E, E)) for _ in range(3)), Head(E), Head(E)).eval()
+    with torch.no_grad(), capture(model) as captures:
+        model(torch.randn(SEQUENCE))
+    assert list(captures) == ["0.0", "1.0", "2.0", "3", "4"]
+    assert len(recorded_layers(nn.Sequential(ModulePerHead(1), ModulePerHead(1)))) == 2
+
+
+def recorded_layers(model):
+    with torch.no_grad(), capture(model) as captures:
+        model(torch.randn(SEQUENCE))
+    return captures

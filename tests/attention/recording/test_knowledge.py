@@ -202,3 +202,60 @@ def test_a_layer_whose_child_called_attention_has_not_run_without():
     with capture(of_context(OuterAttention(False), OuterAttention()), layers=["*"]) as captures:
         captures.model(inputs(), inputs() + 1)
         assert list(captures) == ["layers.0", "layers.1.attend"] and "ran without" not in str(captures.report())
+
+
+FULL = [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("forwards", "from_"),
+    [
+        ([[0, 2, 3]] * 2 + [FULL] * 3, 3),
+        ([[0, 2, 3]] * 4 + [FULL, [0, 2, 3], [0, 2, 3], FULL, FULL], 7),  # it is waited for
+        ([[0]] * 2 + [[0, 1]] * 2 + [[0, 1, 2]] * 2 + [FULL] * 2, 7),  # depth that grows
+        ([[0, 2, 3]] * 2 + [FULL, [0, 1], [0, 2, 3], FULL, FULL], 3),  # each has shown what the other had not
+    ],
+)
+def test_a_layer_that_was_skipped_in_the_first_forwards_is_recorded_once_it_runs(forwards, from_, caplog):
+    """It never was again, and was said not to have run."""
+    model, x = Dropped(), inputs()
+    for i, keep in enumerate(forwards):
+        with capture(model) as captures:
+            model(x, keep)
+            late = i >= from_ or keep in forwards[:2]
+            assert list(captures) == [f"layers.{j}" for j in keep] or not late
+            assert not late or set(captures.skipped) == {f"layers.{j}" for j in FULL if j not in keep}
+    assert [each for each in caplog.messages if "Dropped: layers." in each and "looked at anew" in each]
+    assert type(model.layers[1]) is Layer
+
+
+def test_what_each_of_the_first_forwards_has_shown_is_kept(caplog):
+    """Layers dropped at random: one of the forwards counted alone."""
+    model, x = Dropped(), inputs()
+    for i, keep in enumerate(([0, 1], [0, 3], [0, 2], [2, 3], [1, 2], FULL)):
+        with capture(model) as captures:
+            model(x, keep)
+        assert list(captures) == [f"layers.{j}" for j in keep], i
+        assert set(captures.skipped) >= {f"layers.{j}" for j in FULL if j not in keep}
+    assert [line.layer for line in captures.report().lines] == [f"layers.{j}" for j in FULL]
+    assert not [each for each in caplog.messages if "looked at anew" in each]
+
+
+def test_a_layer_that_another_kind_of_forward_had_shown_was_not_skipped():
+    model, x = Dropped(), inputs()
+    with capture(model) as captures:
+        model.eval()(x, FULL)
+        for keep in ([0, 2, 3], [0, 2, 3], FULL):
+            model.train()(x, keep)
+            assert list(captures) == [f"layers.{j}" for j in keep]
+            assert captures.skipped == [f"layers.{j}" for j in FULL if j not in keep]
+
+
+def test_a_layer_of_a_compiled_model_that_was_skipped_at_first_is_recorded_once_it_runs():
+    torch._dynamo.reset()
+    model, x = Dropped(), inputs()
+    compiled = torch.compile(model, backend="eager")
+    with capture(compiled) as captures:
+        for keep in ([0, 2, 3], [0, 2, 3], [0, 2, 3], FULL, FULL, FULL, [0, 2, 3], FULL):
+            compiled(x, keep)
+        assert list(captures) == [f"layers.{j}" for j in FULL] and not captures.skipped

@@ -1,0 +1,83 @@
+"""A module that is asked for its weights is as it was, for a graph that holds its buffers, too."""
+
+import copy
+
+import pytest
+import torch
+from small_attention import Attention, E, Net, inputs
+from torch import nn
+
+from dit_shd import SHD, capture
+
+
+class OfTokens(nn.BatchNorm1d):
+    """Of features that come last."""
+
+    def forward(self, x):
+        return super().forward(x.transpose(1, 2)).transpose(1, 2)
+
+
+class Normed(Attention):
+    """W^O is a linear layer and a batch norm after it."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.proj = nn.Sequential(nn.Linear(E, E), OfTokens(E))
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_batch_norm_in_w_o_trains_from_the_first_step_on(frozen):
+    """Its statistics were written back in place, after the graph of the forward had saved them: backward failed."""
+    torch.manual_seed(0)
+    teacher, student = Net(heads=4).eval(), Net(make=Normed, heads=2)
+    for block in student.blocks:
+        block.proj.train(not frozen)
+    plain = copy.deepcopy(student)
+    names = dict(student.named_buffers())
+    for seed in range(3):
+        with capture(teacher) as t, capture(student) as s:
+            with torch.no_grad():
+                teacher(inputs(seed))
+            found, want = student(inputs(seed)), plain(inputs(seed))
+        torch.testing.assert_close(found, want, rtol=0, atol=0)
+        loss = found.square().mean() + 0 * SHD()(t, s)
+        loss.backward()
+        want.square().mean().backward()
+        for a, b in zip(student.parameters(), plain.parameters()):
+            torch.testing.assert_close(a.grad, b.grad, rtol=0, atol=0)
+        for (name, a), b in zip(student.named_buffers(), plain.buffers()):
+            assert a is names[name] and torch.equal(a, b)
+    if frozen:
+        weight, norm = student.blocks[0].proj[0].weight, student.blocks[0].proj[1]
+        scaled = weight.T * norm.weight / (norm.running_var + norm.eps).sqrt()
+        torch.testing.assert_close(s["blocks.0"].out.flatten(0, 1), scaled)
+
+
+def test_what_a_module_does_to_its_buffers_while_it_is_asked_does_not_stay():
+    """Also one that puts others in their place, or that two names share."""
+
+    class Counts(nn.Linear):
+        def __init__(self):
+            super().__init__(E, E)
+            self.register_buffer("runs", torch.zeros(()))
+            self.register_buffer("same", self.runs)
+            self.register_buffer("last", torch.zeros(()))
+
+        def forward(self, x):
+            self.runs.add_(1)
+            assert self.same is self.runs
+            self.last = self.runs * 2
+            return super().forward(x) * 1.5
+
+    class Counted(Attention):
+        def __init__(self):
+            super().__init__()
+            self.proj = Counts()
+
+    model = Net(depth=1, make=Counted).eval()
+    proj = model.blocks[0].proj
+    for forward in (1, 2, 3):
+        with torch.no_grad(), capture(model) as captures:
+            model(inputs())
+        torch.testing.assert_close(captures["blocks.0"].out.flatten(0, 1), proj.weight.T * 1.5)
+        assert proj.runs == forward and proj.same is proj.runs and proj.last == 2 * forward
