@@ -52,7 +52,7 @@ class InitialisationPlan:
     heads: Mapping[str, Heads]
     """By student block, or by attention of the student; none where heads are copied one by one."""
     channels: Mapping[str, Sequence[int]]
-    """The teacher's channels that the student keeps, by space (structure.py, axes.py), where it keeps fewer."""
+    """The teacher's channels that the student keeps, by space (spaces.py), where it keeps fewer."""
     widths: Mapping[str, int]
     """The teacher's number of channels, by space."""
 

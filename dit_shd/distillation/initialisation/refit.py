@@ -35,8 +35,8 @@ class Weights:
     """W [o,channels]."""
     bias: Tensor | None
     """b [o]; None where the student's map has none."""
-    start: Tensor | None = None
-    """S [channels,kept] of x ~ S z, towards which the regression is shrunk; None where the student reads all of x."""
+    start: Tensor
+    """S [channels,kept] of x ~ S z, towards which the regression is shrunk."""
     idle: Tensor | None = None
     """Outputs [o,1] whose weights stay as they are in the student; None for none."""
 
@@ -80,7 +80,7 @@ def refit(
     """
     if not maps:
         return
-    training = student.training
+    training = [module for module in student.modules() if module.training]
     student.eval()  # what dropout hides of an input is none of it
     new, old = _Inputs(student, predict, batches), _Inputs(teacher, predict, batches)
     order = _in_order(student, maps, predict, batches)
@@ -90,8 +90,9 @@ def refit(
             if z is not None and x is not None:
                 moments.add(*_counting(batch, z, x))
         for name in names:
-            fit(student.get_submodule(name), maps[name].weights(), moments)
-    student.train(training)
+            _fit(student.get_submodule(name), maps[name].weights(), moments)
+    for module in training:
+        module.training = True
 
 
 def _in_order(
@@ -196,23 +197,14 @@ def _counting(batch: Batch, *inputs: Tensor) -> list[Tensor]:
     return list(inputs) if weight is None else [x[weight > 0] for x in inputs]
 
 
-@torch.no_grad()
-def fit(module: Any, teacher: Weights, moments: RegressionMoments | None = None) -> None:  # noqa: ANN401
-    """Overwrite the weights of one map of the student.
-
-    Args:
-        module: The map.
-        teacher: What it is made of.
-        moments: Of z with x; None: what is cut is left out.
-    """
+def _fit(module: Any, teacher: Weights, moments: RegressionMoments) -> None:  # noqa: ANN401
+    """Overwrite the weights of one map of the student."""
     weight, bias = (
         teacher.weight,
         teacher.weight.new_zeros(len(teacher.weight)) if teacher.bias is None else teacher.bias,
     )
     weight, bias = weight.double().cpu(), bias.double().cpu()
-    if teacher.start is not None:
-        moments = moments or RegressionMoments()
-        weight, bias = moments.regression(teacher.start, offset=teacher.bias is not None).through(weight, bias)
+    weight, bias = moments.regression(teacher.start, offset=teacher.bias is not None).through(weight, bias)
     if teacher.idle is not None:
         before = module.weight.t() if is_transposed(module) else module.weight
         weight = torch.where(teacher.idle, before.cpu().double(), weight)

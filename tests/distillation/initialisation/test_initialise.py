@@ -130,7 +130,7 @@ def widened(model, family):
 def test_a_widened_model_gives_back_what_it_was_made_from(batches, family, heads, monkeypatch):
     """The law of widths: of twins one is kept, and nothing is lost. All parts, both passes."""
     monkeypatch.setattr(regression, "RIDGE", 1e-8)
-    monkeypatch.setattr("dit_shd.distillation.initialisation.regression.RIDGE", 1e-8)
+    monkeypatch.setattr(regression, "FEW", 0)
     model = build(family)
     wide = widened(model, family)
     expected = outputs(model, batches[family])

@@ -149,6 +149,7 @@ def test_refitted_maps_give_more_of_the_teachers_output(make, half, share):
 def test_heads_that_are_there_twice_are_lost_without_a_loss(kind, monkeypatch):
     """At equal width: the twins' outputs are the same, and the map that reads them takes the one for both."""
     monkeypatch.setattr(regression, "RIDGE", 1e-9)
+    monkeypatch.setattr(regression, "FEW", 0)
     teacher, student = random(lm(kind, 8, 8), 0), random(lm(kind, 4, 4), 1)
     for layer in teacher.network.model.layers:
         for part in ("q_proj", "k_proj", "v_proj"):
@@ -163,6 +164,7 @@ def test_heads_that_are_there_twice_are_lost_without_a_loss(kind, monkeypatch):
 def test_merging_pairs_of_one_map_into_heads_of_twice_the_width_loses_nothing(kind, monkeypatch):
     """sum_i W_i^V W_i^O of a pair has the rank of the new head; at equal width of the stream."""
     monkeypatch.setattr(regression, "RIDGE", 1e-9)
+    monkeypatch.setattr(regression, "FEW", 0)
     teacher, student = random(MODELS[kind](), 0), random(MODELS[kind](heads=2), 1)
     blocks = teacher.network.transformer.h if kind == "gpt2" else teacher.network.blocks
     for block in blocks:
