@@ -60,9 +60,9 @@ def capture(
     Works for our models and for any whose attention ends in PyTorch's scaled_dot_product_attention (diffusers with the
     native backend, timm, transformers, nn.MultiheadAttention). The first forward, which is run eagerly, finds out which
     modules are attention and where each W^O is; `captures.report()` says what was found, and what was left out and why.
-    What it has found holds for later forwards: a W^O that is chosen by step (experts by task or timestep) would be read
-    from the first one's for ever, and a mask of heads that is all ones in it is taken for none; capture such a
-    model with projections=False, or once for each choice, with a model that makes no other.
+    What it has found holds for later forwards, unnoticed: of a W^O that is chosen by step (experts by task or timestep)
+    the first one is read for ever, and a mask of heads that is all ones in the first forward is not in W^O later on. Of
+    such models take maps alone, projections=False.
     Take losses on the Captures outside the forward. Gradient checkpointing has to be non-reentrant; under torch.compile
     it needs torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = True besides.
 
