@@ -7,6 +7,7 @@ import torch
 from random_captures import random_capture
 
 from dit_shd import SHD
+from dit_shd.distillation.losses import shd
 from dit_shd.squeezing.squeeze import squeeze
 
 WEIGHTS = torch.tensor([[1.0, 0, 2.5, 1, 0, 1, 0], [0, 1, 1, 0.5, 1, 1, 1]], dtype=torch.float64)
@@ -36,3 +37,38 @@ def test_a_share_of_clamped_alphas_is_logged():
     logs = SHD().divergence({"a": teacher}, {"a": student}).logs
     clamped = squeeze(teacher, 1).clamped.double().mean()
     assert 0 < clamped < 0.5 and logs["clamped"].item() == pytest.approx(clamped.item())
+
+
+def test_alpha_is_logged_by_merge():
+    teacher, student = random_capture(h=5), random_capture(h=2, seed=1)
+    plan = [[0, 3, 1], [2, 4]]
+    logs = SHD(plan=plan).divergence({"a": teacher}, {"a": student}).logs
+    alpha = squeeze(teacher, 2, plan).alpha.mean(0).tolist()
+    assert len({*alpha}) == 3
+    want = {"": sum(alpha) / 3, "/0|3": alpha[0], "/0+3|1": alpha[1], "/2|4": alpha[2]}
+    found = {name.removeprefix("alpha/a"): value.item() for name, value in logs.items() if name.startswith("alpha/a")}
+    assert found == pytest.approx(want)
+
+
+def test_a_bias_learns_alone():
+    """Where queries and keys are frozen."""
+    teacher, student = random_capture(h=4), random_capture(h=2, seed=1)
+    (bias,) = student.bias.leaves
+    bias.requires_grad_()
+    gradients = []
+    for frozen in (False, True):
+        student.query.requires_grad_(not frozen)
+        SHD()({"a": teacher}, {"a": student}).backward()
+        gradients.append(bias.grad)
+        bias.grad = None
+    torch.testing.assert_close(*gradients)
+    assert gradients[0].abs().max() > 1e-3
+
+
+def test_row_weights_that_are_none_count_in_the_loss_where_nobody_looks(monkeypatch):
+    """A GPU is not waited for from the second call on."""
+    monkeypatch.setattr(shd, "rows_of", lambda given, *_: given)
+    teacher, student, weight = random_capture(h=4), random_capture(h=2, seed=1), WEIGHTS.clone()
+    weight[1, 2] = -1
+    value = SHD().divergence({"a": teacher}, {"a": student}, row_weight=weight).value
+    assert value.isnan().tolist() == [False, True]
