@@ -8,7 +8,7 @@ from dit_shd import SHD
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
 from dit_shd.distillation.distiller import Distiller
-from dit_shd.distillation.losses import LOSSES, LayerLoss, Reads, Term
+from dit_shd.distillation.losses import LOSSES, Forward, Layer, LayerLoss, Reads, Term
 from dit_shd.distillation.losses.output import Output
 from dit_shd.models.families.mdt import MDTv2
 from dit_shd.tasks.diffusion import Diffusion
@@ -214,3 +214,56 @@ def test_a_loss_of_layers_reads_one_kind_of_them(reads, found):
         UserError, match=f"Both: reads: wanted one of attention, attention output and hidden, found {found}$"
     ):
         Both()
+
+
+VALUES = {"b.0": [1.0, 3, 5, 9], "b.1": [10.0, 20], "b.2": [0.0, 0]}
+"""By layer."""
+
+
+class Given(LayerLoss):
+    """Values by layer, and whether gradients were wanted."""
+
+    def pair(self, student, teacher, batch):
+        value = torch.tensor(VALUES[student.name])
+        logs = {"size": torch.tensor(len(value)), "with a graph": torch.tensor(torch.is_grad_enabled())}
+        return Term(value, {name: log.float() for name, log in logs.items()})
+
+
+def test_values_of_parts_are_those_of_their_samples_and_logs_are_means():
+    """The first layer has two frames of each sample, one after the other."""
+    layers = {name: Layer(name) for name in VALUES}
+    for wanted in (True, False):
+        with torch.set_grad_enabled(wanted):
+            pairs = Given().begin(list(layers), layers, None)
+        for layer in layers.values():
+            assert pairs.incomplete
+            with torch.no_grad():  # in which the teacher runs
+                pairs(layer)
+        assert not pairs.incomplete
+        term = pairs.term()
+        assert term.value.tolist() == [2.0 + 10, 7.0 + 20]
+        assert term.logs["size"] == pytest.approx(8 / 3) and term.logs["with a graph"] == wanted
+
+
+def test_a_teacher_s_layer_may_teach_several():
+    layers = {name: Layer(name) for name in VALUES}
+    pairs = Given(layers={"b.0": "b.0", "b.1": "b.0", "b.2": "b.1"}).begin(list(layers), layers, None)
+    pairs(layers["b.0"])
+    assert pairs.incomplete
+    pairs(layers["b.1"])
+    assert not pairs.incomplete and pairs.term().value.tolist() == [12, 27]
+
+
+def test_projectors_that_are_there_are_left_alone():
+    """A pass after the other is built, and a run that is resumed has its projectors before."""
+
+    class Projected(Given):
+        def make_projector(self, student, teacher):
+            return torch.nn.Linear(2, 2)
+
+    loss, layers = Projected(), {name: Layer(name) for name in VALUES}
+    forward = Forward(torch.zeros(2), {}, attention=layers)
+    loss.build(forward, forward, hidden_batch())
+    first = dict(loss.projectors)
+    loss.build(forward, forward, hidden_batch())
+    assert len(first) == 3 and all(loss.projectors[key] is projector for key, projector in first.items())

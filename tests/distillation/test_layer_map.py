@@ -97,6 +97,11 @@ def test_layers_of_two_names_in_a_block_learn_from_layers_of_their_name(how):
     }
 
 
+def test_layers_of_a_name_that_the_teacher_lacks_are_paired_by_depth():
+    mapped = layer_map(["b.0.attn1", "b.1.attn1"], ["b.0.attn1", "b.0.attn2"], "proportional")
+    assert mapped == {"b.0.attn1": "b.0.attn1", "b.0.attn2": "b.1.attn1"}
+
+
 def test_the_second_runs_of_layers_learn_from_second_runs():
     teacher, student = ([f"blocks.{i}{run}" for i in range(depth) for run in ("", "#2")] for depth in (4, 2))
     pairs = {f"blocks.{i}{run}": f"blocks.{2 * i + 1}{run}" for i in (0, 1) for run in ("", "#2")}

@@ -59,6 +59,8 @@ def test_blocks_follow_the_layers_that_the_shd_loss_names():
     assert layers == {block(0): block(0), block(1): block(3), block(2): block(5)}  # only the last gives no text
     named = Initialisation(weights="teacher", layers="sections")
     assert planned(named, [loss], student, teacher).layers[block(0)] == block(1)
+    two = {f"{block(0)}.attn": f"{block(2)}.attn", f"{block(0)}.attn2": f"{block(1)}.attn2"}
+    assert planned(OPTIONS, [SHD(layers=two)], student, teacher).layers[block(0)] == block(2), "the first of a block"
 
 
 def test_blocks_that_the_option_leaves_out_go_by_section():

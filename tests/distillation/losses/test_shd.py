@@ -140,20 +140,31 @@ def test_rows_in_training_are_a_function_of_the_batch():
     teacher, student = captures_of_both()
 
     def value(index, step, seed=0):
+        return run(index, step, seed).value
+
+    def layers(index, step):
+        return {name: log for name, log in run(index, step, 0).logs.items() if name.startswith("kl/")}
+
+    def run(index, step, seed):
         loss = SHD(rows=0.5, seed=seed)
         batch = batch_of(torch.zeros(1, 1, 2, 2), [5], [0], step, index)
         pairs = loss.begin(list(teacher), {name: Layer(name, found) for name, found in student.items()}, batch)
         for name, found in teacher.items():
             pairs(Layer(name, found))
-        return pairs.term().value
+        return pairs.term()
 
     assert torch.equal(value(3, 5), value(3, 5))
     assert not torch.equal(value(3, 5), value(4, 5))
     assert not torch.equal(value(3, 5), value(3, 6))
     assert not torch.equal(value(3, 5), value(3, 5, seed=1))
+    for of in (teacher, student):
+        of["b.1"] = of["b.0"]
+    one, other = layers(3, 5).values()
+    assert one != other, "each layer has rows of its own"
 
 
 def test_a_matched_plan_is_found_saved_and_read_back():
+    assert SHD().calibration == 0 and SHD(plan="matched", calibration=3).calibration == 3
     teacher, student = captures_of_both(h=4)
     for capture_ in teacher.values():  # heads 0 and 2, 1 and 3 look alike
         capture_.query[:, 2:] = capture_.query[:, :2]
