@@ -11,7 +11,7 @@ from small_steps import batch_of
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
 from dit_shd.distillation.losses import LOSSES
-from dit_shd.distillation.relations import over_rows, row_sample
+from dit_shd.distillation.relations import kl, over_rows, row_mean, row_sample
 
 PEAK = """
 import sys, torch
@@ -94,6 +94,15 @@ def test_gradients_of_many_tiles_are_added_up_in_float32():
 
     over_rows(tile, list(s.values()), 1, [factor], 1e-9).sum().backward()
     assert {*sizes} == {1} and factor.grad.item() == 300
+
+
+def test_rows_without_weight_do_not_count_whatever_they_are_and_equal_maps_give_nothing():
+    terms, weight = torch.tensor([[torch.inf, 3.0], [torch.nan, 6.0]]), torch.tensor([[1.0, 0, 2], [1, 0, 0]])
+    assert row_mean(terms, slice(1, 3), 3, weight).tolist() == [2, 0]
+    assert row_mean(terms[:, 1:], slice(2, 3), 3, None).tolist() == [1, 2]
+    for small in (1e-3, 1e-12, 0.0):
+        a = torch.tensor([0.5, 0.5 - small, small], dtype=torch.float64)
+        assert kl(a, a.log()).abs() < 1e-16
 
 
 def test_rows_are_drawn_by_seed_step_batch_and_layer_and_all_of_them_as_often():
