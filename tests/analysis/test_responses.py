@@ -89,6 +89,9 @@ def test_the_command_scores_every_model_on_every_set(tmp_path, capsys):
         for score, seed in zip(record[model]["first"]["rouge_l"], ("1", "2")):
             first, second = record[model]["first"]["responses"][seed]
             assert score == pytest.approx(50 * (rouge_l(first, ["a", "b"]) + rouge_l(second, ["c"])))
+    assert main([*words[:2], *words[3:], "samples=1", f"out={tmp_path / 'some.json'}"]) == 0
+    some = json.loads((tmp_path / "some.json").read_text())["one"]["first"]["responses"]
+    assert some == {seed: each[:1] for seed, each in record["one"]["first"]["responses"].items()}
     assert main([*words, f"out={tmp_path / 'out.json'}"]) == 2
     plugin.pop("prompt")
     (tmp_path / "sets.yaml").write_text(yaml.safe_dump({"first": plugin}))

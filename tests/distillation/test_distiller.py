@@ -352,6 +352,19 @@ def test_the_first_look_at_a_teacher_takes_no_random_numbers(student, teachers, 
     assert torch.equal(*after)
 
 
+def test_what_losses_learn_begins_by_the_seed_and_takes_no_random_numbers(student, teachers, batch):
+    def built(seed):
+        distiller = Distiller(TASK, student, [LOSSES.build(Plugin("feature"))])
+        torch.manual_seed(7)
+        distiller.build([batch], teachers, seed)
+        return torch.cat([p.flatten() for p in distiller.losses.parameters()]), torch.rand(4)
+
+    (one, after), (again, _), (other, later) = built(1), built(1), built(2)
+    assert torch.equal(one, again) and not torch.equal(one, other) and torch.equal(after, later)
+    torch.manual_seed(7)
+    assert torch.equal(after, torch.rand(4))
+
+
 def pixart(heads):
     return PixArtTransformer2DModel(
         in_channels=4, out_channels=8, num_layers=2, sample_size=8, patch_size=2, caption_channels=16,

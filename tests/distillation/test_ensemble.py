@@ -54,6 +54,17 @@ def test_it_learns_from_the_mean_and_every_teacher_runs_once(teachers):
         assert found is None or torch.allclose(found, expected, rtol=1e-4, atol=1e-7)
 
 
+def test_the_mean_is_of_guided_outputs_where_the_loss_has_guidance(teachers):
+    student, wide = model(0, 2), teachers["wide"]
+    batch = batch_of(torch.randn(2, 1, 8, 8), [3, 800], [0, 1])
+    values = []
+    for options in ({"guidance": 3.0}, {"guidance": 3.0, "teacher": ["one", "other"]}, {"teacher": ["one", "other"]}):
+        distiller = Distiller(Diffusion(), student, [build("output", **options)])
+        values.append(distiller.terms(batch, {"one": wide, "other": wide})[1]["output"])
+    torch.testing.assert_close(values[1], values[0])
+    assert abs(values[2] - values[0]) > 1e-3
+
+
 def test_teachers_of_other_shapes_have_no_mean(teachers):
     distiller = Distiller(Diffusion(), model(0, 2), [build("output", teacher=["wide", "deep"])])
     batch = batch_of(torch.randn(2, 1, 8, 8), [3, 800], [0, 1])

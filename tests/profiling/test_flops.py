@@ -227,6 +227,17 @@ def test_memory_by_count(config, name, states):
     assert found.replicated == found.total + 4 * weights
 
 
+def test_memory_of_what_losses_read_where_blocks_run_again():
+    student, teacher = small(2, 4), small(4, 4)
+    values = {"losses": [{"name": "shd"}], "precision": "bf16"}
+    plain, again = (
+        step_memory(step(make(TrainConfig, {**values, "gradient_checkpointing": again}), 3), student, teacher).parts
+        for again in (False, True)
+    )
+    kept = 2 * 4 * 3 * 16 * 8 * 3  # bytes, layers, q, k and v, tokens, width, images
+    assert again["losses (gradients held, tiles)"] - plain["losses (gradients held, tiles)"] == kept
+
+
 def test_memory_of_a_teacher_whose_class_keeps_parts_in_float32(config, monkeypatch):
     """As WanTransformer3DModel does."""
     student, teacher = small(2, 4), small(4, 4)
