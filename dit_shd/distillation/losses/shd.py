@@ -147,8 +147,7 @@ class SHD(LayerLoss):
             device = next((capture.query.device for capture in student.values()), None)
             return torch.zeros((), device=device, requires_grad=True)
         value = self.divergence(teacher, student, row_weight).value.mean()
-        read = (x for c in student.values() for x in (c.query, c.key, *_leaves(c)))
-        if torch.is_grad_enabled() and not any(x.requires_grad for x in read):
+        if torch.is_grad_enabled() and not any(x.requires_grad for c in student.values() for x in (c.query, c.key)):
             warn_of_no_graph()
         return self.weight_at(step or 0) * value
 

@@ -145,6 +145,9 @@ def test_the_heads_of_the_largest_values_are_kept_whatever_their_keys(kind, atte
                         x[32 * keys[module] :][rows(1 - large)] *= 100
             plan = initialise(TASK, smaller_than(teacher), teacher, [], OPTIONS)
             assert plan.heads[attention].picked()[0] == large, part
+    first = Initialisation(weights="teacher", channels="first")
+    plan = initialise(TASK, smaller_than(teacher), teacher, [], first)
+    assert plan.heads[attention].picked()[0] == 0, "as is asked"
 
 
 def test_the_first_are_kept_where_that_is_asked():
