@@ -80,9 +80,9 @@ def _look_again(sites: Sites, before: Sites | None) -> None:
     """Whether the next forward is looked at in search of layers that are idle still; before: what was known of them."""
     sites.looks = 1 if before is None else before.looks + 1
     if before is not None and before.waking:
-        found = len(sites.idle) < len(before.idle)
-        sites.looks = LOOKS if found else sites.looks
-        sites.waking = sites.again = not found and sites.looks < WAKING
+        seen = len(sites.idle) < len(before.idle)
+        sites.looks = LOOKS if seen else sites.looks
+        sites.waking = sites.again = not seen and sites.looks < WAKING
     else:
         differs = before is None or before.idle != sites.idle
         sites.again = bool(sites.idle) and sites.looks < LOOKS and differs
