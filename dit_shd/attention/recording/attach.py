@@ -164,10 +164,10 @@ def attach_processors(
     selection = Selection(layers, BlockChoice(block, image), projections)
     recording = Recording(model, selection, None, at, keeps_teacher=False)
     with ExitStack() as stack:
-        stack.enter_context(_opened(recording))
-        for name, module in _with_processors(model, selection).items():
+        for name, module in _with_processors(model, selection).items():  # first: known layers have no other recorder
             recorder = recording.recorders[name] = Recorder(name, module, recording)
             stack.enter_context(_processing(module, recorder))
+        stack.enter_context(_opened(recording))
         return Attached(recording, stack.pop_all())
 
 

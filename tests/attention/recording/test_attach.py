@@ -292,6 +292,20 @@ def test_processors_stay_at_work_show_and_leave():
     assert len(captures) == 0
 
 
+@pytest.mark.parametrize("before", [capture, attach_processors])
+def test_processors_of_a_model_that_was_recorded_before_take_each_layer_once(before):
+    """From the second forward on each had been there twice, and with it a loss and its gradient were twice as large."""
+    name = "PixArtTransformer2DModel"
+    model, inputs = zoo.build(name), zoo.draw(name)
+    with torch.no_grad():
+        with before(model):
+            zoo.forward(model, inputs)
+        with attach_processors(model) as captures:
+            for _ in range(3):
+                zoo.forward(model, inputs)
+                assert list(captures) == ["transformer_blocks.0.attn1", "transformer_blocks.1.attn1"]
+
+
 def test_another_backend_or_none_is_refused_by_layer_and_setting():
     model = dit(2)
     model.transformer_blocks[1].attn1.processor._attention_backend = "flash"
