@@ -195,7 +195,10 @@ def _sets(place: str, plugins: Mapping[str, Plugin], config: RougeConfig) -> dic
     sets = {name: _instructions(name, plugin, place) for name, plugin in plugins.items()}
     for name, data in sets.items():
         _check_tokens(name, place, model, data.tokenizer)
-        room, prompts = _room(model, data.tokenizer, config), data.tokenizer.encode_prompts(data.documents)
+        room, prompts = (
+            _room(model, data.tokenizer, config),
+            data.tokenizer.encode_prompts(data.documents[: config.samples]),
+        )
         cut = sum(len(prompt) > room for prompt in prompts)
         if cut:
             words = "%s: %s: %d of %d prompts have more than %d tokens and lose their ends; a larger prompt_tokens, or "

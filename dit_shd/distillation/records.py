@@ -8,6 +8,7 @@ from typing import Self
 from torch import Tensor
 
 from dit_shd.attention.capture import Capture
+from dit_shd.attention.recording.writes import Mark, marks_of, written
 from dit_shd.core.errors import UserError
 from dit_shd.tasks import Output
 
@@ -48,13 +49,13 @@ class Layer:
     attention: Capture | None = None
     hidden: Tensor | None = None
     """The output of the block, or of the attention module [b,n,e]."""
-    version: int | None = None
-    """Of `hidden` as it was when the layer had run; None where torch counts none."""
+    mark: Mark = None
+    """Of `hidden` as it was when the layer had run."""
 
     @classmethod
     def of(cls, name: str, hidden: Tensor) -> Self:
         """The layer of an output."""
-        return cls(name, hidden=hidden, version=None if hidden.is_inference() else hidden._version)
+        return cls(name, hidden=hidden, mark=marks_of(hidden)[0])
 
     def check_unchanged(self) -> None:
         """Refuse an output that the model has written to since.
@@ -62,7 +63,7 @@ class Layer:
         Raises:
             UserError: Naming the layer.
         """
-        if self.hidden is not None and self.version not in (None, self.hidden._version):
+        if written([self.mark], [self.hidden]):
             raise UserError(
                 f"{self.name}: its output is changed in place after it has run (x += y), so that what losses read is "
                 "no longer it; write x = x + y in the model, or leave this loss out"

@@ -199,11 +199,8 @@ def _counting(batch: Batch, *inputs: Tensor) -> list[Tensor]:
 
 def _fit(module: Any, teacher: Weights, moments: RegressionMoments) -> None:  # noqa: ANN401
     """Overwrite the weights of one map of the student."""
-    weight, bias = (
-        teacher.weight,
-        teacher.weight.new_zeros(len(teacher.weight)) if teacher.bias is None else teacher.bias,
-    )
-    weight, bias = weight.double().cpu(), bias.double().cpu()
+    weight = teacher.weight.double().cpu()
+    bias = weight.new_zeros(len(weight)) if teacher.bias is None else teacher.bias.double().cpu()
     weight, bias = moments.regression(teacher.start, offset=teacher.bias is not None).through(weight, bias)
     if teacher.idle is not None:
         before = module.weight.t() if is_transposed(module) else module.weight

@@ -164,8 +164,8 @@ class Selection:
         fixed = next((x for x in self.narrowed.values() if x.kind == "heads" and not x.mixable), None)
         if self.merge and fixed is not None:
             raise UserError(
-                f"initialisation.heads: heads are merged in MDTv2, DiT, GPT-2 and ViT; of {fixed.module}, whose "
-                "queries are turned or normed by head, one of each group is kept: initialisation.heads=pick"
+                "initialisation.heads: heads are merged in MDTv2, DiT, GPT-2 and ViT without norms of queries; of "
+                f"{fixed.module} one of each group can be kept: initialisation.heads=pick"
             )
         for keys in (space for space in self.axes.spaces.values() if space.kind == "keys"):
             heads = self.axes[f"{keys.module}.heads"]

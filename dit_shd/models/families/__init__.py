@@ -8,8 +8,8 @@ from diffusers import ConfigMixin, ModelMixin
 
 from dit_shd.core.plugins import PluginFolder
 
-FAMILY = "dit_shd_family"
-"""Key of a config.json: the dotted name of a family of another package."""
+FAMILY = "_dit_shd_family"
+"""Key of a config.json: the dotted name of a family of another package. diffusers warns of no key that begins so."""
 
 
 class LibraryModel(ModelMixin):

@@ -179,7 +179,11 @@ class Layered(torch.nn.Module):
             {},
             r"8 wide|4 wide.*attention_head_dim must be",
         ),
-        (lambda t: smaller_than(t), {"heads": "merge"}, r"heads are merged in MDTv2, DiT, GPT-2 and ViT; .*heads=pick"),
+        (
+            lambda t: smaller_than(t),
+            {"heads": "merge"},
+            r"heads are merged in MDTv2, DiT, GPT-2 and ViT .*; of .*heads=pick",
+        ),
         (
             lambda t: sd3(pooled_projection_dim=12),
             {},
