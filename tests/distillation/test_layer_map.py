@@ -102,9 +102,10 @@ def test_layers_of_a_name_that_the_teacher_lacks_are_paired_by_depth():
     assert mapped == {"b.0.attn1": "b.0.attn1", "b.0.attn2": "b.1.attn1"}
 
 
-def test_the_second_runs_of_layers_learn_from_second_runs():
-    teacher, student = ([f"blocks.{i}{run}" for i in range(depth) for run in ("", "#2")] for depth in (4, 2))
-    pairs = {f"blocks.{i}{run}": f"blocks.{2 * i + 1}{run}" for i in (0, 1) for run in ("", "#2")}
+@pytest.mark.parametrize("runs", [("", "#2"), ("", "#2", "#3")])
+def test_later_runs_of_layers_learn_from_runs_of_their_number(runs):
+    teacher, student = ([f"blocks.{i}{run}" for i in range(depth) for run in runs] for depth in (4, 2))
+    pairs = {f"blocks.{i}{run}": f"blocks.{2 * i + 1}{run}" for i in (0, 1) for run in runs}
     assert layer_map(teacher, student, "proportional") == layer_map(teacher, student) == pairs
 
 

@@ -50,10 +50,13 @@ def plain(name: str) -> str:
 
 
 def section_of(name: str) -> str:
-    """A layer's name without its numbers: those that are parts of its path, or all if none is (block1, block2)."""
-    path, mark, _ = name.partition("#")
+    """A layer's name without its numbers: those that are parts of its path, or all if none is (block1, block2).
+
+    The number of a run stays, as a second call of attention in a layer is another thing than a third.
+    """
+    path, mark, run = name.partition("#")
     section = INDEX.sub("*", path)
-    return (section if section != path else re.sub(r"\d+", "*", path)) + mark
+    return (section if section != path else re.sub(r"\d+", "*", path)) + mark + run
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
