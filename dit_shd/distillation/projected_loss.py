@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from dit_shd.distillation.features import features, wide
 from dit_shd.distillation.layer_loss import LayerLoss
-from dit_shd.distillation.projectors import Kind, check_kind, projector
+from dit_shd.distillation.projectors import Kind, check_kind, projected, projector
 from dit_shd.distillation.records import Layer
 from dit_shd.distillation.schedule import Weight
 
@@ -46,4 +46,4 @@ class ProjectedLoss(LayerLoss):
     def projected(self, student: Layer, teacher: Layer) -> tuple[Tensor, Tensor]:
         """P(F_s) and F_t [b,n,e] of one pair of layers, in float32 or wider."""
         s, t = features(self.name, student, teacher)
-        return wide(self.projector_of(student)(s)), wide(t)
+        return wide(projected(self.projector_of(student), s)), wide(t)

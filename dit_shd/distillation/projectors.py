@@ -53,6 +53,17 @@ def projector(name: str, kind: Kind, student: Tensor, teacher: Tensor) -> nn.Mod
         return nn.Sequential(*layers)
 
 
+def projected(module: nn.Module, x: Tensor) -> Tensor:
+    """What a learned map gives for x, in the map's precision, whatever the model's is; under autocast as that decides.
+
+    Args:
+        module: Of one precision, or without weights.
+        x: Its input, of a model that may be in bfloat16 as a whole.
+    """
+    weight = next(module.parameters(), None)
+    return module(x if weight is None else x.to(weight.dtype))
+
+
 class Orthonormal(nn.Module):
     """x P^T with P [e_t,e_s] of orthonormal columns, which keeps lengths and angles (VkD, arXiv 2403.06213, eq. 6).
 

@@ -12,6 +12,7 @@ from dit_shd.core import rng
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.features import features, mean_token, token_mean, wide
 from dit_shd.distillation.losses import Layer, LayerLoss, Reads, Term, Weight
+from dit_shd.distillation.projectors import projected
 from dit_shd.tasks import Batch
 
 LEVELS = 1000
@@ -75,7 +76,7 @@ class DiffKD(LayerLoss):
         added, mixed, level = self._draws(student.name, target, batch)
         signal, sigma = (x[:, None, None] for x in _rates(level))
         noise = _recomputed(parts, signal * target + sigma * added, level)
-        denoised = self._denoised(parts, parts.noisy(wide(parts.align(s)), mixed, batch))
+        denoised = self._denoised(parts, parts.noisy(wide(projected(parts.align, s)), mixed, batch))
         errors = {
             "features": (denoised - target).square().mean(2),
             "denoiser": (noise - added).square().mean(2),

@@ -14,6 +14,7 @@ from dit_shd.attention.capture import Captures
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.features import token_mean, wide
 from dit_shd.distillation.losses import Forward, Frozen, Loss, Reads, Term, Weight
+from dit_shd.distillation.projectors import projected
 from dit_shd.evaluation.features.dinov2 import MEAN, SIDE, STD, read_network
 from dit_shd.squeezing.cost import FLOAT, LayerCost
 from dit_shd.tasks import Batch
@@ -77,7 +78,7 @@ class REPA(Loss):
         if self.project is None:
             raise UserError("losses.repa: has no projector yet; before the optimizer is made: distiller.build([batch])")
         tokens = self._tokens(student)
-        cosine = F.cosine_similarity(wide(self.project(tokens)), wide(self._target(tokens, batch)), dim=2)
+        cosine = F.cosine_similarity(wide(projected(self.project, tokens)), wide(self._target(tokens, batch)), dim=2)
         return Term(token_mean(1 - cosine, batch))
 
     def cost(self, teacher: Captures, student: Captures, images: int) -> LayerCost:

@@ -11,6 +11,7 @@ from dit_shd.core import rng
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.features import wide
 from dit_shd.distillation.losses import Forward, Layers, Loss, Needs, Reads, Term, Weight
+from dit_shd.distillation.projectors import projected
 from dit_shd.squeezing.cost import FLOAT, LayerCost
 from dit_shd.tasks import Batch
 
@@ -89,7 +90,7 @@ class ViTKD(Loss):
                 f"losses.vitkd: has no maps of widths {widths[0]} and {widths[1]}; before the optimizer is made, call "
                 "distiller.build([batch], teacher)"
             )
-        shallow = [_error(project(s), t).sum(1) for project, (s, t) in zip(self.parts.mimic, tokens)]
+        shallow = [_error(projected(project, s), t).sum(1) for project, (s, t) in zip(self.parts.mimic, tokens)]
         mimicking, generation = torch.stack(shallow).sum(0), self._generation(self.parts, *tokens[-1], batch)
         value = self.factors[0] * mimicking + self.factors[1] * generation
         return Term(value, {"mimicking": mimicking.detach().mean(), "generation": generation.detach().mean()})
@@ -97,11 +98,11 @@ class ViTKD(Loss):
     def _generation(self, parts: "_Parts", student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
         """The error of the replaced tokens [b]."""
         masked = self._masked(batch, student.shape[1]).to(student.device)
-        aligned = parts.align(student)
+        aligned = projected(parts.align, student)
         tokens = torch.where(masked[..., None], parts.mask_token.to(aligned.dtype), aligned)
         side = math.isqrt(tokens.shape[1])
         grid = tokens.transpose(1, 2).unflatten(2, (side, side))
-        generated = parts.generate(grid).flatten(2).transpose(1, 2)
+        generated = projected(parts.generate, grid).flatten(2).transpose(1, 2)
         return (_error(generated, teacher) * masked).sum(1) / self.mask_ratio
 
     def _masked(self, batch: Batch, n: int) -> Tensor:

@@ -42,14 +42,16 @@ def test_value_and_gradients_are_the_definition(weights):
     checks.same(loss, s, s, lambda: oracle(loss, s["b.1"], target, 1 if weights is None else weights), given)
 
 
-def test_tokens_of_bfloat16_are_compared_in_float32():
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_tokens_of_bfloat16_are_compared_in_float32(dtype):
+    """Whether the projector was moved with the model or not."""
     s = checks.tokens(4, depth=1, n=9, grad=False)
     given = with_data("dino", torch.randn(2, 9, 600).bfloat16())
-    loss = built(s, given, field="dino", depth=1).bfloat16()
+    loss = built(s, given, field="dino", depth=1).to(dtype)
     s = {name: x.bfloat16() for name, x in s.items()}
     value = loss.term(checks.forward(*_hidden(s)), None, given).value
     with torch.no_grad():
-        ours, theirs = loss.project(s["b.0"]).double(), given.data["dino"].double()
+        ours, theirs = loss.project(s["b.0"].to(dtype)).double(), given.data["dino"].double()
     assert value.dtype == torch.float32
     torch.testing.assert_close(value.double(), (1 - F.cosine_similarity(ours, theirs, dim=2)).mean(1))
 
