@@ -97,6 +97,20 @@ class Conditioning:
             )
 
 
+def check_labels(dataset: Dataset, labels: Tensor) -> None:
+    """Refuse labels [b] that are of no class of the data: a model may take one of them for "no class".
+
+    Raises:
+        UserError: Naming the first of them.
+    """
+    wrong = labels[(labels < 0) | (labels >= dataset.classes)]
+    if len(wrong):
+        raise UserError(
+            f"data: {type(dataset).__name__} says that it has {dataset.classes} classes, so wanted labels from 0 to "
+            f"{dataset.classes - 1}, found {int(wrong[0])}"
+        )
+
+
 def check_conditional(role: str, model: nn.Module) -> None:
     """Refuse a model that does not denoise square latents by class.
 

@@ -108,7 +108,8 @@ class Distiller(nn.Module):
             ended is not computed and not among them, nor is a teacher run that no other loss reads.
 
         Raises:
-            UserError: A loss reads a teacher that was not given, or has the name of a term of the task.
+            UserError: A loss reads a teacher that was not given, has the name of a term of the task, or gives no value
+                for each sample that depends on the student.
         """
         losses = self.losses_of(batch.pass_name, batch.step)
         student = self._forward(batch, losses)
@@ -128,6 +129,7 @@ class Distiller(nn.Module):
         for name, loss in losses.items():
             term = learned[name]
             mean, weight = term.value.mean(), loss.weight_at(batch.step)
+            _check_term(name, term.value, len(batch.indices), self.student if weight else None)
             terms[name] = weight * mean if weight else _nothing(loss, mean)
             logs[name] = mean.detach()
             logs |= {f"{name}/{key}": value for key, value in term.logs.items()}
@@ -192,6 +194,28 @@ def _without_output(layer: Layer) -> Layer:
     capture = layer.attention
     assert capture is not None, "a layer that was read as attention"
     return replace(layer, attention=capture.with_tensors(capture.query, capture.key, capture.value))
+
+
+def _check_term(name: str, value: Tensor, samples: int, student: nn.Module | None) -> None:
+    """Refuse a value of a loss that is not one for each sample, or that trains nothing.
+
+    Args:
+        name: Of the loss.
+        value: What it gave.
+        samples: b.
+        student: What it is to train; None if it has no weight.
+
+    Raises:
+        UserError: Saying which of both it is.
+    """
+    if value.shape != (samples,):
+        raise UserError(f"losses.{name}: wanted a value for each of {samples} samples, found {list(value.shape)}")
+    trains = student is not None and any(p.requires_grad for p in student.parameters())
+    if trains and torch.is_grad_enabled() and not value.requires_grad:
+        raise UserError(
+            f"losses.{name}: depends on nothing that is trained: it is computed without a graph (detach, no_grad, "
+            "argmax), or from layers that come before the first one that is trained"
+        )
 
 
 def _nothing(learner: nn.Module, mean: Tensor) -> Tensor:

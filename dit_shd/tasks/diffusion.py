@@ -16,7 +16,7 @@ from dit_shd.core.rng import Draws
 from dit_shd.data.datasets import Dataset
 from dit_shd.data.latent_origin import Kept
 from dit_shd.diffusion import class_names
-from dit_shd.diffusion.conditioning import MASKED, PASSES, Conditioning, check_conditional, check_fit
+from dit_shd.diffusion.conditioning import MASKED, PASSES, Conditioning, check_conditional, check_fit, check_labels
 from dit_shd.diffusion.denoiser import NO_LABEL, Denoiser
 from dit_shd.diffusion.guidance import Guidance
 from dit_shd.diffusion.label_teacher_check import LabelTeacherCheck
@@ -124,6 +124,7 @@ class Diffusion(Task[NoisyBatch]):
         indices = self.dataset.indices(draws)
         sample = self.dataset.batch(indices, draws)
         x_0, labels = sample["latents"], sample["labels"]
+        check_labels(self.dataset, labels)
         t = self.process.times(draws.uniform("timestep"), x_0.shape)
         batches = []
         for name in self.passes:

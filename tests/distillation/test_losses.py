@@ -61,6 +61,35 @@ def test_a_teacher_must_be_of_use(values, caplog):
     assert "losses.1.weight: begins after the 4 steps of this run" in caplog.text
 
 
+class Free(Loss):
+    """Of what it is made with."""
+
+    def __init__(self, term, weight=1.0):
+        super().__init__(weight)
+        self.of = term
+
+    def term(self, student, teacher, batch):
+        return Term(self.of(student.prediction))
+
+
+@pytest.mark.parametrize(
+    ("term", "message"),
+    [
+        (lambda x: x.square().mean(), r"wanted a value for each of 4 samples, found \[\]"),
+        (lambda x: x.square().mean(2), r"wanted a value for each of 4 samples, found \[4, 12\]"),
+        (lambda x: x.detach().square().flatten(1).mean(1), "depends on nothing that is trained: .* without a graph"),
+        (lambda x: x.argmax(2).float().mean(1), "depends on nothing that is trained"),
+    ],
+)
+def test_a_loss_that_gives_no_value_for_each_sample_or_trains_nothing_is_refused(term, message):
+    student, task = causal_lm(LLAMA, 2), LanguageModeling()
+    with pytest.raises(UserError, match=rf"^losses\.test_losses: {message}"):
+        Distiller(task, student, [Free(term)])(padded(0), student)
+    if "graph" in message:  # where nothing is to be trained there is nothing to refuse
+        Distiller(task, student, [Free(term, weight=0.0)])(padded(0), student)
+        Distiller(task, student.requires_grad_(False), [Free(term)])(padded(0), student)
+
+
 PADDED = [name for name in LOSSES.names() if name not in ("repa", "nkd", "vitkd", "lift")]
 """Losses that tokens can be learned by; the others refuse them, or want a square grid of tokens."""
 OPTIONS = {"tinybert": {"heads": "mean"}, "minilmv2": {"relation_heads": 2}}

@@ -22,7 +22,7 @@ class Dataset(ABC):
     fields: frozenset[str] = frozenset({"latents", "labels"})
     """Names of the tensors that batch() returns; `images`: image() returns them one by one, as they are."""
     classes: int
-    """Number of classes; label `classes` means no label."""
+    """Number of classes; labels are 0 to classes - 1."""
     class_names: tuple[str, ...] | None = None
     """Of each class, "" for a class without a name; None if classes have only numbers."""
     shape: tuple[int, int, int]
