@@ -14,6 +14,7 @@ from dit_shd.models.export import run_values
 from dit_shd.reports.comparison_page import about_result, comparison_notes, cost_columns, write_comparison_page
 from dit_shd.reports.findings import left_out
 from dit_shd.reports.tables import Row, figures_table, plain_table
+from dit_shd.tasks import TASKS
 
 
 @dataclass(frozen=True)
@@ -93,15 +94,27 @@ def _results_file(place: Path) -> Path:
     records = {file: record for file in files if (record := results.read_record(file)) is not None}
     files = _of_the_run(records, place)
     if not files:
-        run, task = shlex.quote(str(place)), run_values(str(place)).get("task")
-        prompted = isinstance(task, dict) and task.get("name") == "text_to_image"
-        samples = f"{run}/{'samples.npz' if prompted else 'samples_1000_seed0.npz'}"
-        words = f"prompts=prompts.txt out={samples}" if prompted else "count=1000"
-        raise UserError(
-            f"{place}: holds no results; make some first: dit-shd sample {run} {words} and dit-shd evaluate {samples} "
-            "reference=REFERENCE"
-        )
+        raise _without_results(place)
     return files[-1]
+
+
+def _without_results(place: Path) -> UserError:
+    """What to do about a run folder that holds no results, by what the run has learned."""
+    run, task = shlex.quote(str(place)), run_values(str(place)).get("task")
+    name = task.get("name") if isinstance(task, dict) else None
+    learned = TASKS.find(name) if name in TASKS.names() else None
+    if learned is not None and learned.measured_by:
+        return UserError(
+            f"{place}: has learned {name} and is not sampled from; dit-shd {learned.measured_by} RUNS... measures "
+            "several in one table"
+        )
+    prompted = learned is not None and learned.prompted
+    samples = f"{run}/{'samples.npz' if prompted else 'samples_1000_seed0.npz'}"
+    words = f"prompts=prompts.txt out={samples}" if prompted else "count=1000"
+    return UserError(
+        f"{place}: holds no results; make some first: dit-shd sample {run} {words} and dit-shd evaluate {samples} "
+        "reference=REFERENCE"
+    )
 
 
 def _of_the_run(records: dict[Path, dict[str, Any]], place: Path) -> list[Path]:

@@ -208,6 +208,9 @@ def test_a_run_folder_stands_for_its_newest_result(two, tmp_path, capsys):
         UserError, match=r"sample .*empty prompts=prompts\.txt out=.*empty/samples\.npz and .* evaluate .*/"
     ):
         compared([runs[0], str(tmp_path / "empty")], tmp_path)
+    (tmp_path / "empty" / "config.yaml").write_text("task: {name: language_modeling}")
+    with pytest.raises(UserError, match=r"has learned language_modeling .*; dit-shd perplexity RUNS\.\.\. measures"):
+        compared([runs[0], str(tmp_path / "empty")], tmp_path)
 
 
 @pytest.mark.parametrize("moved", [False, True])
