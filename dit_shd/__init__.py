@@ -7,6 +7,7 @@ if TYPE_CHECKING:  # what a type checker and an editor see; _HOME says the same 
     from dit_shd.attention.capture import Capture
     from dit_shd.attention.recording.attach import attach_processors, capture
     from dit_shd.attention.recording.processors import SHDAttnProcessor
+    from dit_shd.core.plugins import trust
     from dit_shd.diffusion.sampler import sample
     from dit_shd.distillation.losses.shd import SHD
     from dit_shd.evaluation.figures import evaluate
@@ -34,6 +35,7 @@ _HOME = {
     "train": "dit_shd.training.runs",
     "sample": "dit_shd.diffusion.sampler",
     "evaluate": "dit_shd.evaluation.figures",
+    "trust": "dit_shd.core.plugins",
 }
 __all__ = [
     "SHD",
@@ -50,6 +52,7 @@ __all__ = [
     "sample",
     "squeeze",
     "train",
+    "trust",
 ]
 
 

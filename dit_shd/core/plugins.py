@@ -25,7 +25,11 @@ _trusted: set[str] = set()
 
 
 def trust(package: str) -> None:
-    """Allow dotted plug-in names below the top-level `package` in this process, also one of the working folder."""
+    """Let configs name plug-ins of a package with dots, as `--trust PACKAGE` does; naming one runs its code.
+
+    Args:
+        package: At the top level, installed or in the working folder: my_package of my_package.my_loss.MyLoss.
+    """
     _trusted.add(package)
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())  # last: no file of the folder takes the place of an installed package
@@ -146,7 +150,7 @@ class PluginFolder(Generic[Base]):
         if package not in _trusted:
             raise UserError(
                 f"{self.kind}: '{name}' would import code of '{package}'; if you trust it, add --trust {package} to "
-                "the command"
+                f"the command (in Python first: dit_shd.trust('{package}'))"
             )
         module, _, attribute = name.rpartition(".")
         try:

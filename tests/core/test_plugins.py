@@ -12,6 +12,7 @@ from language import lines
 from plugin_folders import plugin_folders
 from runs import rows
 
+import dit_shd
 from dit_shd.cli import program
 from dit_shd.core import plugins
 from dit_shd.core.errors import UserError
@@ -272,7 +273,7 @@ def test_a_plugin_that_lacks_what_its_base_asks_for_is_refused_in_a_line(package
     (package / "my_package" / "short.py").write_text(
         "from dit_shd.diffusion.adapters import Adapter\n\n\nclass Short(Adapter):\n    arguments = None\n"
     )
-    plugins.trust("my_package")
+    dit_shd.trust("my_package")
     with pytest.raises(UserError, match=r"'my_package\.short\.Short' lacks text_widths, which every Adapter has"):
         adapter_of("SomeTransformer", "my_package.short.Short")
 

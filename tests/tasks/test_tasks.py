@@ -144,7 +144,10 @@ def test_of_passes_that_the_task_can_have_those_it_has_are_taken(values):
         ({"name": "diffusion", "mask_ratio": "much"}, r"task\.mask_ratio: wanted .*found 'much'"),
         ({"name": "diffusion", "evaluation": {"coun": 3}}, "unknown key 'coun', did you mean 'count'"),
         ({"name": "diffusion", "evaluation": 3}, r"task\.evaluation: wanted"),
-        ({"name": "mine.FlowMatching"}, "would import code of 'mine'; if you trust it, add --trust mine"),
+        (
+            {"name": "mine.FlowMatching"},
+            r"add --trust mine to the command \(in Python first: dit_shd\.trust\('mine'\)\)",
+        ),
         ({"name": 3}, r"task: wanted \{name: "),
         ({"mask_ration": 0.3}, "task: unknown key 'mask_ration', did you mean 'mask_ratio'"),
     ],
