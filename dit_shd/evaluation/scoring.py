@@ -1,6 +1,7 @@
 """Which metrics apply to samples, reference and network, and their figures."""
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -75,7 +76,11 @@ def score(
 def compute_metrics(
     metrics: Chosen, samples: FeatureSet, reference: FeatureSet
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """All figures by name, and the metrics' results for single images."""
+    """All figures by name, and the metrics' results for single images.
+
+    Raises:
+        UserError: Two metrics give figures of one name, or one gives no finite number.
+    """
     figures: dict[str, float] = {}
     details: dict[str, Tensor] = {}
     for plugin, metric in metrics:
@@ -85,6 +90,9 @@ def compute_metrics(
             raise UserError(
                 f"metrics: {plugin.name}: gives {twice[0]}, which another metric gives, too; give it another name"
             )
+        odd = [f"{name}={value}" for name, value in metric_figures.items() if not math.isfinite(value)]
+        if odd:
+            raise UserError(f"metrics: {plugin.name}: wanted finite figures, found {odd[0]}; leave it out, or mend it")
         figures.update(metric_figures)
         details.update(metric_details)
     return figures, details

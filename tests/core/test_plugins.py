@@ -216,8 +216,8 @@ def test_a_dataset_says_which_samples_a_step_has(task, tmp_path):
     assert set(batch.indices.tolist()) <= {0, 1, 2}
 
 
-def test_two_metrics_that_give_one_figure_are_refused():
-    """The later one's had been the figure."""
+def test_two_metrics_that_give_one_figure_and_figures_that_are_not_finite_are_refused():
+    """The later one's had been the figure; results files have no NaN."""
     metric = METRICS.build(Plugin("frechet"))
     sets = FeatureSet.__new__(FeatureSet), FeatureSet.__new__(FeatureSet)
 
@@ -227,6 +227,9 @@ def test_two_metrics_that_give_one_figure_are_refused():
 
     with pytest.raises(UserError, match=r"metrics: twin: gives FD\(random\), which another metric gives, too"):
         compute_metrics([(Plugin("frechet"), Twin()), (Plugin("twin"), Twin())], *sets)
+    Twin.details = lambda self, samples, reference: ({"fine": 1.0, "odd": float("nan")}, {})
+    with pytest.raises(UserError, match="metrics: twin: wanted finite figures, found odd=nan"):
+        compute_metrics([(Plugin("twin"), Twin())], *sets)
 
 
 def test_a_command_of_ones_own_runs_and_explains_its_keys(package, capsys):
