@@ -41,7 +41,7 @@ class Text(Dataset):
         document: What is one document of a text file: file, paragraph (up to an empty line) or line.
         split: `train`, `validation` (the share that is held out), `test` (of counts) or `all`.
         held_out: Share for validation.
-        by: `document`, whole documents evenly spread, or `position`, the end of each document.
+        by: `document`, whole documents evenly spread, or `position`, the end of each document (without prompts).
         counts: Documents of train, validation and test instead, drawn once for all seeds: [12500, 1000, 500].
         pack: Documents one after the other in a sequence; else each has its own, cut at `length` and padded.
         column: Of the text in tables.
@@ -78,6 +78,11 @@ class Text(Dataset):
             raise UserError(f"data.held_out: wanted a share from 0 and below 1, found {held_out}")
         self.length, self.pack, self._held_out, self._by = length, pack, held_out, by
         self._documents = read_documents(str(path), document, Columns(column, prompt), hub_split, hub_file)
+        if by == "position" and any(document.prompt for document in self._documents):
+            raise UserError(
+                "data.by: position would cut answers in two and teach where the cut is; wanted document for texts that "
+                "follow prompts"
+            )
         self._counts = None if counts is None else _checked(counts, len(self._documents))
         self.tokenizer: Tokenizer = open_tokenizer(
             str(tokenizer), vocabulary, (d.prompt + d.text for d in self._part("train"))

@@ -149,3 +149,13 @@ def test_a_tokenizer_has_no_token_of_held_out_text(tmp_path):
 def test_bytes_are_those_of_letters_beyond_ascii(tmp_path):
     (tmp_path / "a.txt").write_text("äöü\nabc\n", "utf-8")
     assert text(str(tmp_path / "a.txt"), document="line", split="all").text_bytes == 6 + 3
+
+
+def test_answers_to_prompts_are_not_divided_by_position(tmp_path):
+    """Half an answer that ends in the end token is learned, and the other half is measured without its beginning."""
+    table = tmp_path / "chat.jsonl"
+    table.write_text('{"question": "a b", "text": "c d e f"}\n' * 4)
+    assert text(str(table), prompt="{question}\n", held_out=0.5).documents
+    with pytest.raises(UserError, match=r"^data\.by: position would cut answers in two .*; wanted document for texts"):
+        text(str(table), prompt="{question}\n", by="position")
+    assert text(str(table), by="position", held_out=0.5).documents
