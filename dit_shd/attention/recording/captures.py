@@ -16,7 +16,7 @@ from torch import nn
 from dit_shd.attention.capture import Capture
 from dit_shd.attention.recording import discovery, knowledge
 from dit_shd.attention.recording.idle import Sleepers
-from dit_shd.attention.recording.instrument import plain_class, recorded, watched_later
+from dit_shd.attention.recording.instrument import places_of, recorded, watched_later
 from dit_shd.attention.recording.joined_calls import joined
 from dit_shd.attention.recording.joint import Biases, sections
 from dit_shd.attention.recording.last_forward import LastForward
@@ -30,7 +30,7 @@ from dit_shd.attention.recording.sites import Key, Sites, numbered
 from dit_shd.attention.recording.structure import Structure
 from dit_shd.attention.recording.survey import Survey
 from dit_shd.attention.recording.text_lengths import TextLengths
-from dit_shd.attention.recording.tokens import Tokens, token_places
+from dit_shd.attention.recording.tokens import Tokens
 from dit_shd.attention.recording.writes import written_to
 from dit_shd.core.errors import UserError
 
@@ -165,7 +165,7 @@ class Recording(LastForward):
         for recorder in self.recorders.values():
             recorder.begin()
         self._with_graph = torch.is_grad_enabled()
-        names = token_places(getattr(plain_class(self._core), door or "forward"))
+        names = places_of((self._core, *discovery.cores(self.model)), door or "forward")
         self._texts.begin(names, args, kwargs)
         if not door:
             self._forget()

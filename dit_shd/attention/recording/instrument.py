@@ -7,7 +7,7 @@ own methods say when a forward begins and ends. A copy or a pickle of an instrum
 import copyreg
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from types import FunctionType
 from typing import Any, Protocol, cast
@@ -74,6 +74,12 @@ def watched_later(module: nn.Module, watcher: Watcher) -> bool:
 def plain_class(module: nn.Module) -> type[nn.Module]:
     """A module's class without ours."""
     return vars(type(module)).get("_dit_shd_plain", type(module))
+
+
+def places_of(modules: Iterable[nn.Module], method: str) -> tuple[str, ...]:
+    """The names of what a method takes, of the first of some modules that has it: a wrapper has methods of its own."""
+    classes = map(plain_class, modules)
+    return token_places(next(getattr(cls, method) for cls in classes if hasattr(cls, method)))
 
 
 def _attached(module: nn.Module, kind: str, item: object) -> ExitStack:

@@ -157,6 +157,25 @@ def test_pefts_adapters_teach_the_model_that_they_adapt():
             torch.testing.assert_close((teacher.map(), teacher.out), (expected.map(), expected.out))
             assert not torch.allclose(student.out, expected.out, atol=1e-3)
         assert SHD()(t, s).isfinite()
+    with capture(tuned) as captures:
+        tuned.enable_gradient_checkpointing()  # of the model inside, handed on
+        tuned(*inputs)
+        assert len(captures) == len(want)
+
+
+def test_a_wrapper_has_methods_of_its_own():
+    """DDP's no_sync, an average's update: the class inside does not have them, which was an AttributeError."""
+    model = Tuned().eval()
+    average = torch.optim.swa_utils.AveragedModel(model)
+    inputs = X()["args"]
+    with torch.no_grad(), capture(model) as want:
+        model(*inputs)
+    with torch.no_grad(), capture(average) as captures:
+        for _ in range(2):
+            average(*inputs)
+            average.update_parameters(model)
+            for name, each in captures.items():
+                torch.testing.assert_close(each.map(), want[name].map())
 
 
 @pytest.mark.parametrize("family", ["dit", "mdt"])
