@@ -11,6 +11,7 @@ import json
 import os
 import shlex
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -63,7 +64,7 @@ def run_cell(study: Study, cell: Cell, folder: Path, references: Mapping[str, st
             break
     figures: dict[str, float] = {}
     try:
-        figures = {} if error else _figures(study, folder)
+        figures = {} if error else figures_of(study, folder)
     except UserError as refused:  # of what a program wrote
         error = str(refused)
         stages.forget(f"evaluate-{name}" for name, evaluator in study.evaluators.items() if evaluator.program)
@@ -219,18 +220,23 @@ class _Stages:
         write_text(self.file, json.dumps(known))
 
 
-def _figures(study: Study, folder: Path) -> dict[str, float]:
-    """All figures by name; of a name that two evaluators have, the later one's says which it is.
+def figures_of(study: Study, folder: Path) -> dict[str, float]:
+    """All figures by name; of a name that several evaluators have, each says whose it is, whatever their order.
 
     Raises:
         UserError: A program wrote something else than numbers by name.
     """
-    figures: dict[str, float] = {}
+    scores: dict[str, dict[str, float]] = {}
     for name, evaluator in study.evaluators.items():
         file = folder / f"{name}.json"
-        scores = _figures_of_program(file) if evaluator.program else json.loads(file.read_text("utf-8"))["figures"]
-        for figure, value in scores.items():
-            figures[f"{figure} by {name}" if figure in figures else figure] = value
+        program = evaluator.program
+        scores[name] = _figures_of_program(file) if program else json.loads(file.read_text("utf-8"))["figures"]
+    givers = Counter(figure for values in scores.values() for figure in values)
+    figures = {
+        figure if givers[figure] == 1 else f"{figure} by {name}": value
+        for name, values in scores.items()
+        for figure, value in values.items()
+    }
     for line in read_lines(folder / "run" / EVALUATIONS)[-1:]:
         numbers = {key: value for key, value in line.items() if isinstance(value, (int, float)) and key != "step"}
         figures |= {f"training/{key}": value for key, value in numbers.items()}

@@ -14,7 +14,6 @@ sampled and scored as they are; a cell is a variant and a seed.
 """
 
 import itertools
-import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -294,7 +293,5 @@ def _cell(study: Study, base: Mapping[str, Any], number: int, variant: str, seed
 
 
 def _evaluation(study: Study) -> dict[str, Any]:
-    """All that decides figures and their names: of evaluators by one network the first one's are plain (cell_run)."""
-    evaluators: dict[str, Any] = {name: evaluator.identity() for name, evaluator in study.evaluators.items()}
-    networks = [json.dumps(identity[0]) for identity in evaluators.values()]
-    return evaluators | ({"": list(evaluators)} if len(set(networks)) < len(networks) else {})
+    """All that decides figures and their names."""
+    return {name: evaluator.identity() for name, evaluator in study.evaluators.items()}

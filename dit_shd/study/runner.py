@@ -17,9 +17,10 @@ from dit_shd.core.places import expanded
 from dit_shd.core.signals import Stopped
 from dit_shd.core.yaml_files import parse_yaml, read_yaml
 from dit_shd.data.sources.listing import scan
+from dit_shd.diffusion.sample_files import lock_file
 from dit_shd.evaluation.metrics import METRICS
 from dit_shd.evaluation.statistics_file import is_statistics
-from dit_shd.study.cell_run import STOPPED, assignments, run_cell
+from dit_shd.study.cell_run import SAMPLES, STOPPED, assignments, run_cell
 from dit_shd.study.checks import check_cells
 from dit_shd.study.design import Cell, Evaluator, cells_of, read_study
 from dit_shd.study.places import YAML, check_places, outputs_of
@@ -180,8 +181,9 @@ class Runner:
         place, free = self.place(cell), False
         try:
             with Lock(place / CELL_LOCK, "dit-shd study"):
-                if (place / "run").is_dir():  # a kill of the study may have left its training at work
-                    Lock(place / "run" / LOCK, "dit-shd study").release()
+                for file in (place / "run" / LOCK, lock_file(place / SAMPLES)):
+                    if file.exists():  # a kill of the study may have left its training or sampling at work
+                        Lock(file, "dit-shd study").release()
                 free = True
                 return run_cell(self.study, cell, place, references, self.commands)
         except UserError as error:

@@ -8,7 +8,7 @@ from dit_shd.core.config import make
 from dit_shd.diffusion.sample_config import SampleConfig
 from dit_shd.evaluation.evaluate import EvaluateConfig
 from dit_shd.reports.figures.study import curve_charts
-from dit_shd.study.cell_run import stages_of, thinned
+from dit_shd.study.cell_run import figures_of, stages_of, thinned
 from dit_shd.study.design import Cell, Study
 
 
@@ -55,6 +55,18 @@ def test_a_program_reads_the_samples_of_a_model_that_nobody_trained(tmp_path):
     assert stages["sample"][:3] == ["dit-shd", "sample", "asset:x"]
     folder = tmp_path / "a b"
     assert stages["evaluate-read"] == ["python", "my read.py", f"{folder}/samples.npz", f"--out={folder}/read.json"]
+
+
+def test_figures_of_one_name_are_each_their_evaluators_in_whatever_order_these_stand(tmp_path):
+    """The first one's had been the plain name: rows of two orders of one file were averaged."""
+    evaluators = {name: {"program": f"python {name}.py {{samples}} {{out}}"} for name in ("a", "b")}
+    (tmp_path / "a.json").write_text('{"accuracy": 1.0, "only": 3.0}')
+    (tmp_path / "b.json").write_text('{"accuracy": 2.0}')
+    for names in ("ab", "ba"):
+        values = {"title": "t", "config": "x", "grid": {"loss": {"output": {}}}, "seeds": [0]}
+        values["evaluators"] = {name: evaluators[name] for name in names}
+        figures = figures_of(make(Study, values, "study"), tmp_path)
+        assert figures == {"accuracy by a": 1.0, "accuracy by b": 2.0, "only": 3.0}
 
 
 @pytest.mark.parametrize(("lines", "kept"), [(0, 0), (1, 1), (60, 60), (61, 31), (600, 60)])

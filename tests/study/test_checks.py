@@ -36,6 +36,10 @@ def digits(**changes):
         ({"figure": "FD(inception-2015)"}, "study.figure: .* found FD.inception"),
         ({"figure": "precision"}, "study.figure: .* found precision beside"),
         ({"figure": "FD(digits) by second"}, "study.figure: .* by second beside"),
+        (
+            {"figure": "FD(digits)", "evaluators": {**digits(), "second": digits()["first"]}},
+            r"study.figure: FD.digits. is given by first and second; wanted one of 'FD.digits. by first', 'FD",
+        ),
     ],
 )
 def test_what_a_command_would_refuse_is_refused_first(changes, words, study, capsys):

@@ -66,18 +66,6 @@ def test_everything_a_figure_depends_on_is_in_the_hash(file):
         assert not set(first.values()) & {cell.sha256 for cell in cells(file(**change))}
 
 
-def test_of_evaluators_whose_figures_have_one_name_the_order_counts(file):
-    """FD(digits) is of the first, `FD(digits) by second` of the other."""
-
-    def first(**evaluators):
-        return cells(file(evaluators=evaluators))[0].sha256
-
-    one, other = ({"features": "digits", "reference": f"digits:{part}"} for part in ("train", "validation"))
-    network = {"features": {"name": "efficientnet_lite0", "gray": True}, "reference": "digits"}
-    assert first(one=one, other=other) != first(other=other, one=one)
-    assert first(one=one, network=network) == first(network=network, one=one)
-
-
 def test_claims_come_first_and_every_level_is_compared_with_the_baseline(file):
     claims = [{"text": "x", "better": "warm-shd", "than": "warm-hard"}]
     study = read_study(file(baseline={"loss": "output"}, claims=claims))

@@ -326,13 +326,15 @@ def test_a_signal_ends_the_commands_and_the_same_study_goes_on(study, tmp_path, 
     assert results["shd-seed1"].seconds["train"] >= 0 and not results["shd-seed1"].failures
 
 
-def test_a_run_that_a_killed_study_left_at_work_is_left_alone(study, tmp_path, root):
-    folder = tmp_path / "cells" / "shd-seed1" / "run"
-    folder.mkdir(parents=True)
+@pytest.mark.parametrize("held", ["run/.lock", ".samples.npz.lock"])
+def test_what_a_killed_study_left_at_work_is_left_alone(held, study, tmp_path, root):
+    """Of training and of sampling, which had been a failed cell."""
+    file = tmp_path / "cells" / "shd-seed1" / held
+    file.parent.mkdir(parents=True)
     code = f"""
 from pathlib import Path
 from dit_shd.core.lock import Lock
-lock = Lock(Path({str(folder)!r}) / ".lock", "dit-shd train")
+lock = Lock(Path({str(file)!r}), "dit-shd train")
 print("held", flush=True)
 input()
 """
