@@ -78,7 +78,8 @@ class TimestepEmbedder(nn.Module):
             -math.log(10000) * torch.arange(half, dtype=torch.float32, device=timestep.device) / half
         )
         angles = timestep[:, None].float() * frequencies
-        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1).to(next(self.mlp.parameters()).dtype))
+        dtype = next(p.dtype for p in self.mlp.parameters() if p.is_floating_point())  # packed weights are integers
+        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1).to(dtype))
 
 
 class LabelEmbedder(nn.Module):

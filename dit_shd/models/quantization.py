@@ -138,9 +138,25 @@ def plain_parts(tensor: Tensor) -> dict[str, Tensor]:
 
 
 def dequantised(weight: Tensor) -> Tensor:
-    """A weight in the precision that its products are computed in."""
-    quantised = is_traceable_wrapper_subclass(weight) and not hasattr(weight, "placements")
-    return weight.dequantize() if quantised else weight
+    """A weight [o,e] in the precision that its products are computed in."""
+    if not is_traceable_wrapper_subclass(weight) or hasattr(weight, "placements"):
+        return weight
+    try:
+        return weight.dequantize()
+    except NotImplementedError:  # int4 as torchao packs it for a GPU, which only multiplies
+        rows = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
+        return nn.functional.linear(rows, weight).t()
+
+
+def whole_state(model: nn.Module) -> dict[str, Tensor]:
+    """A model's tensors by name; weights that bitsandbytes has packed in 4 bits are of their shape, without numbers."""
+    state: dict[str, Tensor] = dict(model.state_dict())
+    for name, weight in model.named_parameters():
+        packed = getattr(weight, "quant_state", None)
+        if packed is not None:
+            state[name] = torch.empty(packed.shape, dtype=packed.dtype, device="meta")
+            state = {key: tensor for key, tensor in state.items() if not key.startswith(f"{name}.")}
+    return state
 
 
 def counted_bytes(model: nn.Module, bits: Precision) -> int:

@@ -1,10 +1,13 @@
 """Teachers in fewer bits than 16."""
 
+import copy
 import json
 import shutil
+from types import SimpleNamespace
 
 import diffusers
 import pytest
+import small_families
 import torch
 from runs import run
 from tiny_pipelines import write_pipeline
@@ -12,8 +15,9 @@ from torch import nn
 
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
+from dit_shd.distillation.initialisation.initialise import Initialisation, check
 from dit_shd.models import loading
-from dit_shd.models.quantization import config_of, counted_bytes, plain_parts, unquantisable
+from dit_shd.models.quantization import config_of, counted_bytes, dequantised, plain_parts, unquantisable, whole_state
 from dit_shd.tasks.text_to_image import TextToImage
 from dit_shd.training import setup
 from dit_shd.training.config import TrainConfig
@@ -167,3 +171,74 @@ def test_four_bits_of_bitsandbytes():
     config = config_of("nf4", torch.device("cuda"), ["pooler"])
     assert config.load_in_4bit and config.bnb_4bit_quant_type == "nf4"
     assert config.bnb_4bit_compute_dtype == torch.bfloat16 and config.llm_int8_skip_modules == ["pooler"]
+
+
+class Packed(nn.Linear):
+    """A map whose weight is kept as bitsandbytes keeps it: bytes in a column, and how to read them."""
+
+    def pack(self):
+        self.whole, packed = self.weight.detach(), torch.zeros(self.weight.numel() // 2, 1, dtype=torch.uint8)
+        self.weight = nn.Parameter(packed, requires_grad=False)
+        self.weight.quant_state = SimpleNamespace(shape=self.whole.shape, dtype=torch.bfloat16)
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}weight.absmax"] = torch.zeros(1)
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.whole, self.bias)
+
+
+def packed(model):
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = Packed
+            module.pack()
+    return model
+
+
+@pytest.mark.parametrize("family", ["dit", "mdt"])
+def test_packed_weights_have_the_shapes_of_whole_ones(family):
+    """A student of them was refused as if its teacher had a column of bytes; times were cast to bytes."""
+    whole, inputs = small_families.build(family), (torch.randn(2, 1, 8, 8), torch.tensor([1, 9]), torch.tensor([0, 2]))
+    model = packed(copy.deepcopy(whole))
+    shapes = {name: tensor.shape for name, tensor in whole.state_dict().items()}
+    assert {name: tensor.shape for name, tensor in whole_state(model).items()} == shapes
+    check(Initialisation(weights="teacher"), [], small_families.build(family), model)
+    with torch.no_grad():
+        torch.testing.assert_close(model(*inputs).sample, whole(*inputs).sample)
+
+
+class OnlyMultiplies(torch.Tensor):
+    """As torchao's int4 for GPUs: a weight that has no dequantize."""
+
+    @staticmethod
+    def __new__(cls, whole):
+        return torch.Tensor._make_wrapper_subclass(cls, whole.shape, dtype=whole.dtype)
+
+    def __init__(self, whole):
+        self.whole = whole
+
+    def __tensor_flatten__(self):
+        return ["whole"], None
+
+    @staticmethod
+    def __tensor_unflatten__(inner, meta, size, stride):
+        return OnlyMultiplies(inner["whole"])
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function is nn.functional.linear:
+            return nn.functional.linear(args[0], args[1].whole)
+        if function is torch.Tensor.dequantize:
+            raise NotImplementedError("dequantize")
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        raise NotImplementedError(function)
+
+
+def test_a_weight_without_dequantize_is_read_by_its_products():
+    whole = torch.randn(6, 4)
+    torch.testing.assert_close(dequantised(OnlyMultiplies(whole)), whole)

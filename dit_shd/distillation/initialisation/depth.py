@@ -11,6 +11,7 @@ from dit_shd.core.errors import UserError
 from dit_shd.distillation.kept import KeptPlan
 from dit_shd.distillation.layer_map import LayerMap, layer_map
 from dit_shd.models.blocks import BESIDE, named_blocks
+from dit_shd.models.quantization import whole_state
 from dit_shd.models.shape import differing_heads
 from dit_shd.models.students import LAYERS, OF_BLOCKS, OF_LAYERS
 
@@ -34,7 +35,7 @@ def pairs(student: nn.Module, teacher: nn.Module, how: str | dict[str, str] | Ke
         )
     if isinstance(how, KeptPlan):
         how.check(named_blocks(student))
-        wanted, available = student.state_dict(), teacher.state_dict()
+        wanted, available = student.state_dict(), whole_state(teacher)
         names = list(named_blocks(teacher))
         kept = {block: _kept(block, wanted, available, names, how) for block in named_blocks(student)}
         return with_beside(student, teacher, kept)
@@ -118,7 +119,7 @@ def pairs_of_layers(student: nn.Module, teacher: nn.Module, layers: Mapping[str,
         teacher: Perhaps without weights, too.
         layers: Student layer -> teacher layer, as a loss has it.
     """
-    wanted, available = student.state_dict(), teacher.state_dict()
+    wanted, available = student.state_dict(), whole_state(teacher)
     names = list(named_blocks(student)), list(named_blocks(teacher))
     pairs: dict[str, str] = {}
     for pair in layers.items():
@@ -139,7 +140,7 @@ def check(student: nn.Module, teacher: nn.Module, layers: Mapping[str, str]) -> 
     Raises:
         UserError: Naming the first tensor, or number of heads, that differs.
     """
-    available = teacher.state_dict()
+    available = whole_state(teacher)
     for name, tensor in student.state_dict().items():
         source = source_of(name, layers)
         other = available.get(source)
@@ -187,7 +188,7 @@ def copy(student: nn.Module, teacher: nn.Module, layers: Mapping[str, str]) -> N
         UserError: They differ in more than their depth.
     """
     check(student, teacher, layers)
-    available = teacher.state_dict()
+    available = whole_state(teacher)
     for name, tensor in student.state_dict().items():
         tensor.copy_(available[source_of(name, layers)])
 

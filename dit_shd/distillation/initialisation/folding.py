@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dit_shd.distillation.initialisation.depth import source_of
 from dit_shd.models.blocks import named_beside, named_blocks
-from dit_shd.models.quantization import dequantised
+from dit_shd.models.quantization import dequantised, whole_state
 
 SCALED = {"ls1": "attn.proj", "ls2": "mlp.fc2"}
 """Scales of a block of timm's, each with the map whose output it scales."""
@@ -28,7 +28,7 @@ def folded(student: nn.Module, teacher: nn.Module, weights: Mapping[str, Tensor]
         teacher: A model of its class; left as it is.
         weights: Its tensors, if not those that it holds.
     """
-    state: dict[str, Tensor] = dict(teacher.state_dict() if weights is None else weights)
+    state: dict[str, Tensor] = whole_state(teacher) if weights is None else dict(weights)
     if not any(type(module).__name__ == "LayerScale" for module in student.modules()):
         for name, module in teacher.named_modules():
             block, _, kind = name.rpartition(".")
