@@ -20,6 +20,8 @@ _log = logging.getLogger("dit_shd")
 class _Sleeper:
     """At one of them."""
 
+    eager = False
+
     def __init__(self, recording: Host):
         self.recording, self.ran = recording, False
 

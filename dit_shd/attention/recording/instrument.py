@@ -30,6 +30,9 @@ _SLOW = {
 class CallRecorder(Protocol):
     """Takes what one run of a module did."""
 
+    eager: bool
+    """Whether its module is to run outside of compiled programs."""
+
     @property
     def armed(self) -> bool:
         """Whether a forward that is recorded is under way."""
@@ -117,7 +120,8 @@ class _InstanceForward:
         functools.update_wrapper(self, function)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return _run_recorded(self.module, self.function, args, kwargs)
+        run = _run_outside if _leaves_the_program(self.module) else _run_recorded
+        return run(self.module, self.function, args, kwargs)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _same, (self.function,)
@@ -139,6 +143,8 @@ def _recorded_class(cls: type[nn.Module], plain: type[nn.Module]) -> type[nn.Mod
     class Recorded(base):
         @functools.wraps(plain.forward)
         def forward(self, *args: Any, **kwargs: Any) -> Any:
+            if _leaves_the_program(self):
+                return _run_outside(self, super().forward, args, kwargs)
             recorders = [each for each in getattr(self, RECORDERS, ()) if each.armed]
             if not recorders:
                 return super().forward(*args, **kwargs)
@@ -193,6 +199,14 @@ def _run_recorded(module: nn.Module, function: Callable[..., Any], args: tuple[A
     for recorder in recorders:
         recorder.record(calls, tokens_of(token_places(plain_class(module).forward), args, kwargs), (args, kwargs))
     return result
+
+
+_run_outside: Callable[..., Any] = torch.compiler.disable(_run_recorded)
+
+
+def _leaves_the_program(module: nn.Module) -> bool:
+    """Whether a module that is being compiled is to run outside of the program."""
+    return torch.compiler.is_compiling() and any(each.eager for each in getattr(module, RECORDERS, ()))
 
 
 @functools.cache

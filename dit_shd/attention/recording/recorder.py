@@ -42,6 +42,8 @@ class Host(Protocol):
 class Recorder:
     """Takes what one attention module does."""
 
+    eager = False
+
     def __init__(self, name: str, module: nn.Module, recording: "Host"):
         self.name, self.module, self.recording = name, module, recording
         self.outer: Recorder | None = None
@@ -105,6 +107,8 @@ Made = tuple[tuple[Tensor, ...], Any]
 
 class Inner:
     """At attention inside of a layer that calls it itself, too: what the layer's Recorder sees of it is not its own."""
+
+    eager = False
 
     def __init__(self, module: nn.Module, recording: Host):
         self.module, self.recording = module, recording
@@ -189,6 +193,8 @@ def hiding(model: nn.Module, layers: Collection[nn.Module]) -> set[nn.Module]:
 class SlowPath:
     """At a module of PyTorch whose eval fast path hides attention: while one is armed, the module takes the other."""
 
+    eager = False
+
     def __init__(self, recording: Host):
         self.recording = recording
 
@@ -206,6 +212,8 @@ class SlowPath:
 
 class ProductRecorder:
     """Takes the weights of a projection that are at hand only while it runs."""
+
+    eager = True
 
     def __init__(self, projection: PassingProjection, recording: "Host"):
         self.projection, self.recording = projection, recording

@@ -3,6 +3,7 @@
 import copy
 import gc
 
+import accelerate
 import pytest
 import torch
 from clients.patterns import ByHead, ByHeadCast, E, Flat, Layer, Matmul, X, merged, split
@@ -247,6 +248,25 @@ def test_weights_that_a_module_makes_are_had_of_a_compiled_model(kind):
             compiled(*X()["args"])
         assert captures["0"].out is not None, captures["0"].why_no_out
         torch.testing.assert_close(captures["0"].out.flatten(0, 1).double(), response(model), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_weights_that_are_at_hand_while_a_compiled_layer_runs(whole):
+    """Of an offloaded teacher: its projection leaves the program. The second forward had been refused."""
+    torch._dynamo.reset()
+    model = drawn(nn.Sequential(Layer(), Layer()))
+    want = [layer.proj.weight.detach().t().clone() for layer in model]
+    compiled = accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+    if whole:
+        compiled = torch.compile(model, backend="eager")
+    else:
+        for layer in model:
+            layer.compile(backend="eager")
+    for _ in range(3):
+        with torch.no_grad(), capture(compiled) as captures:
+            compiled(*X()["args"])
+        assert all(each.out is not None for each in captures.values()), captures["0"].why_no_out
+        assert [torch.equal(each.out.flatten(0, 1), w) for each, w in zip(captures.values(), want)] == [True, True]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
