@@ -100,28 +100,30 @@ def _set(module: nn.Module, kind: str, items: tuple[object, ...]) -> None:
     if not items:
         del vars(module)[kind]
     cls: type[nn.Module] = plain
-    for each, make in ((RECORDERS, _recorded_class), (WATCHERS, _watched_class)):
-        if each in vars(module):
-            cls = make(cls, plain)
+    eager = any(each.eager for each in vars(module).get(RECORDERS, ()))
+    if RECORDERS in vars(module):
+        cls = _recorded_class(cls, plain, eager)
+    if WATCHERS in vars(module):
+        cls = _watched_class(cls, plain)
     if type(module) is not cls:
         object.__setattr__(module, "__class__", cls)
     forward = vars(module).get("forward")  # one set on the instance, as accelerate does, hides the class's
+    if isinstance(forward, _InstanceForward) and (forward.eager != eager or RECORDERS not in vars(module)):
+        forward = vars(module)["forward"] = forward.function
     if RECORDERS in vars(module) and forward is not None and not isinstance(forward, _InstanceForward):
-        vars(module)["forward"] = _InstanceForward(module, forward)
-    elif RECORDERS not in vars(module) and isinstance(forward, _InstanceForward):
-        vars(module)["forward"] = forward.function
+        vars(module)["forward"] = _InstanceForward(module, forward, eager)
 
 
 class _InstanceForward:
     """A forward that was set on an instance, recorded."""
 
-    def __init__(self, module: nn.Module, function: Callable[..., Any]):
-        self.module, self.function = module, function
+    def __init__(self, module: nn.Module, function: Callable[..., Any], eager: bool):
+        self.module, self.function, self.eager = module, function, eager
+        self.run: Callable[..., Any] = torch.compiler.disable(_run_recorded) if eager else _run_recorded
         functools.update_wrapper(self, function)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        run = _run_outside if _leaves_the_program(self.module) else _run_recorded
-        return run(self.module, self.function, args, kwargs)
+        return self.run(self.module, self.function, args, kwargs)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _same, (self.function,)
@@ -132,8 +134,8 @@ def _same(x: Any) -> Any:
 
 
 @functools.cache
-def _recorded_class(cls: type[nn.Module], plain: type[nn.Module]) -> type[nn.Module]:
-    """`cls` with a forward that hands its calls to the module's recorders.
+def _recorded_class(cls: type[nn.Module], plain: type[nn.Module], eager: bool) -> type[nn.Module]:
+    """`cls` with a forward that hands its calls to the module's recorders, and is never compiled if that is `eager`.
 
     One class for all modules of a kind, so that torch.compile sees the same code everywhere.
     """
@@ -143,8 +145,6 @@ def _recorded_class(cls: type[nn.Module], plain: type[nn.Module]) -> type[nn.Mod
     class Recorded(base):
         @functools.wraps(plain.forward)
         def forward(self, *args: Any, **kwargs: Any) -> Any:
-            if _leaves_the_program(self):
-                return _run_outside(self, super().forward, args, kwargs)
             recorders = [each for each in getattr(self, RECORDERS, ()) if each.armed]
             if not recorders:
                 return super().forward(*args, **kwargs)
@@ -162,6 +162,8 @@ def _recorded_class(cls: type[nn.Module], plain: type[nn.Module]) -> type[nn.Mod
     for kind, (name, slow) in _SLOW.items():
         if issubclass(plain, kind):
             setattr(Recorded, name, _while_armed(name, slow))
+    if eager:
+        setattr(Recorded, "forward", torch.compiler.disable(Recorded.forward))  # noqa: B010 (typed as a method)
     return _named(Recorded, plain)
 
 
@@ -199,14 +201,6 @@ def _run_recorded(module: nn.Module, function: Callable[..., Any], args: tuple[A
     for recorder in recorders:
         recorder.record(calls, tokens_of(token_places(plain_class(module).forward), args, kwargs), (args, kwargs))
     return result
-
-
-_run_outside: Callable[..., Any] = torch.compiler.disable(_run_recorded)
-
-
-def _leaves_the_program(module: nn.Module) -> bool:
-    """Whether a module that is being compiled is to run outside of the program."""
-    return torch.compiler.is_compiling() and any(each.eager for each in getattr(module, RECORDERS, ()))
 
 
 @functools.cache
