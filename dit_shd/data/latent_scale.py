@@ -31,8 +31,10 @@ def check_scale(dataset: Dataset, pixels: bool) -> str | None:
     Raises:
         UserError: Pixels far outside of [-1, 1].
     """
-    if dataset.origin is None or dataset.origin.vae is not None or "latents" not in dataset.fields:
+    if "latents" not in dataset.fields or (dataset.origin is not None and dataset.origin.vae is not None):
         return None
+    if dataset.origin is None and "images" in dataset.fields:
+        return None  # the dataset makes them of images
     low, high, deviation = _range(dataset)
     found_pixels = f"vae: pixels: wanted values from -1 to 1, found {low:.3g} to {high:.3g}"
     if pixels and max(-low, high) > STANDARDISED:

@@ -71,12 +71,19 @@ class Denoiser:
         Returns:
             Noise, perhaps with a variance [b, c or 2c, y, x], or the velocity noise - x_0 [b,c,y,x]; other channels of
             a model of velocities are left out: SiT has the variance half of DiT and does not use it.
+
+        Raises:
+            UserError: The output has another shape, as of a model of one's own.
         """
         convention = convention_of(self.model)
-        if convention is None:
-            return self(x_t, time, labels, keep).float()
-        output = self(x_t, convention.time(time), labels, keep).float()
-        return convention.velocity(split(output, x_t.shape[1])[0])
+        output = self(x_t, time if convention is None else convention.time(time), labels, keep).float()
+        b, c, *sides = x_t.shape
+        if output.shape not in ((b, c, *sides), (b, 2 * c, *sides)):
+            raise UserError(
+                f"{type(self.model).__name__}: wanted an output of the shape of its latents {list(x_t.shape)}, or of "
+                f"twice their channels, found {list(output.shape)}"
+            )
+        return output if convention is None else convention.velocity(split(output, c)[0])
 
 
 def keep_labels(model: nn.Module) -> None:

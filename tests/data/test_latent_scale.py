@@ -36,6 +36,14 @@ def test_pixels_are_from_minus_one_to_one(tmp_path):
         )
 
 
+def test_pixels_of_a_dataset_of_ones_own_are_looked_at(tmp_path):
+    """It says nothing of their origin."""
+    data = dataset(tmp_path, np.full((4, 3, 8, 8), 255, np.float32))
+    data.origin = None
+    with pytest.raises(UserError, match=r"^vae: pixels: wanted values from -1 to 1, found 255 to 255"):
+        check_scale(data, pixels=True)
+
+
 def test_a_bounded_part_of_a_large_file_is_looked_at_and_images_are_not(tmp_path, monkeypatch):
     data = dataset(tmp_path, np.random.default_rng(0).standard_normal((1000, 4, 2, 2), dtype=np.float32))
     seen, batch = [], type(data).batch

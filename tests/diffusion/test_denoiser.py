@@ -1,9 +1,12 @@
 """How a class-conditional model is called."""
 
+import re
+
 import pytest
 import small_families
 import torch
 
+from dit_shd.core.errors import UserError
 from dit_shd.diffusion.denoiser import NO_LABEL, Denoiser
 from dit_shd.models import loading
 from dit_shd.models.families.dit import DiT
@@ -46,3 +49,13 @@ def test_a_model_is_asked_in_its_convention(prediction):
     }[prediction]
     wanted = sign * model(x, time, torch.tensor([0, 2, 3]), return_dict=False)[0][:, :1]
     torch.testing.assert_close(Denoiser(model).predict(x, sigma, labels), wanted)
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 1, 1), (2, 3, 8, 8), (1, 1, 8, 8)])
+def test_an_output_of_another_shape_is_refused(shape):
+    """It would be broadcast, or its first channels be taken."""
+    model = small_families.build("dit")
+    model.register_forward_hook(lambda *_: (torch.zeros(shape),))
+    words = rf"^DiT: wanted an output of the shape .* \[2, 1, 8, 8\], .* found {re.escape(str(list(shape)))}$"
+    with pytest.raises(UserError, match=words):
+        Denoiser(model).predict(torch.zeros(2, 1, 8, 8), torch.zeros(2, dtype=torch.long), torch.tensor([0, 1]))
