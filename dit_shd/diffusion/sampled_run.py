@@ -78,12 +78,18 @@ def words_of_run(place: str, model: nn.Module) -> list[str]:
 
 
 def remarks(config: SampleConfig) -> Iterator[str]:
-    """Lines about guidance that does not fit how the run of a class-conditional model was trained.
+    """Lines about a schedule that is not known, and guidance that does not fit how a class-conditional run was trained.
 
     Args:
         config: What is sampled.
     """
     run = run_values(config.run)
+    task = run.get("task")
+    if isinstance(task, dict) and "." in str(task.get("name")) and "timesteps" not in task:
+        yield (
+            f"diffusion_steps: the run's task {task['name']} has no key timesteps; a model of noise is drawn along the "
+            f"linear schedule of {config.diffusion_steps} steps"
+        )
     if config.guidance != 1 and config.guided_channels != 0:
         yield from _of_guidance(run, f"{config.guidance:g}", "label_dropout", "a class")
     dropped = _dropout(run, "label_dropout") == 1

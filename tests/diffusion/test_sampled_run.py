@@ -9,7 +9,7 @@ import pytest
 
 from dit_shd.core.config import make
 from dit_shd.diffusion.sample_config import SampleConfig
-from dit_shd.diffusion.sampled_run import of_run, prompt_remarks, words_of_run
+from dit_shd.diffusion.sampled_run import of_run, prompt_remarks, remarks, words_of_run
 from dit_shd.diffusion.sampler import sample
 from dit_shd.diffusion.teacher_sampling import about_teacher
 from dit_shd.models.export import run_values
@@ -31,6 +31,16 @@ def test_a_run_knows_its_schedule(teacher, tmp_path):
     assert of_run(make(SampleConfig, {"run": str(tmp_path / "run")})).diffusion_steps == 100
     assert of_run(make(SampleConfig, {"run": str(tmp_path / "run" / "student")})).diffusion_steps == 100
     assert of_run(make(SampleConfig, {"run": str(teacher)})).diffusion_steps == 1000
+
+
+@pytest.mark.parametrize(
+    ("task", "said"), [("mine.Fixed", True), ("mine.Fixed, timesteps: 100", False), ("diffusion", False)]
+)
+def test_the_schedule_of_a_task_of_ones_own_is_not_known(task, said, tmp_path):
+    (tmp_path / "config.yaml").write_text(f"task: {{name: {task}}}\n")
+    lines = [*remarks(make(SampleConfig, {"run": str(tmp_path), "guidance": 1.0}))]
+    wanted = "task mine.Fixed has no key timesteps; a model of noise is drawn along the linear schedule of 1000 steps"
+    assert [wanted in line for line in lines] == [True] * said
 
 
 def test_a_model_that_was_loaded_is_sampled_as_the_run_it_is_of(teacher, tmp_path):
