@@ -202,7 +202,7 @@ def _layout(
     return Layout(
         with_gaps(parts, n, order, text),
         order,
-        role_of(seen.query, seen.key, n),
+        role_of(seen.query, seen.key, n, m),
         n == m,
         _text_length(survey, seen, splits, text, n) if text else None,
         survey.arrivals.reason(mixed, survey.failure),

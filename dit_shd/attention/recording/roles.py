@@ -80,15 +80,14 @@ class TextLength:
         return length if self.of == "text" else n - length
 
 
-def role_of(query: Lineage | None, key: Lineage | None, n: int) -> Role:
-    """The role of a call with n queries."""
+def role_of(query: Lineage | None, key: Lineage | None, n: int, m: int) -> Role:
+    """The role of a call with n queries and m keys."""
     if query is None or key is None:
         return "unknown"
     if not query.streams & key.streams:
         return "cross"
-    shared = sum(length for length, streams in key.segments if streams & query.streams)
-    m = shared if key.segments else None
-    return "pooling" if n == 1 and m != 1 and query.segments == () and key.tokens != 1 else "self"
+    shared = sum(length for length, streams in key.segments if streams & query.streams) if key.segments else m
+    return "pooling" if n == 1 < m and shared != 1 and query.segments == () else "self"
 
 
 def image_streams(calls: Iterable[Lineage | None], outputs: Sequence[Lineage]) -> Streams:

@@ -25,20 +25,22 @@ def of(streams, *segments, **more):
 
 
 @pytest.mark.parametrize(
-    ("query", "key", "n", "role"),
+    ("query", "key", "n", "m", "role"),
     [
-        (of("x"), of("x"), 9, "self"),
-        (of("x"), of("y"), 9, "cross"),
-        (of("x"), of("y"), 1, "cross"),
-        (of("x"), of("xy", (9, frozenset("x")), (5, frozenset("y"))), 9, "self"),  # keys of its own and of another's
-        (of("x"), of("xp", (3, NONE), (9, frozenset("x"))), 9, "self"),  # learned keys before
-        (of("x"), of("x"), 1, "pooling"),
-        (None, of("x"), 9, "unknown"),
-        (of("x"), None, 9, "unknown"),
+        (of("x"), of("x"), 9, 9, "self"),
+        (of("x"), of("y"), 9, 5, "cross"),
+        (of("x"), of("y"), 1, 5, "cross"),
+        (of("x"), of("xy", (9, frozenset("x")), (5, frozenset("y"))), 9, 14, "self"),  # its own keys and another's
+        (of("x"), of("xp", (3, NONE), (9, frozenset("x"))), 9, 12, "self"),  # learned keys before
+        (of("x"), of("x"), 1, 9, "pooling"),
+        (of("x"), of("x"), 1, 1, "self"),  # a sequence of one token
+        (of("x"), of("xp", (3, NONE), (1, frozenset("x"))), 1, 4, "self"),  # the same with learned keys
+        (None, of("x"), 9, 9, "unknown"),
+        (of("x"), None, 9, 9, "unknown"),
     ],
 )
-def test_whose_keys_a_query_sees(query, key, n, role):
-    assert role_of(query, key, n) == role
+def test_whose_keys_a_query_sees(query, key, n, m, role):
+    assert role_of(query, key, n, m) == role
 
 
 @pytest.mark.parametrize(
