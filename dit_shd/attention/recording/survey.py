@@ -14,7 +14,7 @@ from weakref import ref
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from dit_shd.attention.recording import discovery
 from dit_shd.attention.recording.arrivals import Arrivals, Entered
@@ -204,7 +204,12 @@ class Survey(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is F.multi_head_attention_forward:
-            with _InsideMultiHead(self, *heads_and_dropout(args, kwargs)):
+            how = heads_and_dropout(args, kwargs)
+            with ExitStack() as inside:
+                for mode in _get_current_function_mode_stack():  # captures around this one, which look, too
+                    if isinstance(mode, Survey):
+                        inside.enter_context(_InsideMultiHead(mode, *how, sees=True))
+                inside.enter_context(_InsideMultiHead(self, *how, sees=False))
                 return multi_head_attention(*args, **kwargs)
         result = func(*args, **kwargs)
         self.see(func, args, kwargs, result)
@@ -270,17 +275,25 @@ class Survey(TorchFunctionMode):
 
 
 class _InsideMultiHead(MultiHead):
-    """Hands on what happens inside of F.multi_head_attention_forward."""
+    """Hands on what happens inside of F.multi_head_attention_forward.
 
-    def __init__(self, survey: Survey, heads: int, dropout: float):
+    Args:
+        survey: Takes it.
+        heads: h.
+        dropout: Of the maps.
+        sees: Whether the survey sees every function itself, and is to be told of attention by products alone.
+    """
+
+    def __init__(self, survey: Survey, heads: int, dropout: float, sees: bool):
         super().__init__([], heads, dropout)
-        self.survey = survey
+        self.survey, self.sees = survey, sees
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        self.survey.see(func, args, kwargs, result)
-        raw = self.note(func, args, kwargs, result)
+        if not self.sees:
+            self.survey.see(func, args, kwargs, result)
+        raw = None if self.sees and func in ATTENTION else self.note(func, args, kwargs, result)
         if raw is not None:
             self.survey.attention(raw)
         return result

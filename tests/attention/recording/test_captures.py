@@ -163,6 +163,31 @@ def test_pefts_adapters_teach_the_model_that_they_adapt():
         assert len(captures) == len(want)
 
 
+class Weighted(nn.Module):
+    """Attention of PyTorch that multiplies by itself, since its maps are asked for."""
+
+    def __init__(self):
+        super().__init__()
+        self.attn = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x):
+        return x + self.attn(x, x, x, need_weights=True)[0]
+
+
+def test_two_captures_of_a_new_model_see_maps_that_it_makes_by_itself():
+    """The outer one had seen products alone, and refused them."""
+    model, x = nn.Sequential(Weighted(), Weighted()).eval(), torch.randn(2, 5, 8)
+    for _ in range(2):  # the first forward, and where attention is known
+        with capture(model) as t, capture(model) as s:
+            with torch.no_grad():
+                model(x + 1)
+            model(x)
+        for captures, given in ((t, x + 1), (s, x)):
+            _, maps = model[0].attn(given, given, given, average_attn_weights=False)
+            assert list(captures) == ["0.attn", "1.attn"]
+            torch.testing.assert_close(captures["0.attn"].map(), maps)
+
+
 def test_a_wrapper_has_methods_of_its_own():
     """DDP's no_sync, an average's update: the class inside does not have them, which was an AttributeError."""
     model = Tuned().eval()
