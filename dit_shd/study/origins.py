@@ -8,7 +8,7 @@ from pathlib import Path
 from dit_shd.core.hashing import sha256
 from dit_shd.core.json_files import read_object
 from dit_shd.study.design import Cell, Study
-from dit_shd.study.results import NETWORK, REFERENCE, WEIGHTS
+from dit_shd.study.results import NETWORK, PROMPTS, REFERENCE, WEIGHTS
 from dit_shd.study.settings import canonical_sha256
 
 DIGITS = 12
@@ -36,6 +36,16 @@ def of_weights(cell: Cell, samples: Path, inputs: Path) -> dict[str, str]:
     known = read_object(samples.with_suffix(".json") if cell.model else inputs) or {}
     hashes = {f"model {cell.variant}": known.get("model_sha256")} if cell.model else known.get("teachers", {})
     return {f"{WEIGHTS} {name}": digest[:DIGITS] for name, digest in hashes.items() if digest}
+
+
+def of_prompts(samples: Path) -> dict[str, str]:
+    """The prompts that a cell's samples were drawn by; nothing where they were drawn by classes.
+
+    Args:
+        samples: Its file of samples.
+    """
+    prompts = (read_object(samples.with_suffix(".json")) or {}).get("prompts")
+    return {f"{PROMPTS} sampling": canonical_sha256(prompts)[:DIGITS]} if prompts else {}
 
 
 def of_data(inputs: Path) -> list[float]:

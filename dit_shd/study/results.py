@@ -23,6 +23,8 @@ NETWORK = "network of"
 """Likewise of its feature network's weights."""
 PROGRAM = "program of"
 """Likewise of the files that its program's words name."""
+PROMPTS = "prompts of"
+"""Before `sampling`: likewise of the prompts of its file."""
 WEIGHTS = "weights of"
 """Before a teacher's name, or `model` and that of one that is scored as it is: likewise of its weights."""
 

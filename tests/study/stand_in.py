@@ -19,7 +19,8 @@ def main(command, first, *assignments):
         train(yaml.safe_load(Path(first).read_text()), Path(first))
     elif command == "sample":
         np.savez(keys["out"], arr_0=np.full((4, 8, 8, 1), keys["seed"], dtype=np.uint8))
-        Path(keys["out"]).with_suffix(".json").write_text(json.dumps({"model_sha256": content_of("weights")}))
+        record = {"model_sha256": content_of("weights"), "prompts": content_of("prompts").split("\n")}
+        Path(keys["out"]).with_suffix(".json").write_text(json.dumps(record))
     elif command == "evaluate":
         file = Path(first).parent / "run" / "config.yaml"
         config = yaml.safe_load(file.read_text()) if file.exists() else {"losses": [], "seed": -1}

@@ -92,6 +92,16 @@ def test_weights_that_have_changed_under_one_path_are_noted(study, tmp_path, cap
         assert f"note: The rows are of 2 sets of weights of {name}, under one path: it has changed." in said
 
 
+def test_prompts_that_have_changed_in_one_file_are_noted(study, tmp_path, capsys):
+    for number, prompts in enumerate(("a cat", "a cat", "a dog", "a dog")):
+        (tmp_path / "prompts").write_text(prompts)
+        rows, _ = run(study({"cell": number}))
+    assert len({row.versions["prompts of sampling"] for row in rows.values()}) == 2
+    assert main(["study", "study.yaml", "run=false"]) == 0
+    said = capsys.readouterr().out
+    assert "note: The rows' samples are of 2 sets of prompts, of a file of one name: it has changed." in said
+
+
 def test_a_program_and_a_network_that_have_changed_are_noted(study, tmp_path, capsys):
     """The program by the files that its words name, as they were when it ran; rows of earlier versions say nothing."""
     program = "python score.py --with=table {samples} {out}"

@@ -15,7 +15,7 @@ from dit_shd.attention.recording import discovery
 from dit_shd.attention.recording.captures import Recording, Sink
 from dit_shd.attention.recording.instrument import recorded, watched
 from dit_shd.attention.recording.joint import Block, BlockChoice
-from dit_shd.attention.recording.processors import processor_of
+from dit_shd.attention.recording.processors import SHDAttnProcessor, processor_of
 from dit_shd.attention.recording.recorder import Recorder
 from dit_shd.attention.recording.selection import Layers, Selection
 from dit_shd.core.errors import UserError
@@ -158,7 +158,7 @@ def attach_processors(
         What holds the captures, and takes the processors off again.
 
     Raises:
-        UserError: As capture; or modules that take no processor.
+        UserError: As capture; or modules that take no processor, or have recorded ones already.
     """
     discovery.check(model)
     selection = Selection(layers, BlockChoice(block, image), projections)
@@ -177,6 +177,12 @@ def _with_processors(model: nn.Module, selection: Selection) -> dict[str, nn.Mod
     takers = {n: m for n, m in modules.items() if hasattr(m, "set_processor") and getattr(m, "processor", None)}
     if not takers:
         raise UserError(f"attach_processors: {type(model).__name__} takes no attention processor; use capture(model)")
+    attached = [name for name, module in takers.items() if isinstance(module.processor, SHDAttnProcessor)]
+    if attached:
+        raise UserError(
+            f"attach_processors: {type(model).__name__} is recorded by processors already ({attached[0]}); detach() "
+            "those first, or use capture(model), of which a model may have several"
+        )
     if selection.layers is None:
         return {n: m for n, m in takers.items() if not discovery.is_cross(m)} or takers
     return takers

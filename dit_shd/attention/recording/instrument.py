@@ -137,7 +137,8 @@ def _same(x: Any) -> Any:
 def _recorded_class(cls: type[nn.Module], plain: type[nn.Module], eager: bool) -> type[nn.Module]:
     """`cls` with a forward that hands its calls to the module's recorders, and is never compiled if that is `eager`.
 
-    One class for all modules of a kind, so that torch.compile sees the same code everywhere.
+    One class for all modules of a kind, so that torch.compile sees the same code everywhere. Who wraps a forward keeps
+    it, also when the module has its plain class again, and when what it was wrapped in is recorded (_InstanceForward).
     """
     base: Any = cls
     places = token_places(plain.forward)
@@ -146,11 +147,11 @@ def _recorded_class(cls: type[nn.Module], plain: type[nn.Module], eager: bool) -
         @functools.wraps(plain.forward)
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             recorders = [each for each in getattr(self, RECORDERS, ()) if each.armed]
-            if not recorders:
-                return super().forward(*args, **kwargs)
+            if not recorders or isinstance(self.__dict__.get("forward"), _InstanceForward):
+                return plain.forward(self, *args, **kwargs)
             calls: list[RawCall] = []
             with SDPATap(calls, seeing(recorders)):
-                result = super().forward(*args, **kwargs)
+                result = plain.forward(self, *args, **kwargs)
             tokens = tokens_of(places, args, kwargs)
             for recorder in recorders:
                 recorder.record(calls, tokens, (args, kwargs))

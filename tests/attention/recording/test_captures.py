@@ -174,6 +174,16 @@ class Weighted(nn.Module):
         return x + self.attn(x, x, x, need_weights=True)[0]
 
 
+def test_processors_are_attached_once():
+    """A second time was a TypeError of Python about its classes."""
+    model = small_families.diffusers_dit()
+    attached = attach_processors(model)
+    with pytest.raises(UserError, match=r"^attach_processors: DiTTransformer2DModel is recorded .*0\.attn1\); detach"):
+        attach_processors(model)
+    attached.detach()
+    attach_processors(model).detach()
+
+
 def test_two_captures_of_a_new_model_see_maps_that_it_makes_by_itself():
     """The outer one had seen products alone, and refused them."""
     model, x = nn.Sequential(Weighted(), Weighted()).eval(), torch.randn(2, 5, 8)
