@@ -141,17 +141,17 @@ def _recorded_class(cls: type[nn.Module], plain: type[nn.Module], eager: bool) -
     it, also when the module has its plain class again, and when what it was wrapped in is recorded (_InstanceForward).
     """
     base: Any = cls
-    places = token_places(plain.forward)
+    run, places = plain.forward, token_places(plain.forward)
 
     class Recorded(base):
         @functools.wraps(plain.forward)
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             recorders = [each for each in getattr(self, RECORDERS, ()) if each.armed]
             if not recorders or isinstance(self.__dict__.get("forward"), _InstanceForward):
-                return plain.forward(self, *args, **kwargs)
+                return run(self, *args, **kwargs)
             calls: list[RawCall] = []
             with SDPATap(calls, seeing(recorders)):
-                result = plain.forward(self, *args, **kwargs)
+                result = run(self, *args, **kwargs)
             tokens = tokens_of(places, args, kwargs)
             for recorder in recorders:
                 recorder.record(calls, tokens, (args, kwargs))
