@@ -1,6 +1,6 @@
 """The page of several evaluations: cost of the models beside quality of their images."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,10 @@ import numpy as np
 
 from dit_shd.core import environment, hashing
 from dit_shd.core.errors import UserError
+from dit_shd.core.pretrained import model_folder
 from dit_shd.data.image_sets import ImageSet
 from dit_shd.data.open_images import open_images
+from dit_shd.data.sampled_weights import have_changed
 from dit_shd.evaluation import results
 from dit_shd.evaluation.comparability import of_one_model, sampled_differently
 from dit_shd.evaluation.real_scale import shared_scale
@@ -34,7 +36,7 @@ SETTINGS = ("count", "steps", "solver", "guidance", "guidance_schedule", "labels
 """Keys of the sampler in the table of how the images were made."""
 
 
-def about_result(record: dict[str, Any]) -> dict[str, Any]:
+def about_result(record: Mapping[str, Any]) -> dict[str, Any]:
     """The entry of a record's (first) samples."""
     return record["runs"][0]["samples"] if "runs" in record else record["samples"]
 
@@ -60,8 +62,8 @@ def cost_columns(name: str, record: dict[str, Any], notes: list[str]) -> Cost | 
 
 
 def comparison_notes(names: list[str], records: list[dict[str, Any]]) -> list[str]:
-    """Differences in sampling, and whether the figures may be set beside published ones."""
-    notes = []
+    """Models that have changed since, differences in sampling, and whether figures may be set beside published ones."""
+    notes = [line for pair in zip(names, records) for line in _of_earlier(*pair)]
     counts = [about_result(record)["n"] for record in records]
     if len(set(counts)) > 1:
         listed = ", ".join(f"{name} {count:,}" for name, count in zip(names, counts))
@@ -77,6 +79,14 @@ def comparison_notes(names: list[str], records: list[dict[str, Any]]) -> list[st
         of = "" if len(single) == len(names) else f" of {', '.join(single)}"
         notes.append(f"{which}{of}: another one can move FID more than the differences here")
     return notes
+
+
+def _of_earlier(name: str, record: Mapping[str, Any]) -> Iterator[str]:
+    """A line where the images are of weights that their model has no longer."""
+    sidecar = about_result(record).get("sidecar", {})
+    folder = model_folder(Path(sidecar.get("run") or ""))
+    if folder is not None and have_changed(sidecar, [folder]):
+        yield f"{name}: the figures are of earlier weights of {sidecar['run']}; sample and evaluate it again"
 
 
 def _of_one_training(record: Mapping[str, Any]) -> bool:

@@ -234,7 +234,8 @@ class Runner:
         if is_statistics(evaluator.reference):
             return evaluator.reference  # they are made already
         cut = {} if evaluator.size is None else {"size": evaluator.size}
-        age = _age(Path(expanded(evaluator.reference)))
+        files = [evaluator.reference, *(x for x in evaluator.features.options.values() if isinstance(x, str))]
+        age = [entry for file in files for entry in _age(Path(expanded(file)))]
         about = [evaluator.features.as_value(), evaluator.reference, *age, *cut.values()]
         file = self.folder / "shared" / f"{name}-{canonical_sha256(about)[:8]}.npz"
         keys = {"features": about[0], "out": str(file), **cut}

@@ -56,6 +56,16 @@ def test_a_teacher_whose_config_has_changed_is_prepared_anew(study, tmp_path):
     assert (tmp_path / "calls").read_text().count("train " + str(file)) == 2
 
 
+def test_weights_of_a_network_that_were_replaced_have_new_statistics(study, tmp_path):
+    """Every later cell had failed, by those of the network before, and again with retry=true."""
+    weights = tmp_path / "w.safetensors"
+    network = {"name": "digits", "weights": str(weights)}
+    for number, content in enumerate(("one", "other")):
+        weights.write_text(content)
+        run(study({"cell": number}, evaluators={"first": {"features": network, "reference": "digits:validation"}}))
+    assert calls().count("statistics") == 2
+
+
 def test_shared_work_that_was_deleted_is_done_again(study, tmp_path):
     file = tmp_path / "teacher.yaml"
     file.write_text(f"tracker: x\nrun: {tmp_path / 'teacher'}\nsteps: 5\n")

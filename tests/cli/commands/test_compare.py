@@ -141,6 +141,9 @@ def test_another_model_than_the_sampled_one_has_no_cost(two, tmp_path):
     Path(two[0]).write_text(json.dumps(record))
     assert compared(two, tmp_path)[0].cost is None
     assert "has changed since the images were sampled" in (tmp_path / "page.html").read_text()
+    compared(two, tmp_path, cost=False, force=True)
+    said = words_of((tmp_path / "page.html").read_text())
+    assert f"the figures are of earlier weights of {record['samples']['sidecar']['run']}; sample and evaluate" in said
 
 
 @pytest.mark.parametrize(
