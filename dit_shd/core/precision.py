@@ -4,7 +4,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -21,6 +21,11 @@ def true_float32() -> Generator[None]:
     finally:
         if before != "highest":
             torch.set_float32_matmul_precision(before)
+
+
+def dtype_of(module: nn.Module) -> torch.dtype | None:
+    """The type of a module's first parameter of numbers; weights that are packed in 4 bits are bytes. None: no such."""
+    return next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
 
 
 def wide_dtype(tensor: Tensor) -> torch.dtype:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dit_shd.core.errors import UserError
+from dit_shd.core.precision import dtype_of
 from dit_shd.diffusion.objectives import split
 from dit_shd.models.prediction import convention_of
 from dit_shd.models.shape import shape_of
@@ -56,7 +57,7 @@ class Denoiser:
         keep_labels(self.model)
         masked = {} if keep is None else {"keep": keep}
         labels = torch.where(labels == NO_LABEL, self.classes, labels)
-        x_t = x_t.to(next((p.dtype for p in self.model.parameters()), x_t.dtype))  # a teacher may be held in bfloat16
+        x_t = x_t.to(dtype_of(self.model) or x_t.dtype)  # a teacher may be held in bfloat16
         return self.model(x_t, t, class_labels=labels, return_dict=False, **masked)[0]
 
     def predict(self, x_t: Tensor, time: Tensor, labels: Tensor, keep: Tensor | None = None) -> Tensor:

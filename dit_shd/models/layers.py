@@ -7,6 +7,8 @@ import torch
 from timm.layers import Mlp
 from torch import Tensor, nn
 
+from dit_shd.core.precision import dtype_of
+
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """x (1 + scale) + shift, the adaLN of DiT."""
@@ -78,8 +80,7 @@ class TimestepEmbedder(nn.Module):
             -math.log(10000) * torch.arange(half, dtype=torch.float32, device=timestep.device) / half
         )
         angles = timestep[:, None].float() * frequencies
-        dtype = next(p.dtype for p in self.mlp.parameters() if p.is_floating_point())  # packed weights are integers
-        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1).to(dtype))
+        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1).to(dtype_of(self.mlp)))
 
 
 class LabelEmbedder(nn.Module):

@@ -29,7 +29,15 @@ from dit_shd.models import public_checkpoints, velocity
 from dit_shd.models.bfloat16 import KEPT, in_bfloat16
 from dit_shd.models.families import FAMILIES, FAMILY, LibraryModel, named
 from dit_shd.models.prediction import NOISE
-from dit_shd.models.quantization import CONFIG, Precision, check_whole, config_for, is_quantised, plain_parts
+from dit_shd.models.quantization import (
+    CONFIG,
+    Precision,
+    check_whole,
+    config_for,
+    is_quantised,
+    mend_zeros,
+    plain_parts,
+)
 from dit_shd.models.shape import is_conditional, shape_of
 from dit_shd.models.transformer import LatentTransformer
 
@@ -180,7 +188,9 @@ def _read_quantised(source: str | Path, precision: Precision, device: torch.devi
     options: dict[str, Any] = {"torch_dtype": torch.bfloat16, CONFIG: quantised}
     if device.type != "cpu":
         options["device_map"] = {"": device}
-    return read_weights(cls, folder, variant, **options)
+    model = read_weights(cls, folder, variant, **options)
+    mend_zeros(model)
+    return model
 
 
 def read_file(

@@ -139,6 +139,10 @@ def plain_parts(tensor: Tensor) -> dict[str, Tensor]:
 
 def dequantised(weight: Tensor) -> Tensor:
     """A weight [o,e] in the precision that its products are computed in."""
+    if hasattr(weight, "quant_state"):
+        from bitsandbytes.functional import dequantize_4bit  # type: ignore[import-not-found]
+
+        return dequantize_4bit(weight.detach(), weight.quant_state)  # type: ignore[attr-defined]
     if not is_traceable_wrapper_subclass(weight) or hasattr(weight, "placements"):
         return weight
     try:
@@ -146,6 +150,17 @@ def dequantised(weight: Tensor) -> Tensor:
     except NotImplementedError:  # int4 as torchao packs it for a GPU, which only multiplies
         rows = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
         return nn.functional.linear(rows, weight).t()
+
+
+def mend_zeros(model: nn.Module) -> None:
+    """Make zeros of rows of zeros in 8 bits, of which torchao's fp8 makes NaN (0 over the row's scale, 0)."""
+    for parameter in model.parameters():
+        parts = plain_parts(parameter)
+        numbers, scale = parts.get("qdata"), parts.get("scale")
+        if numbers is not None and scale is not None and numbers.dtype.itemsize == 1 and not bool(scale.all()):
+            empty = scale == 0
+            numbers.view(torch.uint8).masked_fill_(empty, 0)
+            scale.masked_fill_(empty, 1)
 
 
 def whole_state(model: nn.Module) -> dict[str, Tensor]:
@@ -174,6 +189,8 @@ def counted_bytes(model: nn.Module, bits: Precision) -> int:
 
 
 def _linear_bytes(weight: Tensor, bits: Precision) -> int:
+    if bits == "int4" and weight.shape[1] % GROUP[bits]:
+        return 2 * weight.numel()  # torchao leaves it in bfloat16
     if bits == "int4":  # scale and zero of a group in bfloat16
         return weight.numel() // 2 + 4 * (weight.numel() // GROUP[bits])
     if bits == "nf4":  # the largest of a group in float32

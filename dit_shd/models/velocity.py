@@ -103,7 +103,7 @@ def of_model(model: nn.Module) -> str | None:
     sizes = shape.names("in_channels") and shape.names("patch_size")
     if prediction_of(model) != NOISE or last is None or not sizes:
         return None
-    return of_last_layer(last.weight, last.bias, shape.channels, shape.patch)
+    return of_last_layer(dequantised(last.weight), last.bias, shape.channels, shape.patch)
 
 
 def of_last_layer(weight: Tensor, bias: Tensor | None, channels: int, patch: int) -> str | None:
@@ -111,6 +111,6 @@ def of_last_layer(weight: Tensor, bias: Tensor | None, channels: int, patch: int
     if weight.ndim != 2 or weight.shape[0] != 2 * channels * patch**2 or not weight.is_floating_point():
         return None
     tensors = [weight] if bias is None or bias.shape != weight.shape[:1] else [weight, bias[:, None]]
-    halves = [dequantised(tensor).unflatten(0, (patch**2, 2, channels)) for tensor in tensors]
+    halves = [tensor.unflatten(0, (patch**2, 2, channels)) for tensor in tensors]
     noise, variance = (any(bool((half[:, i] != 0).any()) for half in halves) for i in range(2))
     return "the variance half of its last layer is zero and was never trained" if noise and not variance else None

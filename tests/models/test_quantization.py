@@ -242,3 +242,28 @@ class OnlyMultiplies(torch.Tensor):
 def test_a_weight_without_dequantize_is_read_by_its_products():
     whole = torch.randn(6, 4)
     torch.testing.assert_close(dequantised(OnlyMultiplies(whole)), whole)
+
+
+@pytest.mark.parametrize("bits", ["int8", "fp8"], indirect=True)
+def test_a_row_of_zeros_stays_one(tmp_path, bits):
+    """In fp8 it was NaN: a velocity teacher's unused half was refused, and that of a noise model not seen."""
+    model = small_families.build("dit")
+    with torch.no_grad():
+        model.blocks[0].mlp.fc1.weight[3] = 0
+    model.save_pretrained(tmp_path / "dead")
+    weight = loading.load(tmp_path / "dead", bits).blocks[0].mlp.fc1.weight
+    assert plain_parts(weight).keys() >= {"qdata", "scale"}
+    torch.testing.assert_close(dequantised(weight).float(), model.blocks[0].mlp.fc1.weight, rtol=0.07, atol=0.01)
+    with torch.no_grad():
+        last = model.final_layer.linear
+        for half in (last.weight.unflatten(0, (4, 2, 1)), last.bias.unflatten(0, (4, 2, 1))):
+            half[:, 1] = 0
+    model.save_pretrained(tmp_path / "velocity")
+    with pytest.raises(UserError, match="refused, because the variance half of its last layer is zero"):
+        loading.load(tmp_path / "velocity", bits)
+
+
+@pytest.mark.parametrize(("inputs", "bytes_"), [(128, 128 * 8 // 2 + 8 * 4), (96, 2 * 96 * 8)])
+def test_maps_that_torchao_leaves_whole_are_counted_whole(inputs, bytes_):
+    """int4 is in groups of 128 inputs."""
+    assert counted_bytes(nn.Linear(inputs, 8, bias=False), "int4") == bytes_
