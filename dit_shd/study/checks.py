@@ -9,6 +9,7 @@ from dit_shd.core.errors import UserError
 from dit_shd.data.datasets import DATASETS
 from dit_shd.diffusion.sample_config import SampleConfig
 from dit_shd.distillation.losses import LOSSES
+from dit_shd.evaluation.features import FEATURES
 from dit_shd.evaluation.metrics import FIGURES, METRICS
 from dit_shd.study.design import Cell, Evaluator, Study
 from dit_shd.tasks import TASKS
@@ -26,8 +27,8 @@ def check_cells(study: Study, cells: Sequence[Cell]) -> None:
         cells: All of its cells; those of the first seed are looked at.
 
     Raises:
-        UserError: Keys or values that training or sampling refuses, two variants that are one run, however their
-            settings are written, cells that would have no figure, or a deciding one that no evaluator gives.
+        UserError: Keys or values that training, sampling or scoring refuses, two variants that are one run, however
+            their settings are written, cells that would have no figure, or a deciding one that no evaluator gives.
     """
     known: list[tuple[str, dict[str, Any]]] = []
     for cell in cells:
@@ -41,6 +42,10 @@ def check_cells(study: Study, cells: Sequence[Cell]) -> None:
     _check_scored(study, dict(known))
     if study.evaluators:
         _check_sampling(study)
+    for name, evaluator in study.evaluators.items():
+        FEATURES.filled(evaluator.features, f"study.evaluators.{name}.features")
+        for metric in evaluator.metrics:
+            METRICS.filled(metric, f"study.evaluators.{name}.metrics.{metric.name}")
     _check_figure(study)
 
 
@@ -75,6 +80,8 @@ def _check_scored(study: Study, configs: Mapping[str, Mapping[str, Any]]) -> Non
 
 def _check_sampling(study: Study) -> None:
     where = "study.sampling"
+    if "run" in study.sampling:
+        raise UserError(f"{where}.run: is each cell's own; a model that is sampled as it is stands under study.models")
     try:
         make(SampleConfig, {"seed": study.seeds[0], **study.sampling}, where).check()
     except UserError as error:

@@ -33,6 +33,13 @@ def digits(**changes):
             "study.models: teacher is scored by evaluators, and the study has none",
         ),
         ({"figure": "FID"}, "study.figure: .* found FID beside first: digits with"),
+        ({"sampling": {"run": "asset:x"}}, "study.sampling.run: is each cell's own"),
+        ({"evaluators": digits(features="digitz")}, "features: no plug-in called 'digitz', did you mean 'digits'"),
+        ({"evaluators": digits(metrics=["fidd"])}, "metric.*: no plug-in called 'fidd'"),
+        (
+            {"evaluators": digits(metrics=[{"name": "kid", "subset": 3}])},
+            "study.evaluators.first.metrics.kid: unknown key 'subset', did you mean 'subsets'",
+        ),
         ({"figure": "FD(inception-2015)"}, "study.figure: .* found FD.inception"),
         ({"figure": "precision"}, "study.figure: .* found precision beside"),
         ({"figure": "FD(digits) by second"}, "study.figure: .* by second beside"),
