@@ -49,9 +49,13 @@ def test_an_interval_is_around_the_figure_and_repeats_itself():
     known = figures(x, reference)
     found = intervals(METRICS, x, reference, known, 10)
     assert found == intervals(METRICS, x, reference, known, 10)
+    assert found != intervals(METRICS, x, reference, known, 10, seed=1)
+    generator = torch.Generator().manual_seed(0)
+    again = [figures(resampled(x, generator), reference) for _ in range(10)]
     assert set(found) == {name for name in known if not name.endswith(" std")} - {"recall", "coverage"}
     for name, ends in found.items():
         assert ends["low"] < known[name] < ends["high"]
+        assert ends["std"] == pytest.approx(np.std([each[name] for each in again], ddof=1))
         if ends["high"] == 1:  # precision
             continue
         assert ends["high"] - ends["low"] == pytest.approx(2 * stats.norm.ppf(0.975) * ends["std"])

@@ -1,12 +1,16 @@
 """ADM-comparable: only with the real weights, 50,000 samples and all of the reference; otherwise it says why not."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from dit_shd.core.plugins import Plugin
 from dit_shd.data.image_sets import ImageSet
-from dit_shd.evaluation.comparability import lie_by_class, reasons_against
+from dit_shd.evaluation import comparability
+from dit_shd.evaluation.comparability import lie_by_class, reasons_against, sampled_differently
 from dit_shd.evaluation.feature_set import Statistics
 from dit_shd.evaluation.features.digits import DigitsFeatures
 from dit_shd.evaluation.reference import Reference
@@ -114,6 +118,44 @@ def test_random_order_does_not_lie_by_class(n, classes, chunk):
             assert not lie_by_class(labels, chunk)
 
 
+@pytest.mark.parametrize(("labels", "chunk"), [([0, 0, 0, 1, 1, 2, 2, 2], 4), ([0, 0, 0, 0, 1, 2, 2], 3)])
+@pytest.mark.parametrize("test", ["parts", "neighbours"])
+def test_how_rare_an_order_is_follows_from_all_orders(labels, chunk, test, monkeypatch):
+    """Few labels in every order, counted one by one: the tails have the mean and the variance over all of them."""
+    n, orders = len(labels), np.array(sorted(set(itertools.permutations(labels))))
+    of_class = orders[:, :, None] == np.unique(labels)
+    if test == "parts":
+        in_part = np.arange(n) * -(-n // chunk) // n == np.arange(-(-n // chunk))[:, None]
+        table, counts = np.einsum("pn,onc->opc", in_part * 1.0, of_class * 1.0), of_class[0].sum(0)
+        expected = in_part.sum(1)[:, None] * counts / n
+        values = ((table - expected) ** 2 / expected).sum((1, 2))
+        tails = stats.gamma.sf(values, values.mean() ** 2 / values.var(), scale=values.var() / values.mean())
+        other = "_in_runs"
+    else:
+        values = (orders[:, 1:] == orders[:, :-1]).sum(1)
+        above = values - values.mean()
+        tails = np.where(above > 0, np.exp(-(above**2) / 2 / (values.var() + above.clip(0) / 3)), 1)  # Bernstein's
+        other = "_uneven"
+    monkeypatch.setattr(comparability, other, lambda *_: False)
+    for value in np.unique(values.round(9)):
+        rare = int(np.abs(values - value).argmin())
+        monkeypatch.setattr(comparability, "CHANCE", min(tails[rare] * (1 + 1e-6), 1.0))
+        assert lie_by_class(orders[rare], chunk) == (tails[rare] < 1)
+        monkeypatch.setattr(comparability, "CHANCE", tails[rare] * (1 - 1e-6))
+        assert not lie_by_class(orders[rare], chunk)
+
+
 def test_labels_that_say_nothing_of_order_are_no_obstacle():
     for labels in (np.zeros(50_000), np.arange(50_000), np.arange(50_000) % 1000, np.arange(50_000) % 7):
         assert reasons(Images(50_000, labels=labels.astype(int))) == []
+
+
+def test_settings_of_the_sampler_are_compared_where_all_record_them_and_decisive_ones_everywhere():
+    known = {"steps": 50, "guidance": 1.0, "guidance_schedule": "constant", "labels": "random", "rounding": "floor"}
+    one, other = {**known, "solver": "ddpm"}, {**known, "solver": "ddim"}
+    assert sampled_differently(["a", "b"], [one, other]) == ["sampled with different solver: a ddpm, b ddim"]
+    assert sampled_differently(["a", "b", "c"], [one, other, known]) == []
+    less = {key: value for key, value in known.items() if key != "rounding"}
+    assert sampled_differently(["a", "b"], [known, less]) == [
+        "sampled with different rounding: a floor, b not recorded"
+    ]

@@ -80,6 +80,16 @@ def test_points_no_float32_can_tell_apart_are_told_apart():
     assert found == pytest.approx(naive(x, y, 3, 5), rel=1e-12)
 
 
+@pytest.mark.parametrize("d", [64, 300])
+def test_the_mirror_image_of_a_nearest_neighbour_is_on_the_sphere(d):
+    """And so inside: whole numbers, whose distances are exact, but not their products in float32."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randint(-200, 200, (40, d), generator=generator).float()
+    neighbours = centres + torch.randint(-50, 50, (40, d), generator=generator)
+    found = ours(2 * centres - neighbours, torch.cat([centres, neighbours]), k=1, density_k=1)
+    assert found == {"precision": 1.0, "recall": 1.0, "density": 1.0, "coverage": 0.5}
+
+
 def test_the_radius_reaches_the_kth_neighbour_besides_the_point_itself():
     line = torch.tensor([[0.0], [1.0], [3.0], [7.0], [20.0]])
     assert radii(line, k=3).tolist() == [49.0, 36.0, 16.0, 49.0, 361.0]

@@ -1,5 +1,7 @@
 """What a figure is between real images: as many as there are samples against the others."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from evaluating import rows
@@ -21,3 +23,9 @@ def test_the_scale_is_as_many_real_images_against_the_others():
 def test_the_scale_of_many_samples_is_of_two_halves():
     y = FeatureSet.of(rows(60, 4, seed=0))
     assert real_scale("FD(features)", y, y)["n"] == 30
+
+
+def test_half_of_a_part_of_the_images_is_no_scale_for_statistics_of_all():
+    x, y = (FeatureSet.of(rows(60, 4, seed=seed)) for seed in (0, 1))
+    more = replace(y, statistics=Statistics.of(rows(120, 4, seed=2)))
+    assert real_scale("FD(features)", x, y) and real_scale("FD(features)", x, more) is None

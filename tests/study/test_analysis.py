@@ -56,6 +56,9 @@ def test_variants_are_paired_by_seed_and_corrected_together():
         low, high = c.corrected
         assert low <= c.difference.low < c.difference.high <= high
         assert (low <= 0 <= high) == (c.holm_p > 0.05)
+    sharpest = min(found.comparisons, key=lambda c: c.difference.p)
+    paired = stats.ttest_rel(FIGURES[sharpest.variant], FIGURES[sharpest.other]).confidence_interval(1 - 0.05 / 3)
+    np.testing.assert_allclose(sharpest.corrected, [paired.low, paired.high])
 
 
 def test_figures_that_not_every_row_has_are_left_out():
@@ -95,6 +98,7 @@ def test_both_directions_of_a_claim_are_one_test():
     one, other = (judgement.comparison for judgement in found.judgements)
     assert (other.variant, other.other, other.difference.mean) == ("output", "shd", -one.difference.mean)
     assert other.corrected == (-one.corrected[1], -one.corrected[0]) and other.holm_p == one.holm_p
+    assert (other.difference.low, other.difference.high) == (-one.difference.high, -one.difference.low)
     grid = {"loss": {"output": {"losses": []}, "shd": {}}}
     itself = make(Study, {**VALUES, "grid": grid, "claims": [{"text": "x", "better": "shd", "than": "shd"}]})
     with pytest.raises(UserError, match=r"study.claims: wanted two variants, found shd and itself"):
@@ -209,6 +213,8 @@ def test_nothing_is_said_of_the_seeds_that_are_left_where_some_failed():
     last = max(row.seed for row in ROWS)
     left = [row for row in ROWS if (row.variant, row.seed) != ("shd", last)]
     assert analysis([*left, failed("shd", last)], claims=claims).judgements[0].verdict == "seeds failed"
+    other = [row for row in ROWS if (row.variant, row.seed) != ("output", last)]
+    assert analysis([*other, failed("output", last)], claims=claims).judgements[0].verdict == "seeds failed"
     only, every = (range(last), "seeds failed"), (range(last + 1), "seeds failed")
     for seeds, verdict in (only, every, (range(1, last + 1), "seeds failed")):
         kept = [row for row in ROWS if row.variant != "shd" or row.seed not in seeds]

@@ -56,6 +56,12 @@ def test_what_few_images_add_is_said():
         said.append(float(re.search(r": ([\d.]+) of it is that there are 30 and 30 images", note)[1]))
     assert np.mean(found) == pytest.approx(np.mean(said), abs=3 * np.std(found) / 40**0.5)
     assert np.mean(found) > 5 * np.std(found) / 40**0.5
+    x, y = rows(4, 8, seed=66), rows(5, 8, seed=67)
+    directions = (z / z.norm(dim=1, keepdim=True) for z in (x, y))
+    within = [1 - torch.exp(-torch.cdist(z, z).square() / 200) for z in directions]  # 0 on the diagonal
+    exact = 1000 * sum(float(k.sum() / (len(k) * (len(k) - 1)) - k.mean()) for k in within)
+    (note,) = CMMD().notes(FeatureSet.of(x), FeatureSet.of(y))
+    assert note.startswith(f"CMMD(features): {exact:.3g} of it is that there are 4 and 5 images")
     many = FeatureSet.of(rows(1000, 3, seed=3))
     assert CMMD().notes(many, many) == []
 
