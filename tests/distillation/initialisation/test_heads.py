@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dit_shd.distillation.initialisation.heads import head_maps, squeezed_scores, squeezed_values
+from dit_shd.distillation.initialisation.heads import head_maps, squeezed_scores, squeezed_values, white_moments
 from dit_shd.distillation.initialisation.moments import HeadMoments
 from dit_shd.distillation.initialisation.plan import Heads
 
@@ -40,6 +40,28 @@ def test_queries_have_their_mean_and_keys_have_not():
     scores = query @ torch.tensor([0.7, 0.3]).double().repeat_interleave(4).diag() @ key.t() / 4**0.5
     error = ((query @ maps.query.t()) @ (key @ maps.key.t()).t() / 2**0.5 - scores).square().sum().item()
     assert error == pytest.approx((np.linalg.svd(scores.numpy(), compute_uv=False)[2:] ** 2).sum(), rel=1e-3)
+
+
+def test_white_moments_are_those_of_inputs_that_are_white():
+    """Every unit vector and its opposite, by the root of their number: the mean is 0, and the second moment 1."""
+    g = torch.Generator().manual_seed(0)
+    weight, bias = torch.randn(18, 4, generator=g), torch.randn(18, generator=g)
+    features = (2 * torch.cat([torch.eye(4), -torch.eye(4)]) @ weight.t() + bias).chunk(3, 1)
+    measured = HeadMoments(2)
+    for moments, x in zip((measured.query, measured.key, measured.output), features):
+        moments.add(x)
+    for found, wanted in zip(white_moments(weight.double(), bias.double()), measured.moments()):
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("student_width", [2, 4, 6])
+def test_heads_without_a_share_are_left_out(student_width):
+    g = torch.Generator().manual_seed(0)
+    moments = [moment(torch.randn(50, 12, generator=g).double()) for _ in "qko"]
+    out = torch.randn(12, 5, generator=g).double()
+    some, alone = Heads(((0, 2, 1),), ((0.0, 1.0, 0.0),)), Heads(((2,),), ((1.0,),))
+    found, wanted = (vars(head_maps(heads, moments, out, 4, student_width)) for heads in (some, alone))
+    torch.testing.assert_close(found, wanted)
 
 
 def test_squeezed_values_are_the_best_of_their_rank():

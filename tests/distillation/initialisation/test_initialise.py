@@ -217,15 +217,19 @@ def test_heads_are_merged_by_their_weights_in_the_squeeze(batches):
 @pytest.mark.parametrize("heads", ["pick", "merge"])
 def test_features_beyond_the_rank_change_nothing_and_can_learn(batches, heads):
     """A student head wider than the heads it stands for: what is left over stays random where gradients need it."""
-    teacher, student = build(num_attention_heads=4), build(seed=1, num_attention_heads=1, attention_head_dim=16)
+    teacher = build(num_attention_heads=4)
+    student, other = (build(seed=seed, num_attention_heads=1, attention_head_dim=16) for seed in (1, 2))
+    for each in (student, other):
+        initialise(Diffusion(), each, teacher, [], Initialisation("teacher", heads=heads))
+    torch.testing.assert_close(*(outputs(each, batches["mdt"][:2]) for each in (student, other)))
     initialise(Diffusion(), student, teacher, batches["mdt"], Initialisation("teacher", heads=heads))
     output(student, batches["mdt"][0]).square().mean().backward()
     parameters = {name: p for name, p in student.named_parameters() if "side" not in name}
     inputs = [p for name, p in parameters.items() if "attn.qkv.weight" in name]
-    outputs = [p for name, p in parameters.items() if "attn.proj.weight" in name]
-    assert len(inputs) == len(outputs) == 4
+    back = [p for name, p in parameters.items() if "attn.proj.weight" in name]
+    assert len(inputs) == len(back) == 4
     assert all((x != 0).any(1).all() for p in inputs for x in (p[:16], p[32:]))
-    assert all((p.grad != 0).any(0).all() for p in outputs)
+    assert all((p.grad != 0).any(0).all() for p in back)
 
 
 @pytest.mark.parametrize("heads", ["pick", "merge"])
