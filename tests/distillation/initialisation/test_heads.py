@@ -76,6 +76,17 @@ def test_squeezed_values_are_the_best_of_their_rank():
         assert error == pytest.approx((best[width:] ** 2).sum(), rel=1e-6, abs=1e-12 * (best**2).sum())
 
 
+def test_features_that_hardly_pass_are_not_too_small_to_learn():
+    """W of rank 2: the others have singular values of rounding, 1e-16, of which values had 1e-8 of the first's size."""
+    g = torch.Generator().manual_seed(0)
+    u = torch.randn(200, 6, generator=g).double()
+    out = torch.randn(6, 2, generator=g).double() @ torch.randn(2, 5, generator=g).double()
+    c_v, back = squeezed_values(moment(u), out, 4)
+    sizes = (u @ c_v.t()).square().mean(0).sqrt()
+    assert sizes.min() > 1e-4 * sizes.max()
+    torch.testing.assert_close(u @ c_v.t() @ back.t() @ out, u @ out)
+
+
 def test_with_white_inputs_the_values_are_the_truncated_svd_of_the_summed_products():
     """X = sum_i W_i^V W_i^O, the merged head's X_1 + X_2."""
     w_v, w_o = torch.randn(7, 6).double(), torch.randn(6, 7).double()

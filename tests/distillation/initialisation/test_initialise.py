@@ -196,9 +196,12 @@ def test_heads_are_merged_by_their_weights_in_the_squeeze(batches):
                 output(teacher, batch)
             captured.append(dict(layers))
     plans = {
-        how: initialise(Diffusion(), build("dit", seed=1), teacher, some, Initialisation("teacher", heads=how))
+        how: initialise(
+            Diffusion(), build("dit", seed=1, num_layers=2), teacher, some, Initialisation("teacher", heads=how)
+        )
         for how in ("pick", "merge")
     }
+    assert any(source != block for block, source in plans["merge"].layers.items())
     for block, source in plans["pick"].layers.items():
         weights = []
         for layers in captured:
