@@ -203,6 +203,8 @@ def test_heads_of_queries_come_with_their_keys():
     """By an independent reading: 8 heads and 4 of keys into 4 and 2, at equal width."""
     teacher = random(lm("llama", attention_bias=True), 0)
     student = random(lm("llama", 4, 2, attention_bias=True), 1)
+    for layer in teacher.network.model.layers:  # a large head and one that is next to nothing are less than two
+        layer.self_attn.o_proj.weight.view(32, 8, 8)[:, :2] *= torch.tensor([1.2, 0.01])[:, None]
     plan = begun(student, teacher, calibrated=False)
     for i, layer in enumerate(student.network.model.layers):
         mine, other = layer.self_attn, teacher.network.model.layers[i].self_attn
@@ -211,6 +213,7 @@ def test_heads_of_queries_come_with_their_keys():
         size = [float((out[:, h] @ values[h // 2]).square().sum()) for h in range(8)]
         keys = [max(pair, key=lambda k: size[2 * k] + size[2 * k + 1]) for pair in ((0, 1), (2, 3))]
         heads = [head for key in keys for head in (2 * key, 2 * key + 1)]
+        assert keys[0] == 1 and size[0] > max(size[2:4])
         assert plan.heads[f"network.model.layers.{i}.self_attn"].picked() == heads
         for part, kept, count in (("q_proj", heads, 8), ("k_proj", keys, 4), ("v_proj", keys, 4)):
             old, new = getattr(other, part), getattr(mine, part)

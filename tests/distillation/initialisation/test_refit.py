@@ -68,6 +68,41 @@ def test_a_block_that_runs_by_itself_is_given_what_it_is_in_the_model(kind, monk
     assert 2 * runs[0] <= runs[1]
 
 
+def test_a_map_is_in_the_block_of_its_whole_number():
+    """The tenth block is not the first."""
+
+    class Deep(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = torch.nn.ModuleList(torch.nn.Sequential(torch.nn.Linear(2, 2)) for _ in range(11))
+
+        def forward(self, x):
+            for block in self.blocks:
+                x = block(x)
+            return x
+
+    model, x = Deep(), torch.ones(1, 2)
+    (given,) = refit._Inputs(model, lambda model, batch: model(batch), [x]).of("blocks.10.0")
+    for block in model.blocks[:10]:
+        x = block(x)
+    assert torch.equal(given, x)
+
+
+def test_what_a_block_writes_into_its_input_is_not_given_to_it_again():
+    class Writing(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = torch.nn.ModuleList([torch.nn.ModuleDict({"a": torch.nn.Linear(2, 2)})])
+            self.blocks[0].forward = lambda x: self.blocks[0]["a"](x.add_(1))
+
+        def forward(self, x):
+            return self.blocks[0](x.clone())
+
+    inputs = refit._Inputs(Writing(), lambda model, batch: model(batch), [torch.ones(1, 2)])
+    for _ in range(2):
+        assert [x.tolist() for x in inputs.of("blocks.0.a")] == [[[2.0, 2.0]]]
+
+
 def test_a_block_that_is_given_an_object_runs_in_the_model(monkeypatch):
     """A cache of keys, say, which a second run would fill twice."""
 
@@ -88,6 +123,20 @@ def test_a_block_that_is_given_an_object_runs_in_the_model(monkeypatch):
     inputs = refit._Inputs(model, lambda model, batch: model(batch), [torch.ones(1, 2)])
     for _ in range(2):
         assert [x.tolist() for x in inputs.of("blocks.0.a")] == [[[2.0, 2.0]]]
+
+
+@pytest.mark.parametrize("passes", [["abcd", "acd"], ["acd", "abcd"]])
+def test_what_one_pass_alone_runs_is_refitted_where_it_runs(passes):
+    """As the side interpolator of MDTv2, whose output the blocks after it read; c and d have one input."""
+    model = torch.nn.ModuleDict({name: torch.nn.Linear(2, 2) for name in "abcd"})
+
+    def predict(model, names):
+        x = torch.ones(1, 2)
+        for name in names.removesuffix("cd"):
+            x = model[name](x)
+        return model["c"](x) + model["d"](x)
+
+    assert refit._in_order(model, dict.fromkeys("dcba"), predict, passes) == [["a"], ["b"], ["c", "d"]]
 
 
 def test_dropout_of_the_student_is_no_part_of_what_its_maps_read():

@@ -13,7 +13,7 @@ def test_a_reading_is_the_ridge_regression():
     x = z @ r.normal(size=(3, 5)) + r.normal(size=(50, 5))
     start = r.normal(size=(5, 3))
     moments = RegressionMoments()
-    for part in (slice(0, 20), slice(20, 50)):
+    for part in (slice(0, 1), slice(1, 20), slice(20, 50)):
         moments.add(torch.from_numpy(z[part])[None], torch.from_numpy(x[part])[None])
     found = moments.regression(torch.from_numpy(start))
     centred, rest = z - z.mean(0), (x - z @ start.T) - (x - z @ start.T).mean(0)
@@ -33,6 +33,19 @@ def test_a_reading_is_the_ridge_regression():
     assert reading.matrix.abs().max() < 10 and reading.offset.abs().max() < 100
     nothing = RegressionMoments().regression(torch.from_numpy(start))
     assert torch.equal(nothing.matrix, torch.from_numpy(start)) and not nothing.offset.any()
+
+
+def test_what_varies_little_beside_its_mean_is_read_and_what_varies_by_rounding_is_not():
+    draw = torch.Generator().manual_seed(0)
+    varying, steady, start = torch.randn(2000, 1, generator=draw), torch.full((2000, 3), 7.3), torch.ones(2, 4)
+    little = RegressionMoments()
+    little.add(torch.cat([100 + varying, steady], 1), torch.cat([5 * varying, varying], 1))
+    found = little.regression(start.double())
+    torch.testing.assert_close(found.matrix[:, 0], torch.tensor([5.0, 1.0]).double(), rtol=0.05, atol=0.05)
+    torch.testing.assert_close(found.matrix[:, 1:], start[:, 1:].double())
+    constant = RegressionMoments()
+    constant.add(steady, torch.cat([varying, varying], 1))
+    assert torch.equal(constant.regression(start[:, 1:].double()).matrix, start[:, 1:].double())
 
 
 def test_as_many_rows_as_channels_are_not_fitted_to_the_last_digit():

@@ -9,10 +9,14 @@ from widening import random, widened
 from dit_shd.core.errors import UserError
 from dit_shd.diffusion.adapters import adapter_of_model
 from dit_shd.distillation.initialisation.axes import axes
+from dit_shd.distillation.initialisation.heads import head_maps, white_moments
 from dit_shd.distillation.initialisation.initialise import Initialisation, check, initialise
+from dit_shd.distillation.initialisation.plan import Heads
+from dit_shd.distillation.initialisation.selection import Selection
 from dit_shd.distillation.losses.shd import SHD
 from dit_shd.models.families.dit import DiT
 from dit_shd.models.students import HEADS, smaller
+from dit_shd.squeezing.squeezer import Squeezer
 from dit_shd.tasks.text_to_image import TextToImage
 
 OPTIONS = Initialisation(weights="teacher")
@@ -156,6 +160,29 @@ def test_the_first_are_kept_where_that_is_asked():
     plan = initialise(TASK, student, teacher, [], Initialisation(weights="teacher", channels="first"))
     assert all(heads.picked() == [0, 2] for heads in plan.heads.values())
     assert plan.channels["transformer_blocks.0.ff.net.hidden"] == list(range(64))
+
+
+@torch.no_grad()
+def test_hidden_units_are_weighed_by_their_gates_too():
+    teacher = random(KINDS["flux2"]().transformer.eval(), 0)
+    plan = initialise(TASK, smaller_than(teacher), teacher, [], OPTIONS)
+    mlp = teacher.transformer_blocks[0].ff
+    written = mlp.linear_in.weight.square().sum(1).unflatten(0, (2, -1)).sum(0)
+    heaviest = (written * mlp.linear_out.weight.square().sum(0)).topk(48).indices
+    assert plan.channels["transformer_blocks.0.ff.hidden"] == sorted(heaviest.tolist())
+
+
+def test_without_batches_heads_are_mixed_as_of_white_inputs_for_the_outputs_that_the_student_has():
+    sizes = {"sample_size": 8, "patch_size": 2, "in_channels": 1, "num_classes": 3, "num_layers": 2}
+    torch.manual_seed(0)
+    teacher, student = (DiT(**sizes, num_attention_heads=heads, attention_head_dim=4) for heads in (4, 2))
+    random(teacher, 0)
+    selection = Selection(student, teacher, {"blocks.0": "blocks.1", "blocks.1": "blocks.1"}, Squeezer(), merge=True)
+    attention, halves = teacher.blocks[1].attn, Heads(((0, 1), (2, 3)), ((0.5, 0.5),) * 2)
+    qkv = (p.detach().double() for p in (attention.qkv.weight, attention.qkv.bias))
+    out = attention.proj.weight.detach().double()[::2].t()  # every other channel of the stream is kept
+    wanted = head_maps(halves, white_moments(*qkv), out, 4, 4)
+    torch.testing.assert_close(vars(selection.head_maps["blocks.0.attn"]), vars(wanted))
 
 
 def test_positions_that_a_class_computes_are_those_of_the_kept_channels():
