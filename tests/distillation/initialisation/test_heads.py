@@ -6,7 +6,7 @@ import torch
 
 from dit_shd.distillation.initialisation.heads import head_maps, squeezed_scores, squeezed_values, white_moments
 from dit_shd.distillation.initialisation.moments import HeadMoments
-from dit_shd.distillation.initialisation.plan import Heads
+from dit_shd.distillation.initialisation.plan import Heads, merged
 
 
 def moment(x):
@@ -62,6 +62,12 @@ def test_heads_without_a_share_are_left_out(student_width):
     some, alone = Heads(((0, 2, 1),), ((0.0, 1.0, 0.0),)), Heads(((2,),), ((1.0,),))
     found, wanted = (vars(head_maps(heads, moments, out, 4, student_width)) for heads in (some, alone))
     torch.testing.assert_close(found, wanted)
+
+
+def test_shares_of_a_group_are_of_its_weights_and_equal_where_it_has_none():
+    weight = torch.tensor([0.0, 3.0, 0.0, 1.0, 0.0]).double()
+    assert merged(((0, 2), (1, 3, 4)), weight).shares == ((0.5, 0.5), (0.75, 0.25, 0.0))
+    assert merged(((0, 2), (1, 3, 4)), None).shares == ((0.5, 0.5), pytest.approx((1 / 3,) * 3))
 
 
 def test_squeezed_values_are_the_best_of_their_rank():

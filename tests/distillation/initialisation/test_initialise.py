@@ -73,6 +73,12 @@ def test_an_equal_student_is_a_copy_bit_for_bit(batches, family, heads, calibrat
     assert all(source == block for block, source in plan.layers.items())
 
 
+def test_weights_that_are_given_stand_for_the_rounded_ones_of_the_teacher():
+    teacher, student, whole = build(), build(seed=1), build(seed=2).state_dict()
+    initialise(Diffusion(), student, teacher, [], weights=whole)
+    assert all(torch.equal(x, whole[name]) for name, x in student.state_dict().items())
+
+
 def test_a_loss_on_the_last_layer_leaves_no_block_at_random(batches):
     """Its map is of one layer; the student begins by sections. As an option of its own it is refused."""
     teacher, student = build(num_layers=8, decode_layer=4), build(seed=1)
@@ -202,6 +208,10 @@ def test_heads_are_merged_by_their_weights_in_the_squeeze(batches):
         for how in ("pick", "merge")
     }
     assert any(source != block for block, source in plans["merge"].layers.items())
+    constant = initialise(
+        *(Diffusion(), build("dit", seed=1, num_layers=2), teacher, some),
+        *(Initialisation("teacher", heads="merge"), SHD(method="constant")),
+    )
     for block, source in plans["pick"].layers.items():
         weights = []
         for layers in captured:
@@ -215,6 +225,7 @@ def test_heads_are_merged_by_their_weights_in_the_squeeze(batches):
         assert plans["pick"].heads[f"{block}.attn"].picked() == [1, 2]
         merged = torch.tensor(plans["merge"].heads[f"{block}.attn"].shares, dtype=torch.float64)
         torch.testing.assert_close(merged, shares, rtol=0, atol=1e-3)
+        assert constant.heads[f"{block}.attn"].shares == ((0.5, 0.5),) * 2, "by the method of the loss"
 
 
 @pytest.mark.parametrize("heads", ["pick", "merge"])
@@ -259,12 +270,13 @@ def test_as_many_images_are_measured_as_were_asked_for(batch_size, at_once):
 
         def draw(self, draws):
             assert len(draws.positions) <= min(at_once, 32)
+            assert (draws.seed, draws.batch_size) == (7, batch_size)
             self.places += [(draws.step, position) for position in draws.positions]
             return []
 
     task = Noted()
     task.places.clear()
-    list(moment_batches(task, 0, batch_size, 100, at_once))
+    list(moment_batches(task, 7, batch_size, 100, at_once))
     assert task.places == [divmod(i, batch_size) for i in range(100)]
 
 
@@ -380,6 +392,17 @@ def test_layers_follow_the_loss_or_what_is_said(batches):
     assert layers() == sections
     by_depth = {"en_inblocks.0": "en_inblocks.1", "en_outblocks.0": "en_outblocks.1", "de_blocks.0": "de_blocks.1"}
     assert layers("proportional") == {**sections, **by_depth}
+    deeper = build(seed=1, num_layers=6)  # of its 6 layers the 2nd, 3rd, 4th, 6th, 7th and 8th of 8, where tensors fit
+    plan = initialise(Diffusion(), deeper, teacher, [], shd=SHD(layers="proportional"))
+    assert plan.layers == {
+        "en_inblocks.0": "en_inblocks.1",
+        "en_inblocks.1": "en_inblocks.1",
+        "en_outblocks.0": "en_outblocks.1",
+        "en_outblocks.1": "de_blocks.1",
+        "de_blocks.0": "de_blocks.2",
+        "de_blocks.1": "de_blocks.3",
+        "sideblocks.0": "sideblocks.0",
+    }
     named = SHD(layers={"de_blocks.0.attn": "de_blocks.0.attn"})
     assert layers(shd=named) == {**sections, "de_blocks.0": "de_blocks.0"}
     for given in ({"de_blocks.0.attn": "de_blocks.3.attn"}, {}):  # a block that a map leaves out is not left random

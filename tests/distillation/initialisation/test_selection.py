@@ -11,6 +11,7 @@ from dit_shd.diffusion.adapters import adapter_of_model
 from dit_shd.distillation.initialisation.axes import axes
 from dit_shd.distillation.initialisation.heads import head_maps, white_moments
 from dit_shd.distillation.initialisation.initialise import Initialisation, check, initialise
+from dit_shd.distillation.initialisation.moments import HeadMoments
 from dit_shd.distillation.initialisation.plan import Heads
 from dit_shd.distillation.initialisation.selection import Selection
 from dit_shd.distillation.losses.shd import SHD
@@ -163,26 +164,45 @@ def test_the_first_are_kept_where_that_is_asked():
 
 
 @torch.no_grad()
-def test_hidden_units_are_weighed_by_their_gates_too():
+def test_hidden_units_are_weighed_by_their_gates_too_wherever_they_stand():
     teacher = random(KINDS["flux2"]().transformer.eval(), 0)
     plan = initialise(TASK, smaller_than(teacher), teacher, [], OPTIONS)
-    mlp = teacher.transformer_blocks[0].ff
-    written = mlp.linear_in.weight.square().sum(1).unflatten(0, (2, -1)).sum(0)
-    heaviest = (written * mlp.linear_out.weight.square().sum(0)).topk(48).indices
-    assert plan.channels["transformer_blocks.0.ff.hidden"] == sorted(heaviest.tolist())
+    mlp, beside = teacher.transformer_blocks[0].ff, teacher.single_transformer_blocks[0].attn
+    maps = {
+        "transformer_blocks.0.ff": (mlp.linear_in.weight, mlp.linear_out.weight),
+        "single_transformer_blocks.0.attn": (beside.to_qkv_mlp_proj.weight[3 * 32 :], beside.to_out.weight[:, 32:]),
+    }
+    for name, (into, out) in maps.items():  # of a single block they come after its heads
+        heaviest = (into.square().sum(1).unflatten(0, (2, -1)).sum(0) * out.square().sum(0)).topk(48).indices
+        assert plan.channels[f"{name}.hidden"] == sorted(heaviest.tolist())
 
 
-def test_without_batches_heads_are_mixed_as_of_white_inputs_for_the_outputs_that_the_student_has():
+def dit(heads):
     sizes = {"sample_size": 8, "patch_size": 2, "in_channels": 1, "num_classes": 3, "num_layers": 2}
-    torch.manual_seed(0)
-    teacher, student = (DiT(**sizes, num_attention_heads=heads, attention_head_dim=4) for heads in (4, 2))
-    random(teacher, 0)
-    selection = Selection(student, teacher, {"blocks.0": "blocks.1", "blocks.1": "blocks.1"}, Squeezer(), merge=True)
-    attention, halves = teacher.blocks[1].attn, Heads(((0, 1), (2, 3)), ((0.5, 0.5),) * 2)
+    return random(DiT(**sizes, num_attention_heads=heads, attention_head_dim=4), 0)
+
+
+@pytest.mark.parametrize("measured", [False, True])
+def test_heads_are_mixed_by_their_moments_for_the_outputs_that_the_student_has(measured):
+    """Of white inputs and in equal shares where nothing was measured."""
+    teacher, moments, g = dit(4), HeadMoments(4), torch.Generator().manual_seed(0)
+    for each in (moments.query, moments.key, moments.output):
+        each.add(torch.randn(100, 16, generator=g) @ torch.randn(16, 16, generator=g))
+    moments.weight = torch.tensor([3.0, 1.0, 0.5, 0.5]).double()
+    layers, known = {"blocks.0": "blocks.1", "blocks.1": "blocks.1"}, {"blocks.0.attn": moments} if measured else {}
+    selection = Selection(dit(2), teacher, layers, Squeezer(), merge=True, moments=known)
+    attention = teacher.blocks[1].attn
+    heads = Heads(((0, 1), (2, 3)), ((0.75, 0.25) if measured else (0.5, 0.5), (0.5, 0.5)))
     qkv = (p.detach().double() for p in (attention.qkv.weight, attention.qkv.bias))
     out = attention.proj.weight.detach().double()[::2].t()  # every other channel of the stream is kept
-    wanted = head_maps(halves, white_moments(*qkv), out, 4, 4)
+    wanted = head_maps(heads, moments.moments() if measured else white_moments(*qkv), out, 4, 4)
     torch.testing.assert_close(vars(selection.head_maps["blocks.0.attn"]), vars(wanted))
+
+
+def test_channels_of_the_stream_are_evenly_spaced_whatever_their_share():
+    kept = initialise(TASK, dit(4), dit(6), [], OPTIONS).channels["stream"]
+    assert len(kept) == 16 and {b - a for a, b in zip(kept, [*kept[1:], 24])} == {1, 2}
+    assert all(0 <= place * 24 / 16 - i < 1 for place, i in enumerate(kept))
 
 
 def test_positions_that_a_class_computes_are_those_of_the_kept_channels():
