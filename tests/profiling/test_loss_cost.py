@@ -5,6 +5,7 @@ import torch
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.losses.feature import Feature
 from dit_shd.distillation.losses.shd import SHD
+from dit_shd.distillation.losses.tinybert import TinyBERT
 from dit_shd.models.families.dit import DiT
 from dit_shd.profiling.loss_cost import build_losses, kept_numbers, loss_costs
 from dit_shd.tasks.diffusion import Diffusion
@@ -19,9 +20,9 @@ def models(blocks):
         return [DiT(**SIZES, num_layers=blocks, num_attention_heads=heads) for heads in (2, 4)]
 
 
-def cost(images, blocks):
+def cost(images, blocks, loss=Feature):
     student, teacher = models(blocks)
-    distiller = Distiller(TASK, student, [Feature()])
+    distiller = Distiller(TASK, student, [loss()])
     build_losses(distiller, {"teacher": teacher})
     (found,) = loss_costs(distiller.losses_of("plain"), TASK, "plain", student, {"teacher": teacher}, images).values()
     return found
@@ -34,6 +35,12 @@ def test_a_learned_map_of_each_block_is_three_products():
     assert four.held - two.held == 2 * 4 * (TOKENS * (WIDER + WIDTH) + 1)
     assert 0 <= four.scratch - two.scratch < 4 * TOKENS * WIDTH, "the gradients of one block at a time"
     assert (many.operations, many.held, many.scratch) == (6 * two.operations, 6 * two.held, 6 * two.scratch)
+
+
+def test_scores_are_computed_twice_and_teach_queries_and_keys():
+    """The student's forward, again in the backward, and the gradients of both; the teacher's twice."""
+    found = cost(1, 2, lambda: TinyBERT(heads="mean")).operations
+    assert found == 2 * TOKENS**2 * 2 * (4 * WIDTH + 2 * WIDER)
 
 
 def test_queries_keys_and_values_are_kept_where_blocks_run_again():
