@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
 from dit_shd.models.families import FAMILIES
-from dit_shd.training.optim import OptimizerConfig, build, jump, learning_rate, remarks
+from dit_shd.training.optim import OptimizerConfig, build, jump, learning_rate, remarks, set_learning_rate
 
 
 def test_warm_up_then_decay():
@@ -38,6 +38,21 @@ def test_decay_ends_where_it_is_told_to():
     assert learning_rate(cosine, 0, 100) == 2.0
     assert learning_rate(cosine, 50, 100) == pytest.approx(1.25)
     assert learning_rate(cosine, 100, 100) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("decay", ["linear", "cosine"])
+def test_beyond_the_end_a_decay_stays_where_it_ended(decay):
+    assert learning_rate(OptimizerConfig(lr=2.0, decay=decay, final_lr=0.5), 150, 100) == pytest.approx(0.5)
+
+
+def test_every_parameter_has_the_rate_of_the_step():
+    """Also those that are not decayed, which are a group of their own."""
+    weights = [("map.weight", torch.nn.Parameter(torch.ones(2, 2))), ("map.bias", torch.nn.Parameter(torch.ones(2)))]
+    config = OptimizerConfig(name="adamw", lr=2.0, decay="cosine", decayed="matrices", weight_decay=0.1)
+    optimizer = build(config, weights)
+    set_learning_rate(optimizer, config, 50, 100)
+    assert [group["lr"] for group in optimizer.param_groups] == [pytest.approx(1.0)] * 2
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
 
 
 def test_a_decay_over_other_steps_is_said(values, caplog):
