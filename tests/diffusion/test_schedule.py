@@ -95,6 +95,15 @@ def test_last_step_adds_no_noise():
     assert torch.equal(*results)
 
 
+def test_a_variance_beyond_its_range_goes_on_along_the_line():
+    """As in the public code, which does not clip what the model gives."""
+    schedule, step = LINEAR, torch.tensor([0, 1, 500, 999])
+    low, high, beyond = (schedule.log_variance(torch.full((4, 1, 1, 1), v), step) for v in (-1.0, 1.0, 3.0))
+    torch.testing.assert_close(high.flatten(), torch.tensor(np.log(schedule.betas[step])).float())
+    torch.testing.assert_close(low.flatten()[1:], torch.tensor(schedule.posterior_log_variance[step[1:]]).float())
+    torch.testing.assert_close(beyond, 2 * high - low)
+
+
 def test_gaussian_kl_equals_quadrature():
     p, q = stats.norm(0.3, math.exp(0.2)), stats.norm(-0.4, math.exp(-0.1))
     want = integrate.quad(lambda x: p.pdf(x) * (p.logpdf(x) - q.logpdf(x)), -15, 15)[0]
