@@ -89,6 +89,11 @@ def test_loss_weights_are_diffusers(weighting):
     torch.testing.assert_close(loss_weight(weighting, sigma), compute_loss_weighting_for_sd3(weighting, sigma))
 
 
+def test_next_to_the_data_a_weight_ends_at_that_of_a_thousandth():
+    found = loss_weight("sigma_sqrt", torch.tensor([0.0, 1e-5, 1e-3, 2e-3]).double())
+    torch.testing.assert_close(found, torch.tensor([1e6, 1e6, 1e6, 250_000]).double())
+
+
 # The path
 
 

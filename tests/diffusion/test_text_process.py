@@ -81,3 +81,16 @@ def test_a_linear_dynamic_shift_is_the_scheduler_s():
     dynamic.set_timesteps(10, mu=1.15)
     alpha, sigma = pipeline_shift(dict(dynamic.config), 4096), torch.linspace(1, 0.001, 10)
     torch.testing.assert_close(alpha * sigma / (1 + (alpha - 1) * sigma), dynamic.sigmas[:-1], rtol=1e-5, atol=1e-6)
+
+
+def test_the_shift_of_an_adapter_goes_before_that_of_the_scheduler():
+    """Where it has one for that many tokens."""
+
+    def shift(scheduler, tokens):
+        return 5.0 if tokens == 16 else None
+
+    scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
+    process = process_of("flow", scheduler, TimestepDensity(), "none", None, 2, shift)
+    half = torch.tensor([0.5]).double()
+    assert process.times(half, (1, 4, 8, 8)).tolist() == pytest.approx([5 / 6])
+    assert process.times(half, (1, 4, 8, 4)).tolist() == pytest.approx([3 / 4])
