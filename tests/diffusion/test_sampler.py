@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from dit_shd.data.open_images import open_images
 from dit_shd.data.pixels import grid, to_uint8
 from dit_shd.diffusion.guidance import Guided, guidance_weight
 from dit_shd.diffusion.sample_config import SampleConfig
-from dit_shd.diffusion.sampler import of_model, sample
+from dit_shd.diffusion.sampler import draw, label_plan, of_model, sample
 from dit_shd.diffusion.schedule import Schedule
 from dit_shd.diffusion.solvers import denoise, noises
 from dit_shd.models.loading import load
@@ -172,6 +173,8 @@ def test_labels(model):
     assert sample(model, 2, labels=[2, 2], **QUICK)[1].tolist() == [2, 2]
     with pytest.raises(UserError, match="wanted 3"):
         sample(model, 3, labels=[1], **QUICK)
+    parts, whole = (sample(model, labels=[0, 1, 2, 1, 0], **{**QUICK, "batch_size": size})[0] for size in (3, 5))
+    assert np.abs(parts.astype(int) - whole).max() <= 1, "each image is of its own class, in whatever batch"
     for one in (np.int64(2), torch.tensor(2), np.array(2, np.uint8)):
         assert sample(model, 2, labels=one, **QUICK)[1].tolist() == [2, 2]
     assert sample(model, labels=torch.tensor([1, 2]), **QUICK)[1].tolist() == [1, 2]
@@ -180,12 +183,21 @@ def test_labels(model):
             sample(model, 2, labels=none, **QUICK)
     draws = sample(model, 300, steps=1, batch_size=300)[1]
     assert np.bincount(draws, minlength=3).min() > 70
+    first, other = (label_plan(SampleConfig(seed=seed), range(3), range(300)) for seed in (0, 1))
+    assert np.array_equal(first, draws) and 0.2 < (first == other).mean() < 0.5
 
 
-def test_rounding():
+def test_rounding(model):
     levels = torch.tensor([-1.5, -1.0, -1 + 1.6 / 127.5, 1.0, 3.0]).view(1, 1, 1, 5)
     assert to_uint8(levels, "floor").ravel().tolist() == to_uint8(levels).ravel().tolist() == [0, 0, 1, 255, 255]
     assert to_uint8(levels, "nearest").ravel().tolist() == [0, 0, 2, 255, 255]
+    config, labels, drawn = of_model(SampleConfig(steps=2), model), np.array([0, 1]), []
+    for rounding in ("floor", "nearest"):
+        images = draw(
+            model, replace(config, rounding=rounding), [0, 1], labels, lambda x: drawn.append(x.tanh()) or drawn[-1]
+        )
+        assert np.array_equal(images, to_uint8(drawn[0], rounding))
+    assert not np.array_equal(images, to_uint8(drawn[0], "floor"))
 
 
 def test_grid_places_images_row_by_row():
@@ -248,14 +260,20 @@ def test_a_vae_that_does_not_fit_is_refused_before_anything_is_drawn(teacher, va
 
 def test_sampling_in_bf16_stays_close_and_leaves_the_mode_alone(model):
     computed: list[torch.dtype] = []
-    hook = model.x_embedder.proj.register_forward_hook(lambda *call: computed.append(call[2].dtype))
+    modes: list[bool] = []
+
+    def noted(module, _, output):
+        computed.append(output.dtype)
+        modes.append(module.training)
+
+    hook = model.x_embedder.proj.register_forward_hook(noted)
     a, b = sample(model, 3, **QUICK)[0], sample(model, 3, precision="bf16", **QUICK)[0]
-    hook.remove()
     assert computed[0] == torch.float32 and computed[-1] == torch.bfloat16
     assert np.abs(a.astype(float) - b).mean() < 8
     model.train()
     sample(model, 1, **QUICK)
-    assert model.training
+    hook.remove()
+    assert model.training and not any(modes)
     model.eval()
 
 

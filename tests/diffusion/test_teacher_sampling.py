@@ -143,3 +143,11 @@ def test_the_teacher_is_that_of_the_runs_config(tmp_path):
     assert about_teacher(str(run)) == about_teacher(str(run / "student_ema_0.99")) == {"teacher": "a"}
     assert about_teacher(str(make_run(tmp_path / "plain", None, "diffusion"))) == {}
     assert about_teacher("hub:somebody/model") == about_teacher(str(tmp_path / "none")) == {}
+
+
+def test_what_is_of_the_student_is_not_asked_of_its_teacher(tmp_path):
+    settings = {"teacher": "T", "run": "R", "pipeline": "P", "prompts": ["a cat"], "steps": 7}
+    (tmp_path / "s.json").write_text(json.dumps(settings))
+    words = shlex.split(teacher_command(tmp_path / "s.npz", tmp_path / "t.npz"))
+    prompts, out = f"prompts={tmp_path / 's.json'}", f"out={tmp_path / 't.npz'}"
+    assert words == ["dit-shd", "sample", "T", prompts, "steps=7", out]
