@@ -29,7 +29,7 @@ def check_scale(dataset: Dataset, pixels: bool) -> str | None:
         A warning of an unusual scale, which may be meant.
 
     Raises:
-        UserError: Pixels far outside of [-1, 1].
+        UserError: Pixels far outside of [-1, 1], of a dataset that knows what its values are.
     """
     if "latents" not in dataset.fields or (dataset.origin is not None and dataset.origin.vae is not None):
         return None
@@ -37,7 +37,7 @@ def check_scale(dataset: Dataset, pixels: bool) -> str | None:
         return None  # the dataset makes them of images
     low, high, deviation = _range(dataset)
     found_pixels = f"vae: pixels: wanted values from -1 to 1, found {low:.3g} to {high:.3g}"
-    if pixels and max(-low, high) > STANDARDISED:
+    if pixels and dataset.origin is not None and max(-low, high) > STANDARDISED:
         raise UserError(f"{found_pixels}; scale them (0..255 / 127.5 - 1), or leave vae=pixels out if they are latents")
     if pixels and (0 <= low < high or max(-low, high) > 1 + ROUNDING):
         return f"{found_pixels}: what is drawn is taken for values from -1 to 1"

@@ -103,7 +103,7 @@ def check_labels(dataset: Dataset, labels: Tensor) -> None:
     Raises:
         UserError: Naming the first of them.
     """
-    wrong = labels[(labels < 0) | (labels >= dataset.classes)]
+    wrong = labels[(labels < 0) | (labels >= max(dataset.classes, 1))]  # without classes all are 0
     if len(wrong):
         raise UserError(
             f"data: {type(dataset).__name__} says that it has {dataset.classes} classes, so wanted labels from 0 to "

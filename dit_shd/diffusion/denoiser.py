@@ -70,8 +70,8 @@ class Denoiser:
             keep: As in a call.
 
         Returns:
-            Noise, perhaps with a variance [b, c or 2c, y, x], or the velocity noise - x_0 [b,c,y,x]; other channels of
-            a model of velocities are left out: SiT has the variance half of DiT and does not use it.
+            Noise, perhaps with a variance [b, c or 2c, y, x], or the velocity noise - x_0 [b,c,y,x]; the other half
+            of a model of velocities is left out: SiT has the variance half of DiT and does not use it.
 
         Raises:
             UserError: The output has another shape, as of a model of one's own.

@@ -109,7 +109,7 @@ class Distiller(nn.Module):
 
         Raises:
             UserError: A loss reads a teacher that was not given, has the name of a term of the task, or gives no value
-                for each sample that depends on the student.
+                for each sample that depends on something that is trained.
         """
         losses = self.losses_of(batch.pass_name, batch.step)
         student = self._forward(batch, losses)
@@ -197,7 +197,7 @@ def _without_output(layer: Layer) -> Layer:
 
 
 def _check_term(name: str, value: Tensor, samples: int, student: nn.Module | None) -> None:
-    """Refuse a value of a loss that is not one for each sample, or that trains nothing.
+    """Refuse a value of a loss that is not one for each sample, or that is not 0 and trains nothing.
 
     Args:
         name: Of the loss.
@@ -208,10 +208,10 @@ def _check_term(name: str, value: Tensor, samples: int, student: nn.Module | Non
     Raises:
         UserError: Saying which of both it is.
     """
-    if value.shape != (samples,):
+    if value.ndim != 1 or len(value) % samples:  # frames and windows of a sample may have values of their own
         raise UserError(f"losses.{name}: wanted a value for each of {samples} samples, found {list(value.shape)}")
     trains = student is not None and any(p.requires_grad for p in student.parameters())
-    if trains and torch.is_grad_enabled() and not value.requires_grad:
+    if trains and torch.is_grad_enabled() and not value.requires_grad and bool(value.any()):
         raise UserError(
             f"losses.{name}: depends on nothing that is trained: it is computed without a graph (detach, no_grad, "
             "argmax), or from layers that come before the first one that is trained"

@@ -1,5 +1,6 @@
 """What is refused before a cell runs and takes the commands' own configs: training, sampling, the deciding figure."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -91,20 +92,23 @@ def _check_sampling(study: Study) -> None:
 def _check_figure(study: Study) -> None:
     """Refuse a figure that no evaluator gives, where that can be told: not of programs and plug-ins of others."""
     figure, _, by = study.figure.partition(" by ")
-    evaluators = {name: e for name, e in study.evaluators.items() if by in ("", name)}
-    named = [plugin.name for e in evaluators.values() for plugin in (e.features, *e.metrics)]
-    foreign = any(e.program for e in evaluators.values()) or any("." in name for name in named)
+    evaluators = [e for name, e in study.evaluators.items() if by in ("", name)]
+    named = [plugin.name for e in evaluators for plugin in (e.features, *e.metrics)]
+    foreign = any(e.program for e in evaluators) or any("." in name for name in named)
     word = figure.partition("(")[0].strip()
     metric = FIGURES.get(word.lower(), word.lower())
-    if not study.evaluators or foreign or metric not in METRICS.names():
+    if not study.evaluators or metric not in METRICS.names():
         return
-    givers = [name for name, evaluator in evaluators.items() if _gives(evaluator, metric, figure)]
-    if len(givers) > 1:
+    givers = [name for name, e in study.evaluators.items() if not e.program and _gives(e, metric, figure)]
+    alike = {json.dumps(study.evaluators[name].features.as_value()) for name in givers}
+    if not by and len(givers) > 1 and ("(" not in figure or len(alike) == 1):
         raise UserError(
             f"study.figure: {figure} is given by {' and '.join(givers)}; wanted one of "
             + ", ".join(f"'{figure} by {name}'" for name in givers)
         )
-    if not givers:
+    if by and givers == [by] and not any(e.program for e in study.evaluators.values()):
+        raise UserError(f"study.figure: {figure} is given by {by} alone, so that its name is '{figure}'")
+    if not foreign and not any(_gives(evaluator, metric, figure) for evaluator in evaluators):
         words = [
             f"{name}: {e.features.name} with {[m.name for m in e.metrics]}" for name, e in study.evaluators.items()
         ]

@@ -77,6 +77,7 @@ class Free(Loss):
     [
         (lambda x: x.square().mean(), r"wanted a value for each of 4 samples, found \[\]"),
         (lambda x: x.square().mean(2), r"wanted a value for each of 4 samples, found \[4, 12\]"),
+        (lambda x: x[:3].square().flatten(1).mean(1), r"wanted a value for each of 4 samples, found \[3\]"),
         (lambda x: x.detach().square().flatten(1).mean(1), "depends on nothing that is trained: .* without a graph"),
         (lambda x: x.argmax(2).float().mean(1), "depends on nothing that is trained"),
     ],
@@ -85,6 +86,8 @@ def test_a_loss_that_gives_no_value_for_each_sample_or_trains_nothing_is_refused
     student, task = causal_lm(LLAMA, 2), LanguageModeling()
     with pytest.raises(UserError, match=rf"^losses\.test_losses: {message}"):
         Distiller(task, student, [Free(term)])(padded(0), student)
+    Distiller(task, student, [Free(lambda x: x.new_zeros(4))])(padded(0), student)  # nothing to say of this batch
+    Distiller(task, student, [Free(lambda x: x.square().mean(2).flatten())])(padded(0), student)  # frames, windows
     if "graph" in message:  # where nothing is to be trained there is nothing to refuse
         Distiller(task, student, [Free(term, weight=0.0)])(padded(0), student)
         Distiller(task, student.requires_grad_(False), [Free(term)])(padded(0), student)

@@ -15,8 +15,10 @@ from torch import nn
 
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
+from dit_shd.distillation.initialisation import depth
 from dit_shd.distillation.initialisation.initialise import Initialisation, check
 from dit_shd.models import loading
+from dit_shd.models.blocks import named_blocks
 from dit_shd.models.quantization import config_of, counted_bytes, dequantised, plain_parts, unquantisable, whole_state
 from dit_shd.tasks.text_to_image import TextToImage
 from dit_shd.training import setup
@@ -205,6 +207,8 @@ def test_packed_weights_have_the_shapes_of_whole_ones(family):
     shapes = {name: tensor.shape for name, tensor in whole.state_dict().items()}
     assert {name: tensor.shape for name, tensor in whole_state(model).items()} == shapes
     check(Initialisation(weights="teacher"), [], small_families.build(family), model)
+    with pytest.raises(UserError, match=r"^depth: .* of the teacher has no numbers \(4 bits\?\)"):
+        depth.copy(small_families.build(family), model, {name: name for name in named_blocks(model)})
     with torch.no_grad():
         torch.testing.assert_close(model(*inputs).sample, whole(*inputs).sample)
 

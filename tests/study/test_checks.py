@@ -42,10 +42,22 @@ def digits(**changes):
         ),
         ({"figure": "FD(inception-2015)"}, "study.figure: .* found FD.inception"),
         ({"figure": "precision"}, "study.figure: .* found precision beside"),
+        ({"figure": "FD(digits) by first"}, "study.figure: FD.digits. is given by first alone, .* 'FD"),
         ({"figure": "FD(digits) by second"}, "study.figure: .* by second beside"),
         (
             {"figure": "FD(digits)", "evaluators": {**digits(), "second": digits()["first"]}},
             r"study.figure: FD.digits. is given by first and second; wanted one of 'FD.digits. by first', 'FD",
+        ),
+        (
+            {
+                "figure": "precision",
+                "evaluators": {
+                    **digits(metrics=["precision_recall"]),
+                    "second": digits(features="efficientnet_lite0", metrics=["precision_recall"])["first"],
+                    "mine": {"program": "python x.py {samples} {out}"},
+                },
+            },
+            "study.figure: precision is given by first and second; wanted one of 'precision by first', 'precision by",
         ),
     ],
 )
@@ -63,6 +75,8 @@ def test_what_a_command_would_refuse_is_refused_first(changes, words, study, cap
         ("FD(digits-0123abcd)", digits()),
         ("FD(efficientnet-lite0)", digits(features="efficientnet_lite0")),
         ("FD(digits) by second", {**digits(), "second": digits()["first"]}),
+        ("FD(digits) by first", {**digits(), "mine": {"program": "python x.py {samples} {out}"}}),
+        ("FD(digits)", {**digits(), "second": digits(features={"name": "digits", "weights": "x"})["first"]}),
         ("recall", digits(metrics=["frechet", "precision_recall"])),
         ("FID", {**digits(), "mine": {"program": "python x.py {samples} {out}"}}),
         ("sharpness", digits()),

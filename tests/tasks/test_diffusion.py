@@ -11,6 +11,7 @@ from small_steps import batch_of
 from dit_shd.core.config import make, resolve
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
+from dit_shd.core.rng import Draws
 from dit_shd.core.yaml_files import override
 from dit_shd.data.datasets import DATASETS
 from dit_shd.diffusion.denoiser import NO_LABEL
@@ -154,3 +155,16 @@ def test_the_guided_target_is_along_the_schedule_that_is_trained():
     )
     weight = 1 + 2 * (1 - math.cos(math.pi * 0.5**4)) / 2
     torch.testing.assert_close(guided.prediction, x + 5 + weight * (1 - 5))
+
+
+def test_labels_of_no_class_are_refused_as_they_are_drawn():
+    """A dataset's own label 10 of 10 classes is "no class" to the model."""
+    data, learned = DATASETS.build(Plugin("digits")), Diffusion(mask_ratio=None)
+    options = {**STUDENT, "num_classes": 10, "sample_size": 28}
+    learned.use(data, FAMILIES.build(Plugin(options.pop("name"), options)))
+    draws = Draws(0, 0, range(4), 4)
+    learned.draw(draws)
+    batch = data.batch
+    data.batch = lambda indices, draws: {**(x := batch(indices, draws)), "labels": x["labels"] * 0 + 10}
+    with pytest.raises(UserError, match="10 classes, so wanted labels from 0 to 9, found 10"):
+        learned.draw(draws)

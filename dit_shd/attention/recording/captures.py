@@ -182,7 +182,7 @@ class Recording(LastForward):
             self._instrument(sites)
             sites.check_writes(self._chosen)
             for each in self._products:
-                each.projection.begin()
+                each.begin()
         self.armed = True
 
     def _end(self, main: bool) -> None:

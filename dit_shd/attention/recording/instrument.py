@@ -79,6 +79,11 @@ def plain_class(module: nn.Module) -> type[nn.Module]:
     return vars(type(module)).get("_dit_shd_plain", type(module))
 
 
+def set_again(module: nn.Module) -> None:
+    """Give a recorded module the class that goes with its recorders, one of which has become eager, or is no more."""
+    _set(module, RECORDERS, vars(module)[RECORDERS])
+
+
 def places_of(modules: Iterable[nn.Module], method: str) -> tuple[str, ...]:
     """The names of what a method takes, of the first of some modules that has it: a wrapper has methods of its own."""
     classes = map(plain_class, modules)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dit_shd.attention.capture import Capture
 from dit_shd.attention.recording.discovery import plain
-from dit_shd.attention.recording.instrument import recorded
+from dit_shd.attention.recording.instrument import recorded, set_again
 from dit_shd.attention.recording.products import Product, is_product
 from dit_shd.attention.recording.projection import PassingProjection
 from dit_shd.attention.recording.sdpa_calls import Given, RawCall, See
@@ -213,11 +213,18 @@ class SlowPath:
 class ProductRecorder:
     """Takes the weights of a projection that are at hand only while it runs."""
 
-    eager = True
-
     def __init__(self, projection: PassingProjection, recording: "Host"):
         self.projection, self.recording = projection, recording
+        self.eager = False
         self._busy = False
+
+    def begin(self) -> None:
+        """A forward begins; one with a graph is a student's, whose W^O is not read, so that nothing leaves programs."""
+        self.projection.begin()
+        module, eager = self.projection.module(), not torch.is_grad_enabled()
+        if module is not None and eager != self.eager:
+            self.eager = eager
+            set_again(module)
 
     @property
     def armed(self) -> bool:

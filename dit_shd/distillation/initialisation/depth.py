@@ -185,12 +185,15 @@ def copy(student: nn.Module, teacher: nn.Module, layers: Mapping[str, str]) -> N
         layers: Student block -> teacher block.
 
     Raises:
-        UserError: They differ in more than their depth.
+        UserError: They differ in more than their depth, or the teacher has no whole weights.
     """
     check(student, teacher, layers)
     available = whole_state(teacher)
     for name, tensor in student.state_dict().items():
-        tensor.copy_(available[source_of(name, layers)])
+        source = available[source_of(name, layers)]
+        if source.is_meta and not tensor.is_meta:
+            raise UserError(f"depth: {name} of the teacher has no numbers (4 bits?); copy from one of whole weights")
+        tensor.copy_(source)
 
 
 def source_of(name: str, layers: Mapping[str, str]) -> str:

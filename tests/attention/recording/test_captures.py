@@ -164,14 +164,14 @@ def test_pefts_adapters_teach_the_model_that_they_adapt():
 
 
 class Weighted(nn.Module):
-    """Attention of PyTorch that multiplies by itself, since its maps are asked for."""
+    """Attention of PyTorch, which multiplies by itself if its maps are asked for."""
 
-    def __init__(self):
+    def __init__(self, maps):
         super().__init__()
-        self.attn = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.attn, self.maps = nn.MultiheadAttention(8, 2, batch_first=True), maps
 
     def forward(self, x):
-        return x + self.attn(x, x, x, need_weights=True)[0]
+        return x + self.attn(x, x, x, need_weights=self.maps)[0]
 
 
 def test_processors_are_attached_once():
@@ -184,18 +184,19 @@ def test_processors_are_attached_once():
     attach_processors(model).detach()
 
 
-def test_two_captures_of_a_new_model_see_maps_that_it_makes_by_itself():
-    """The outer one had seen products alone, and refused them."""
-    model, x = nn.Sequential(Weighted(), Weighted()).eval(), torch.randn(2, 5, 8)
+@pytest.mark.parametrize("maps", [True, False])
+def test_two_captures_of_a_new_model_see_attention_of_pytorch_once(maps):
+    """Of maps that it makes by itself the outer one had seen products alone, and refused them."""
+    model, x = nn.Sequential(Weighted(maps), Weighted(maps)).eval(), torch.randn(2, 5, 8)
     for _ in range(2):  # the first forward, and where attention is known
         with capture(model) as t, capture(model) as s:
             with torch.no_grad():
                 model(x + 1)
             model(x)
         for captures, given in ((t, x + 1), (s, x)):
-            _, maps = model[0].attn(given, given, given, average_attn_weights=False)
+            _, want = model[0].attn(given, given, given, average_attn_weights=False)
             assert list(captures) == ["0.attn", "1.attn"]
-            torch.testing.assert_close(captures["0.attn"].map(), maps)
+            torch.testing.assert_close(captures["0.attn"].map(), want)
 
 
 def test_a_wrapper_has_methods_of_its_own():

@@ -1,6 +1,7 @@
 """W^O as it was in the forward: it outlives the model, is never another layer's, and never one that changed since."""
 
 import copy
+import functools
 import gc
 
 import accelerate
@@ -267,6 +268,33 @@ def test_weights_that_are_at_hand_while_a_compiled_layer_runs(whole):
             compiled(*X()["args"])
         assert all(each.out is not None for each in captures.values()), captures["0"].why_no_out
         assert [torch.equal(each.out.flatten(0, 1), w) for each, w in zip(captures.values(), want)] == [True, True]
+
+
+class Makes(Layer):
+    """Its W^O is a tensor that it makes, as a slice or a cast of a parameter."""
+
+    def forward(self, x):
+        return F.linear(merged(F.scaled_dot_product_attention(*split(self.qkv(x)))), self.proj.weight * 1.0)
+
+
+@pytest.mark.parametrize("teacher", [True, False])
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_only_a_teacher_leaves_its_program_for_weights_that_it_makes(teacher, wrapped):
+    """Those of a student are not read. A forward that is wrapped is recorded in another place."""
+    torch._dynamo.reset()
+    model = drawn(nn.Sequential(Makes(), Makes()))
+    if wrapped:
+        for layer in model:
+            layer.forward = functools.partial(layer.forward)
+    recorded(model)  # what is known of it does not leave the program
+    compiled = torch.compile(model, backend="eager", fullgraph=not teacher)
+    for _ in range(2):
+        with torch.set_grad_enabled(not teacher), capture(compiled) as captures:
+            compiled(*X()["args"])
+        assert list(captures) == ["0", "1"]
+        for layer, each in zip(model, captures.values()):
+            assert (each.out is not None) == teacher, each.why_no_out
+            assert not teacher or torch.equal(each.out.flatten(0, 1), layer.proj.weight.t())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
