@@ -103,11 +103,12 @@ def check_labels(dataset: Dataset, labels: Tensor) -> None:
     Raises:
         UserError: Naming the first of them.
     """
-    wrong = labels[(labels < 0) | (labels >= max(dataset.classes, 1))]  # without classes all are 0
+    highest = max(dataset.classes - 1, 0)  # without classes all are 0
+    wrong = labels[(labels < 0) | (labels > highest)]
     if len(wrong):
         raise UserError(
             f"data: {type(dataset).__name__} says that it has {dataset.classes} classes, so wanted labels from 0 to "
-            f"{dataset.classes - 1}, found {int(wrong[0])}"
+            f"{highest}, found {int(wrong[0])}"
         )
 
 

@@ -84,7 +84,7 @@ def comparison_notes(names: list[str], records: list[dict[str, Any]]) -> list[st
 def _of_earlier(name: str, record: Mapping[str, Any]) -> Iterator[str]:
     """A line where the images are of weights that their model has no longer."""
     sidecar = about_result(record).get("sidecar", {})
-    folder = model_folder(Path(sidecar.get("run") or ""))
+    folder = model_folder(Path(sidecar["run"])) if sidecar.get("run") else None
     if folder is not None and have_changed(sidecar, [folder]):
         yield f"{name}: the figures are of earlier weights of {sidecar['run']}; sample and evaluate it again"
 
