@@ -85,6 +85,14 @@ def run_on_main(act: Callable[[], T]) -> T:
     return outcome[0]
 
 
+def agree(value: object) -> bool:
+    """Whether every process has the same value (plain data); all get the answer."""
+    from accelerate.utils import gather_object
+
+    joined()
+    return all(other == value for other in gather_object([value]))
+
+
 def check_alone(what: str) -> None:
     """Refuse a launcher's processes where each of them would do all of the work.
 

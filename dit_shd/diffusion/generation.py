@@ -20,12 +20,13 @@ from torch import nn
 
 from dit_shd.core import hashing
 from dit_shd.core.config import checked, resolve
-from dit_shd.core.distributed import joined, launched, run_on_main
+from dit_shd.core.distributed import agree, joined, launched, run_on_main
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import atomic_file, atomic_folder
 from dit_shd.core.lock import locked
 from dit_shd.core.resumable import SETTINGS, Progress, check_same, claim, read_settings, share_of_missing
 from dit_shd.data.datasets import DATASETS
+from dit_shd.data.image_prompts import MODEL
 from dit_shd.data.image_sets import CRC
 from dit_shd.data.image_shards import (
     Shards,
@@ -115,9 +116,12 @@ def make_file(
         images_of: Images uint8 [b,y,x,c] and labels [b] of some numbers; calls its second argument with shares of work.
 
     Raises:
-        UserError: The npz is there already (and no force), or shards of other settings are.
+        UserError: The npz is there already (and no force), shards of other settings are, or processes have read other
+            weights.
     """
     folder = parts_of(out)
+    if not agree(record.get(MODEL)):
+        raise UserError(f"{config.run}: was written anew while the processes read it; the same command again")
     run_on_main(lambda: refuse_existing(out, config.force, config.run))
     with locked(lock_file(out), "dit-shd sample"):
         if run_on_main(lambda: _claim(folder, record, out, config.force)):

@@ -311,10 +311,18 @@ def test_processes_that_are_none_are_refused(monkeypatch):
 @pytest.mark.two_processes("sampling")
 def test_two_processes_sample_what_one_does(straight, by_two):
     """By the script; the teacher of the job is this one."""
-    (first, said_first), (second, said_second) = said(by_two)
+    (first, said_first, _), (second, said_second, _) = said(by_two)
     assert not first and not second
     assert (said_first + said_second).count("done: ") == 1, "one of two processes reports: there was one world of two"
     assert straight.read_bytes() == (by_two / "two.npz").read_bytes()
+
+
+@pytest.mark.two_processes("sampling")
+def test_processes_that_have_read_other_weights_draw_nothing(by_two):
+    """A run that writes its student between their reads: one file had the images of both, under the hash of one."""
+    for *_, refused in said(by_two):
+        assert refused.endswith("teacher: was written anew while the processes read it; the same command again")
+    assert not list(by_two.glob("mixed*"))
 
 
 def test_files_of_others_are_left_alone(teacher, tmp_path):

@@ -2,12 +2,18 @@
 
 import contextlib
 import io
+import os
 import runpy
 import sys
 from pathlib import Path
 
+import torch
 from small_runs import write_teacher
 
+from dit_shd.core.errors import UserError
+from dit_shd.diffusion.generation import sample_to_file
+from dit_shd.diffusion.sample_config import SampleConfig
+from dit_shd.models.loading import load
 from two_process_jobs import say
 
 SCRIPT = Path(__file__).parents[2] / "sampling" / "sample_dit.py"
@@ -29,4 +35,15 @@ def work(folder):
         code = end.code
     finally:
         sys.argv = before
-    say(folder, code, out.getvalue())
+    say(folder, code, out.getvalue(), _of_two_models(folder))
+
+
+def _of_two_models(folder):
+    """What sampling says where one process has read weights that were written since the other read them."""
+    model = load(str(folder / "teacher"))
+    with torch.no_grad():
+        model.final_layer.linear.bias += float(os.environ["RANK"])
+    try:
+        sample_to_file(SampleConfig(run=str(folder / "teacher"), count=4, steps=2, out=folder / "mixed.npz"), model)
+    except UserError as error:
+        return str(error)
