@@ -48,6 +48,11 @@ class Diffusers(ModelMixin):
             made, values = _class(str(transformer), "diffusers"), {**(config or {})}
         else:
             folder = _folder(like)
+            if "model_type" in read_config(folder):
+                raise UserError(
+                    f"student.like: is for models of diffusers, and '{like}' is one of transformers; wanted student="
+                    "{name: transformers, config: {model_type: ..., sizes in that library's keys}}"
+                )
             name = class_name(folder)
             made = _class_of_families(name) or _class(name, str(folder))
             source = {key: value for key, value in read_config(folder).items() if key not in NO_SIZES}

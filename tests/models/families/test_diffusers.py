@@ -28,6 +28,12 @@ def test_sizes_that_do_not_fit_together_are_refused(tmp_path):
         Diffusers.from_options(like=tmp_path, config={"num_layers": 3})
 
 
+def test_a_model_of_transformers_is_told_what_is_like_it(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}')
+    with pytest.raises(UserError, match=r"^student\.like: .* is one of transformers; wanted student=.name: transformers"):
+        Diffusers.from_options(like=str(tmp_path))
+
+
 def test_a_student_like_a_quantised_folder_is_whole(tmp_path):
     """What says how its weights are quantised is no size of its class."""
     model = DiTTransformer2DModel(num_attention_heads=2, attention_head_dim=8, num_layers=2, sample_size=8)
