@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dit_shd.attention.recording.weight_samples import diagonals
 from dit_shd.attention.tiles import index_tensor
+from dit_shd.core.precision import wide_dtype
 from dit_shd.squeezing.products import Groups
 
 CHANGED = (
@@ -90,7 +91,13 @@ def _memory(out: Tensor, gone: Callable[[Any], None]) -> Callable[[], object]:
 
 def _sample(out: Tensor) -> Tensor | None:
     """Numbers of every row of a W^O [h,d,e]; None where there are none to compare, as on meta."""
-    return None if out.is_meta or type(out) not in (Tensor, nn.Parameter) else diagonals(out.flatten(0, 1)).clone()
+    return None if out.is_meta or type(out) not in (Tensor, nn.Parameter) else _numbers(out)
+
+
+def _numbers(out: Tensor) -> Tensor:
+    """Some numbers of every row of a W^O [h,d,e], and its sum, which a change of few numbers (peft's SHiRA) changes."""
+    rows = out.detach().flatten(0, 1)
+    return torch.cat([diagonals(rows), rows.sum(1, dtype=wide_dtype(rows))])
 
 
 def _same(sample: Tensor | None, out: Tensor) -> bool:
@@ -98,8 +105,8 @@ def _same(sample: Tensor | None, out: Tensor) -> bool:
     if sample is None:
         return True
     if sample.device.type != "cuda":
-        return torch.equal(diagonals(out.flatten(0, 1)), sample)
-    torch._assert_async(((diagonals(out.flatten(0, 1)) == sample) | sample.isnan()).all(), CHANGED)
+        return torch.equal(_numbers(out), sample)
+    torch._assert_async(((_numbers(out) == sample) | sample.isnan()).all(), CHANGED)
     return True
 
 

@@ -171,6 +171,18 @@ def test_projections_follow_weights_that_are_changed_through_data():
     assert cache.generation == 1
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_projections_follow_a_change_of_one_number_through_data(dtype):
+    """As peft merges a sparse adapter: it lies between the diagonals that are compared."""
+    weight, groups = torch.nn.Parameter(torch.randn(6, 8, dtype=dtype)), [[0, 1]]
+    out, cache = weight.detach().unflatten(0, (2, 3)), Projections()
+    for place in range(weight.numel()):
+        cache.grams(out, groups)
+        weight.data.view(-1)[place] += 0.5
+        torch.testing.assert_close(cache.grams(out, groups), Projections().grams(out, groups), rtol=0, atol=0)
+    assert cache.generation == weight.numel()
+
+
 def test_only_so_many_projections_are_kept():
     cache, layers = Projections(size=3), [torch.randn(2, 3, 8) for _ in range(5)]
     for out in layers:
