@@ -24,5 +24,5 @@ def reason(student: Sequence[int], teacher: Sequence[int]) -> str:
         return ANY
     return (
         f"of images: {patches} patches each, with {front[0]} tokens in front of them in the student and {front[1]} in "
-        "the teacher (class, distillation, registers)? Give the student as many"
+        "the teacher (class, distillation, registers)? Give the student as many; or does one drop patches?"
     )
