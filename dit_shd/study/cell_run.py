@@ -87,7 +87,7 @@ def run_cell(study: Study, cell: Cell, folder: Path, references: Mapping[str, st
             **about_process()["versions"],
             "commit": commit(),
             **origins.of_weights(cell, folder / SAMPLES, folder / "run" / INPUTS),
-            **origins.of_prompts(folder / SAMPLES),
+            **origins.of_sampling(study, folder / SAMPLES),
             **(origins.of_evaluators(study, folder) if figures else {}),
             **{f"{PROGRAM} {name}": digest for name, digest in stages.programs.items() if digest},
         },

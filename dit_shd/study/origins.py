@@ -8,7 +8,7 @@ from pathlib import Path
 from dit_shd.core.hashing import sha256
 from dit_shd.core.json_files import read_object
 from dit_shd.study.design import Cell, Study
-from dit_shd.study.results import NETWORK, PROMPTS, REFERENCE, WEIGHTS
+from dit_shd.study.results import DRAWN, NETWORK, REFERENCE, WEIGHTS
 from dit_shd.study.settings import canonical_sha256
 
 DIGITS = 12
@@ -38,14 +38,20 @@ def of_weights(cell: Cell, samples: Path, inputs: Path) -> dict[str, str]:
     return {f"{WEIGHTS} {name}": digest[:DIGITS] for name, digest in hashes.items() if digest}
 
 
-def of_prompts(samples: Path) -> dict[str, str]:
-    """The prompts that a cell's samples were drawn by; nothing where they were drawn by classes.
+def of_sampling(study: Study, samples: Path) -> dict[str, str]:
+    """The prompts that a cell's samples were drawn by, and the autoencoder and text encoders that the study names.
 
     Args:
-        samples: Its file of samples.
+        study: The study.
+        samples: The cell's file of samples.
     """
-    prompts = (read_object(samples.with_suffix(".json")) or {}).get("prompts")
-    return {f"{PROMPTS} sampling": canonical_sha256(prompts)[:DIGITS]} if prompts else {}
+    record, named = read_object(samples.with_suffix(".json")) or {}, study.sampling
+    hashes = {
+        "sets of prompts": canonical_sha256(record["prompts"]) if record.get("prompts") else None,
+        "autoencoders": record.get("vae_sha256") if {"vae", "pipeline"} & named.keys() else None,
+        "text encoders": record.get("text_sha256") if "pipeline" in named else None,
+    }
+    return {f"{DRAWN} {name}": digest[:DIGITS] for name, digest in hashes.items() if digest}
 
 
 def of_data(inputs: Path) -> list[float]:

@@ -12,7 +12,7 @@ from dit_shd.reports.tables import number
 from dit_shd.study.analysis import Analysis, Comparison, Variant, verdict_of
 from dit_shd.study.design import Cell
 from dit_shd.study.pictures import sample_grids
-from dit_shd.study.results import NETWORK, PROGRAM, PROMPTS, REFERENCE, WEIGHTS, Progress
+from dit_shd.study.results import DRAWN, NETWORK, PROGRAM, REFERENCE, WEIGHTS, Progress
 from dit_shd.study.statistics import Summary
 
 
@@ -154,8 +154,8 @@ def notes(progress: Progress, analysis: Analysis) -> list[str]:
         lines.append(f"The rows of evaluator {name} are of {count} sets of weights of its network: they have changed.")
     for name, count in _hashes(analysis, PROGRAM).items():
         lines.append(f"The rows of evaluator {name} are of {count} versions of its program's files: it has changed.")
-    for count in _hashes(analysis, PROMPTS).values():
-        lines.append(f"The rows' samples are of {count} sets of prompts, of a file of one name: it has changed.")
+    for name, count in _hashes(analysis, DRAWN).items():
+        lines.append(f"The rows' samples are drawn by {count} {name} under one path: it has changed.")
     for name, count in _hashes(analysis, WEIGHTS).items():
         lines.append(f"The rows are of {count} sets of weights of {name}, under one path: it has changed.")
     if (count := _sets_of_data(progress)) > 1:

@@ -20,6 +20,7 @@ def main(command, first, *assignments):
     elif command == "sample":
         np.savez(keys["out"], arr_0=np.full((4, 8, 8, 1), keys["seed"], dtype=np.uint8))
         record = {"model_sha256": content_of("weights"), "prompts": content_of("prompts").split("\n")}
+        record["vae_sha256"] = content_of("vae")
         Path(keys["out"]).with_suffix(".json").write_text(json.dumps(record))
     elif command == "evaluate":
         file = Path(first).parent / "run" / "config.yaml"

@@ -102,14 +102,18 @@ def test_weights_that_have_changed_under_one_path_are_noted(study, tmp_path, cap
         assert f"note: The rows are of 2 sets of weights of {name}, under one path: it has changed." in said
 
 
-def test_prompts_that_have_changed_in_one_file_are_noted(study, tmp_path, capsys):
-    for number, prompts in enumerate(("a cat", "a cat", "a dog", "a dog")):
-        (tmp_path / "prompts").write_text(prompts)
-        rows, _ = run(study({"cell": number}))
-    assert len({row.versions["prompts of sampling"] for row in rows.values()}) == 2
+@pytest.mark.parametrize("named", [True, False])
+def test_prompts_and_an_autoencoder_that_have_changed_under_one_path_are_noted(named, study, tmp_path, capsys):
+    """An autoencoder where the study names it; else each run has its own."""
+    sampling = {"count": 20, **({"vae": "vae"} if named else {})}
+    for number, content in enumerate(("a cat", "a cat", "a dog", "a dog")):
+        for name in ("prompts", "vae"):
+            (tmp_path / name).write_text(content)
+        run(study({"cell": number}, sampling=sampling))
     assert main(["study", "study.yaml", "run=false"]) == 0
     said = capsys.readouterr().out
-    assert "note: The rows' samples are of 2 sets of prompts, of a file of one name: it has changed." in said
+    assert "note: The rows' samples are drawn by 2 sets of prompts under one path: it has changed." in said
+    assert ("note: The rows' samples are drawn by 2 autoencoders under one path: it has changed." in said) == named
 
 
 def test_a_program_and_a_network_that_have_changed_are_noted(study, tmp_path, capsys):
