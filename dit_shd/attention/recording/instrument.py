@@ -107,7 +107,7 @@ def _set(module: nn.Module, kind: str, items: tuple[object, ...]) -> None:
     cls: type[nn.Module] = plain
     eager = any(each.eager for each in vars(module).get(RECORDERS, ()))
     if RECORDERS in vars(module):
-        cls = _recorded_class(cls, plain, eager)
+        cls = _recorded_class(plain, eager)
     if WATCHERS in vars(module):
         cls = _watched_class(cls, plain)
     if type(module) is not cls:
@@ -139,13 +139,13 @@ def _same(x: Any) -> Any:
 
 
 @functools.cache
-def _recorded_class(cls: type[nn.Module], plain: type[nn.Module], eager: bool) -> type[nn.Module]:
-    """`cls` with a forward that hands its calls to the module's recorders, and is never compiled if that is `eager`.
+def _recorded_class(plain: type[nn.Module], eager: bool) -> type[nn.Module]:
+    """A class with a forward that hands its calls to the module's recorders, and is never compiled if that is `eager`.
 
     One class for all modules of a kind, so that torch.compile sees the same code everywhere. Who wraps a forward keeps
     it, also when the module has its plain class again, and when what it was wrapped in is recorded (_InstanceForward).
     """
-    base: Any = cls
+    base: Any = plain
     run, places = plain.forward, token_places(plain.forward)
 
     class Recorded(base):
