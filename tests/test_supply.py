@@ -24,9 +24,9 @@ OF_EXAMPLES = {"trl"}
 """What an extra brings for scripts of examples/: the package adds to its trainers and imports none."""
 OF_TORCH = {"triton"}
 """What torch brings along where it exists; imported only there."""
-FOR_LIBRARIES = {"onnxscript", "bitsandbytes", "sentencepiece", "protobuf", "beautifulsoup4", "ftfy"}
-"""What torch, diffusers and transformers import where dit_shd asks them to: for ONNX's exporter, weights of 4 bits,
-the tokenizers of T5 of which a pipeline has spiece.model alone (PixArt), and for cleaning captions (PixArt, Wan)."""
+FOR_LIBRARIES = {"onnxscript", "sentencepiece", "protobuf", "beautifulsoup4", "ftfy"}
+"""What torch, diffusers and transformers import where dit_shd asks them to: for ONNX's exporter, the
+tokenizers of T5 of which a pipeline has spiece.model alone (PixArt), and for cleaning captions (PixArt, Wan)."""
 
 
 @pytest.fixture(scope="module")
