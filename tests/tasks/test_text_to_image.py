@@ -164,7 +164,8 @@ def test_half_the_blocks_of_a_teacher_learn_the_same_in_micro_batches(kind, made
         }
     for whole, halves in zip(*both):
         for name in ("loss", *(f"plain/{loss.name}" for loss in config.losses)):
-            assert whole[name] == pytest.approx(halves[name], rel=1e-4, abs=1e-8), name
+            # maps are fitted to calibration images in batches of other sizes: SHD begins at 2e-5, up to rounding
+            assert whole[name] == pytest.approx(halves[name], rel=1e-4, abs=1e-7), name
     lora = {"lora": {"rank": 2}, "losses": [{"name": "output"}], "gradient_checkpointing": True}
     config = make(TrainConfig, values(kind, *made, tmp_path / "lora", **changes | lora))
     assert all(step.metrics["loss"] > 0 for step in Trainer.from_config(config).run_steps())
