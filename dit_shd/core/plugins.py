@@ -29,7 +29,12 @@ def trust(package: str) -> None:
 
     Args:
         package: At the top level, installed or in the working folder: my_package of my_package.my_loss.MyLoss.
+
+    Raises:
+        UserError: It is no such name.
     """
+    if not (isinstance(package, str) and package.isidentifier()):
+        raise UserError(f"trust: wanted the name of a package, as my_package, found {package!r}")
     _trusted.add(package)
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())  # last: no file of the folder takes the place of an installed package

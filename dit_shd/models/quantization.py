@@ -165,13 +165,10 @@ def mend_zeros(model: nn.Module) -> None:
 
 def whole_state(model: nn.Module) -> dict[str, Tensor]:
     """A model's tensors by name; weights that bitsandbytes has packed in 4 bits are of their shape, without numbers."""
-    state: dict[str, Tensor] = dict(model.state_dict())
-    for name, weight in model.named_parameters():
-        packed = getattr(weight, "quant_state", None)
-        if packed is not None:
-            state[name] = torch.empty(packed.shape, dtype=packed.dtype, device="meta")
-            state = {key: tensor for key, tensor in state.items() if not key.startswith(f"{name}.")}
-    return state
+    packed = {n: p.quant_state for n, p in model.named_parameters() if hasattr(p, "quant_state")}  # type: ignore[attr-defined]
+    beside = tuple(f"{name}." for name in packed)  # how to read them
+    whole = {name: torch.empty(how.shape, dtype=how.dtype, device="meta") for name, how in packed.items()}
+    return {name: x for name, x in model.state_dict().items() if not name.startswith(beside)} | whole
 
 
 def counted_bytes(model: nn.Module, bits: Precision) -> int:

@@ -216,6 +216,15 @@ def test_a_dataset_says_which_samples_a_step_has(task, tmp_path):
     assert set(batch.indices.tolist()) <= {0, 1, 2}
 
 
+@pytest.mark.parametrize("name", ["my_package.my_loss", "", "./my_package", 3])
+def test_what_is_trusted_is_a_package(name):
+    """A dotted name had been taken, and trusted nothing."""
+    before = plugins.trusted()
+    with pytest.raises(UserError, match=r"^trust: wanted the name of a package, as my_package, found "):
+        dit_shd.trust(name)
+    assert plugins.trusted() == before
+
+
 def test_two_metrics_that_give_one_figure_and_figures_that_are_not_finite_are_refused():
     """The later one's had been the figure; results files have no NaN."""
     metric = METRICS.build(Plugin("frechet"))

@@ -190,10 +190,10 @@ def copy(student: nn.Module, teacher: nn.Module, layers: Mapping[str, str]) -> N
     check(student, teacher, layers)
     available = whole_state(teacher)
     for name, tensor in student.state_dict().items():
-        source = available[source_of(name, layers)]
-        if source.is_meta and not tensor.is_meta:
-            raise UserError(f"depth: {name} of the teacher has no numbers (4 bits?); copy from one of whole weights")
-        tensor.copy_(source)
+        source = source_of(name, layers)
+        if available[source].is_meta and not tensor.is_meta:
+            raise UserError(f"depth: {source} of the teacher has no numbers (4 bits?); copy from one of whole weights")
+        tensor.copy_(available[source])
 
 
 def source_of(name: str, layers: Mapping[str, str]) -> str:
