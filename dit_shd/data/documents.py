@@ -194,11 +194,13 @@ def _parquet(file: Path, columns: Columns) -> Iterator[Document]:
     except ImportError as error:
         raise _needs("pyarrow") from error
     try:
-        rows = parquet.read_table(file).to_pylist()
+        batches = parquet.ParquetFile(file).iter_batches(batch_size=1024)
+        rows = (row for batch in batches for row in batch.to_pylist())
+        yield from (columns.document(row, f"{file}[{number}]") for number, row in enumerate(rows))
+    except UserError:
+        raise
     except Exception as error:  # a stranger's file can be wrong in any way
         raise UserError(f"{file}: not readable as Parquet ({error_line(error)})") from error
-    for number, row in enumerate(rows):
-        yield columns.document(row, f"{file}[{number}]")
 
 
 def _hub_name(path: str) -> HubName:

@@ -15,6 +15,7 @@ from dit_shd.core.json_files import read_object
 from dit_shd.core.places import HubName, expanded, find
 from dit_shd.core.run_files import STUDENT
 from dit_shd.data.document_rows import Document
+from dit_shd.data.token_windows import encoded, pieces
 
 if TYPE_CHECKING:
     import tokenizers
@@ -63,9 +64,7 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The tokens of each text, as int32, without begin and end."""
-        return [
-            np.asarray(e.ids, np.int32) for e in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
-        ]
+        return encoded(self._tokenizer, texts)
 
     def encode_prompts(self, documents: Sequence[Document]) -> list[np.ndarray]:
         """The tokens of each document's prompt: special ones where its template has their letters, not where a row has.
@@ -211,7 +210,7 @@ def trained_bpe(texts: Iterable[str], vocabulary: int, file: Path) -> Tokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
     )
-    model.train_from_iterator(texts, trainer)
+    model.train_from_iterator((piece for text in texts for piece in pieces(text)), trainer)
     if model.get_vocab_size() < vocabulary:
         raise UserError(f"data.vocabulary: the text gives {model.get_vocab_size()} tokens, wanted {vocabulary}")
     file.parent.mkdir(parents=True, exist_ok=True)
