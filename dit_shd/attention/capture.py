@@ -6,7 +6,7 @@ stay in the autograd graph, so a loss on them trains the student.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, overload
+from typing import Any, Self, overload
 
 import torch
 from torch import Tensor
@@ -114,6 +114,11 @@ class Capture:
         """Why there is no W^O, where `out` is None."""
         reason = None if self.out is not None else self.__dict__["_out"]
         return reason if isinstance(reason, str) else ""
+
+    def without_out(self, reason: str) -> Self:
+        """The same without W^O, which is not read; one that had none keeps its own reason."""
+        known = self.__dict__["_out"]
+        return replace(self, out=known if isinstance(known, str) else reason)
 
     @property
     def masks(self) -> bool:

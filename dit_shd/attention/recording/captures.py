@@ -289,7 +289,7 @@ class Recording(LastForward):
             try:
                 call = replace(call, mixed=None) if gone or layout.overwritten else call
                 for suffix, capture in sections(call, self._biases.of(call.mask), layout, text, self.selection.block):
-                    yield name + suffix, capture
+                    yield name + suffix, self.selection.reduced(capture)
             except UserError as error:
                 raise UserError(f"capture: {name}: {error}") from error
 

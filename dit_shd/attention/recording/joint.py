@@ -118,7 +118,7 @@ def sections(
         call: Of the layer.
         bias: Its mask, as a bias.
         choice: The block that is wanted.
-        layout: Without projections if W^O is not wanted; None if nothing is known.
+        layout: None if nothing is known.
         text: The number of text tokens in the sequence, if it is joint.
 
     Raises:

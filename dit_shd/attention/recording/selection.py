@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 from torch import nn
 
-from dit_shd.attention.capture import IMAGE
+from dit_shd.attention.capture import IMAGE, Capture
 from dit_shd.attention.recording import discovery
 from dit_shd.attention.recording.joint import BlockChoice, Layout
 from dit_shd.attention.recording.site import Site
@@ -38,6 +38,10 @@ class Selection:
                 f"capture: layers: wanted names, patterns or numbers of layers, found {self.layers!r}; for example "
                 "layers=['blocks.*.attn'] or layers=range(4)"
             )
+
+    def reduced(self, capture: Capture) -> Capture:
+        """A layer's capture, without W^O where that is not wanted: it may be one of several, chosen by step."""
+        return capture if self.projections else capture.without_out("projections=False left it out")
 
     def check_settings(self, model: nn.Module) -> None:
         """Refuse a wanted layer that is set up in a way that hides its maps.

@@ -12,7 +12,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from dit_shd import SHD, SHDAttnProcessor, attach_processors, capture
+from dit_shd import SHD, SHDAttnProcessor, attach_processors, capture, squeeze
 from dit_shd.core.errors import UserError
 
 
@@ -407,3 +407,20 @@ def test_the_block_of_captions_of_other_lengths(known):
             else:
                 with pytest.raises(UserError, match=r"where the image stands among 19 tokens .* is not known"):
                     layer.over_image()
+
+
+def test_captures_without_projections_have_no_w_o():
+    """It was that of the first expert, of a model that is asked for its maps alone since it has several."""
+    r = torch.Generator().manual_seed(0)
+    x, text, pooled = (torch.randn(2, *shape, generator=r) for shape in ((4, 8, 8), (5, 16), (16,)))
+    joint = sd3(2)
+    for model, call in ((dit(2), run), (joint, lambda model: model(x, text, pooled, torch.tensor([500.0])))):
+        for wanted in (False, False, True, False):  # by the forward that shows what the model is, and by others
+            with torch.no_grad(), capture(model, projections=wanted) as captures:
+                call(model)
+            assert captures and {each.out is not None for each in captures.values()} == {wanted}
+            reasons = {each.why_no_out for each in captures.values()}
+            assert reasons == {"" if wanted else "projections=False left it out"}
+            if not wanted:
+                with pytest.raises(ValueError, match=r"output projection by head .*: projections=False left it out"):
+                    squeeze(next(iter(captures.values())), 1)
