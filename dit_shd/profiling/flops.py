@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.distiller import Distiller
@@ -21,6 +20,7 @@ from dit_shd.distillation.teachers import Teachers, by_name, read_teachers
 from dit_shd.models.batch_norms import evaluated_norms
 from dit_shd.profiling import meta
 from dit_shd.profiling.captures import example
+from dit_shd.profiling.flop_counter import flop_counter
 from dit_shd.profiling.loss_cost import build_losses, loss_costs
 from dit_shd.profiling.step import StepShape
 from dit_shd.tasks import Task
@@ -142,7 +142,7 @@ def _counted(
     if recompute:
         meta.recompute_blocks(model, "no")
     grad, gpu, norms = torch.set_grad_enabled(backward), meta.emulate_gpu("no"), evaluated_norms(model)
-    with grad, gpu, norms, FlopCounterMode(display=False) as counter:  # blocks are recomputed in the backward
+    with grad, gpu, norms, flop_counter() as counter:  # blocks are recomputed in the backward
         try:
             output = task.predict(model, example(task, pass_name, model, meta.META))
         except NotImplementedError as error:

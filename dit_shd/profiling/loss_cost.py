@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from dit_shd.attention.capture import Capture
 from dit_shd.distillation.distiller import Distiller
@@ -17,6 +16,7 @@ from dit_shd.distillation.records import Forward, Reads
 from dit_shd.distillation.teachers import Teachers, chosen
 from dit_shd.profiling import meta
 from dit_shd.profiling.captures import Named, captures_of, forward_of
+from dit_shd.profiling.flop_counter import flop_counter
 from dit_shd.squeezing.cost import LayerCost
 from dit_shd.tasks import Batch, Task
 
@@ -109,7 +109,7 @@ def _counted(loss: Loss, student: Forward, teacher: Forward | None, batch: Batch
     device = student.prediction.device
     loss = copy.deepcopy(loss).to_empty(device=device)
     student, batch = _leaves(student), replace(batch, indices=torch.arange(len(batch.indices)))
-    with meta.MemoryTracker(loss) as memory, FlopCounterMode(display=False) as counter:
+    with meta.MemoryTracker(loss) as memory, flop_counter() as counter:
         if isinstance(loss, LayerLoss):
             assert teacher is not None, "a sum over pairs of layers needs a teacher"
             sources = teacher.layers(loss.kind)

@@ -19,6 +19,8 @@ from dit_shd.squeezing.cost import LayerCost
 
 TEACHER, OF_PASS = "teacher's weights", ("activations", "losses (gradients held, tiles)")
 """Uses of memory: of the teacher, and what a pass adds."""
+OF_STEP = "optimizer's step, more than a pass adds"
+"""The use of memory after the passes, where it is what there is most of."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,12 @@ class Memory:
         return self.total + self.parts["gradients"]
 
     def divided(self, processes: int) -> int:
-        """Bytes of one of several processes under FSDP2: what a pass adds, and a share of all else."""
-        whole = {*OF_PASS} if self.divides_teacher else {*OF_PASS, TEACHER}
-        return sum(size if use in whole else -(-size // processes) for use, size in self.parts.items())
+        """Bytes of one of several processes under FSDP2: what a pass or the step adds, and a share of others."""
+        of_pass = sum(self.parts[use] for use in OF_PASS)
+        step = -(-(of_pass + self.parts[OF_STEP]) // processes) if self.parts[OF_STEP] else 0
+        shared = {use: size for use, size in self.parts.items() if use not in (*OF_PASS, OF_STEP)}
+        whole = 0 if self.divides_teacher else shared.pop(TEACHER)
+        return max(of_pass, step) + whole + sum(-(-size // processes) for size in shared.values())
 
 
 def step_memory(step: StepShape, student: nn.Module, teachers: nn.Module | Teachers | None) -> Memory:
@@ -63,6 +68,8 @@ def step_memory(step: StepShape, student: nn.Module, teachers: nn.Module | Teach
     for p in trained:
         p.grad = torch.zeros_like(p)
     passes = [_pass(step, distiller, by_key, skeletons, name) for name in step.task.passes]
+    largest = max(passes, key=lambda parts: sum(parts.values()))
+    optimizer = step.build_optimizer(trained)
     return Memory(
         images=step.images,
         divides_teacher=bits is None,
@@ -70,9 +77,10 @@ def step_memory(step: StepShape, student: nn.Module, teachers: nn.Module | Teach
             TEACHER: _resident(skeletons, step.teacher_offload == "blocks", fewer),
             "student's weights": held(distiller),
             "gradients": sum(size(p) for p in trained),
-            f"optimizer's states ({step.optimizer})": _states(step, trained),
+            f"optimizer's states ({step.optimizer})": _states(optimizer),
             f"weight averages ({step.averages})": step.averages * _averaged(distiller.student),
-            **max(passes, key=lambda parts: sum(parts.values())),
+            **largest,
+            OF_STEP: max(0, _step_copies(optimizer) - sum(largest.values())),
         },
     )
 
@@ -104,8 +112,13 @@ def _averaged(student: nn.Module) -> int:
     return sum(size(p) for p in student.parameters() if p.requires_grad)
 
 
-def _states(step: StepShape, trained: list[nn.Parameter]) -> int:
-    optimizer = step.build_optimizer(trained)
+def _step_copies(optimizer: torch.optim.Optimizer) -> int:
+    """Bytes that PyTorch's AdamW copies of a group of parameters at once, as it does on a GPU (foreach)."""
+    copies = isinstance(optimizer, torch.optim.AdamW)
+    return max(sum(map(size, group["params"])) for group in optimizer.param_groups) if copies else 0
+
+
+def _states(optimizer: torch.optim.Optimizer) -> int:
     with torch.compiler.set_stance("force_eager"):  # of torchao, which compiles its step
         optimizer.step()
     states = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]

@@ -227,6 +227,24 @@ def test_memory_by_count(config, name, states):
     assert found.replicated == found.total + 4 * weights
 
 
+def test_adamw_copies_what_it_trains_after_the_passes():
+    """On a GPU it takes all roots at once: where a pass adds less than that, the figure was too low."""
+    student = small(2, 64)
+    adan, adamw = (
+        step_memory(step(make(TrainConfig, {"mask_ratio": None, "optimizer": {"name": name}}), 1), student, None)
+        for name in ("adan", "adamw")
+    )
+    of_pass = adamw.parts["activations"] + adamw.parts["losses (gradients held, tiles)"]
+    copies = 4 * sum(p.numel() for p in student.parameters())
+    assert of_pass < copies and adamw.parts["optimizer's step, more than a pass adds"] == copies - of_pass
+    assert adan.parts["optimizer's step, more than a pass adds"] == 0
+    two_states_fewer = copies - of_pass - 2 * copies
+    assert adamw.total - adan.total == pytest.approx(two_states_fewer, abs=2000)
+    assert adamw.divided(1) == adamw.total and adan.divided(1) == adan.total
+    rest = adamw.total - copies
+    assert adamw.divided(2) == pytest.approx(rest / 2 + max(of_pass, copies / 2), abs=8)
+
+
 def test_memory_of_what_losses_read_where_blocks_run_again():
     student, teacher = small(2, 4), small(4, 4)
     values = {"losses": [{"name": "shd"}], "precision": "bf16"}
