@@ -48,7 +48,11 @@ def token_mean(values: Tensor, batch: Batch | None) -> Tensor:
         values: The values of every token.
         batch: None for equal weights.
     """
-    weight = None if batch is None else batch.row_weight(values.shape[1])
+    return weighted_mean(values, None if batch is None else batch.row_weight(values.shape[1]))
+
+
+def weighted_mean(values: Tensor, weight: Tensor | None) -> Tensor:
+    """The mean [b] of values [b,n] times their weights [b,n], None for 1; weight 0 makes 0, also of an infinite one."""
     return (values if weight is None else torch.where(weight > 0, values * weight, 0.0)).mean(1)
 
 

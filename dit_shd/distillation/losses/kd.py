@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from dit_shd.distillation.features import weighted_mean
 from dit_shd.distillation.logits import checked_temperature, divergence, shared_logits
 from dit_shd.distillation.losses import Forward, Loss, Needs, Term, Weight
 from dit_shd.tasks import Batch
@@ -29,7 +30,4 @@ class KD(Loss):
     def term(self, student: Forward, teacher: Forward, batch: Batch) -> Term:
         """The divergence of each sample [b]."""
         value = self.temperature**2 * divergence(*shared_logits("kd", student, teacher), self.temperature)
-        weight = batch.prediction_weight()
-        if value.ndim > 1:
-            value = (value if weight is None else value * weight).mean(1)
-        return Term(value)
+        return Term(value if value.ndim == 1 else weighted_mean(value, batch.prediction_weight()))

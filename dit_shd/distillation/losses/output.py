@@ -7,6 +7,7 @@ from typing import Any, Self
 from dit_shd.core.errors import UserError
 from dit_shd.diffusion.guidance import Guidance
 from dit_shd.diffusion.objectives import gaussian_kl
+from dit_shd.distillation.features import weighted_mean
 from dit_shd.distillation.losses import Loss, Term, Weight
 from dit_shd.tasks import Batch
 from dit_shd.tasks import Output as Prediction
@@ -58,7 +59,7 @@ class Output(Loss):
             )
         error = (s - t).square()
         weight = batch.prediction_weight()
-        error = error.flatten(1).mean(1) if weight is None else (error.mean(2) * weight).mean(1)
+        error = error.flatten(1).mean(1) if weight is None else weighted_mean(error.mean(2), weight)
         if not self.variance:
             return Term(error)
         if not {"mean", "log_variance"} <= student.extra.keys() & teacher.extra.keys():
