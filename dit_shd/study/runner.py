@@ -238,7 +238,7 @@ class Runner:
         age = [entry for file in files for entry in _age(Path(expanded(file)))]
         about = [evaluator.features.as_value(), evaluator.reference, *age, *cut.values()]
         file = self.folder / "shared" / f"{name}-{canonical_sha256(about)[:8]}.npz"
-        keys = {"features": about[0], "out": str(file), **cut}
+        keys = {"features": about[0], "out": str(file), "force": True, **cut}  # of a study that was killed before .done
         self._once(file.stem, [DIT_SHD, "statistics", evaluator.reference, *assignments(keys)])
         return str(file)
 

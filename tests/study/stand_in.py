@@ -31,6 +31,9 @@ def main(command, first, *assignments):
         Path(keys["out"]).write_text(json.dumps({"figures": figures, **record}))
     elif command == "statistics":
         content = Path(first).read_text() if Path(first).is_file() else ""
+        if Path(keys["out"]).exists() and not keys.get("force"):
+            print(f"dit-shd statistics: {keys['out']}: is there already", file=sys.stderr)
+            sys.exit(2)
         Path(keys["out"]).write_text(f"statistics {content}".strip())
 
 

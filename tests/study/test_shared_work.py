@@ -171,6 +171,17 @@ def test_a_reference_of_statistics_is_handed_on_as_it_is(study, tmp_path):
     assert "statistics" not in calls()
 
 
+def test_statistics_that_a_killed_study_left_are_made_anew(study, tmp_path):
+    """The study had died before it noted them, or its child went on without it: it never started again."""
+    evaluators = {"first": {"features": "digits", "reference": "real.npz"}}
+    (tmp_path / "real.npz").write_text("one")
+    run(study({"cell": 0}, evaluators=evaluators))
+    (done,) = (file for file in tmp_path.rglob("shared/*.done"))
+    done.unlink()
+    rows = run(study({"cell": 1}, evaluators=evaluators))[0]
+    assert len(rows) == 2 and done.exists() and calls().count("statistics") == 2
+
+
 def test_reference_images_of_any_size_are_cut_to_the_samples(study, tmp_path):
     """By statistics, and again where a metric wants the images; another size is another cell."""
     (tmp_path / "photographs").mkdir()
