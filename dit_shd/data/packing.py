@@ -62,9 +62,12 @@ class Sequences:
             padding: The token that fills up a short sequence; its document is PADDING.
         """
         wide = self.length + 1
-        firsts = indices * self.length if self.pack else self.starts[indices]
-        ends = np.append(self.starts, len(self.tokens))
-        lasts = np.full(len(indices), len(self.tokens)) if self.pack else ends[indices + 1]
+        if self.pack:
+            firsts, lasts = indices * self.length, np.full(len(indices), len(self.tokens))
+        else:
+            after = np.minimum(indices + 1, len(self.starts) - 1)
+            firsts = self.starts[indices]
+            lasts = np.where(indices + 1 < len(self.starts), self.starts[after], len(self.tokens))
         at = firsts[:, None] + np.arange(wide)
         real = at < lasts[:, None]
         at = np.where(real, at, 0)
