@@ -228,7 +228,6 @@ class NpzImages(ImageSet):
             raise broken_file_error(name, error, path) from error
 
     def batches(self, size: int) -> Iterator[Tensor]:
-
         n, y, x, c = self.shape
         assert self.path is not None
         try:
@@ -244,7 +243,6 @@ class NpzImages(ImageSet):
             raise broken_file_error(self.name, error, self.path) from error
 
     def sha256(self) -> str:
-
         assert self.path is not None
         return hashing.sha256(self.path)
 

@@ -94,9 +94,7 @@ class Latents(Dataset):
         return {"latents": x_0, "labels": torch.from_numpy(self._labels[indices])}
 
     def images(self) -> np.ndarray:
-
         raise UserError(f"{self._path}: holds latents, not images")
 
     def labels(self) -> np.ndarray:
-
         return self._labels

@@ -63,7 +63,6 @@ class Npz(Dataset):
         return len(self._labels)
 
     def batch(self, indices: np.ndarray, draws: Draws) -> dict[str, Tensor]:
-
         if self._images is not None:
             x_0 = torch.from_numpy(self._images[indices]).permute(0, 3, 1, 2).float() / 127.5 - 1
         else:
@@ -75,13 +74,11 @@ class Npz(Dataset):
         return {"latents": x_0, "labels": torch.from_numpy(self._labels[indices])}
 
     def images(self) -> np.ndarray:
-
         if self._images is None:
             raise UserError(f"{self._path}: holds latents, not images")
         return self._images
 
     def labels(self) -> np.ndarray:
-
         return self._labels
 
 
