@@ -7,11 +7,14 @@ from pathlib import Path
 
 from dit_shd.core.hashing import sha256
 from dit_shd.core.json_files import read_object
+from dit_shd.core.run_files import BEGUN_FROM
 from dit_shd.study.design import Cell, Study
 from dit_shd.study.results import DRAWN, NETWORK, REFERENCE, WEIGHTS
 from dit_shd.study.settings import canonical_sha256
 
 DIGITS = 12
+START = "the start"
+"""In the place of a teacher's name: of `from`."""
 
 
 def of_evaluators(study: Study, folder: Path) -> dict[str, str]:
@@ -26,15 +29,19 @@ def of_evaluators(study: Study, folder: Path) -> dict[str, str]:
 
 
 def of_weights(cell: Cell, samples: Path, inputs: Path) -> dict[str, str]:
-    """The weights of each teacher, or those of the model that is scored as it is.
+    """The weights of each teacher and those that a student began with (from), or of the model that is scored as it is.
 
     Args:
         cell: The cell.
         samples: Its file of samples.
         inputs: What its run learned from (inputs.json).
     """
-    known = read_object(samples.with_suffix(".json") if cell.model else inputs) or {}
-    hashes = {f"model {cell.variant}": known.get("model_sha256")} if cell.model else known.get("teachers", {})
+    known, begun = (
+        read_object(file) or {}
+        for file in (samples.with_suffix(".json") if cell.model else inputs, inputs.with_name(BEGUN_FROM))
+    )
+    of_run = {**known.get("teachers", {}), START: begun.get("weights")}
+    hashes = {f"model {cell.variant}": known.get("model_sha256")} if cell.model else of_run
     return {f"{WEIGHTS} {name}": digest[:DIGITS] for name, digest in hashes.items() if digest}
 
 

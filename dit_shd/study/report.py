@@ -7,10 +7,12 @@ from pathlib import Path
 
 from dit_shd.core.environment import command
 from dit_shd.data.glance import alike
+from dit_shd.distillation.teachers import TEACHER
 from dit_shd.reports.study_page import StudyReport, Table
 from dit_shd.reports.tables import number
 from dit_shd.study.analysis import Analysis, Comparison, Variant, verdict_of
 from dit_shd.study.design import Cell
+from dit_shd.study.origins import START
 from dit_shd.study.pictures import sample_grids
 from dit_shd.study.results import DRAWN, NETWORK, PROGRAM, REFERENCE, WEIGHTS, Progress
 from dit_shd.study.statistics import Summary
@@ -156,7 +158,7 @@ def notes(progress: Progress, analysis: Analysis) -> list[str]:
         lines.append(f"The rows of evaluator {name} are of {count} versions of its program's files: it has changed.")
     for name, count in _hashes(analysis, DRAWN).items():
         lines.append(f"The rows' samples are drawn by {count} {name} under one path: it has changed.")
-    for name, count in _hashes(analysis, WEIGHTS).items():
+    for name, count in _sets_of_weights(progress).items():
         lines.append(f"The rows are of {count} sets of weights of {name}, under one path: it has changed.")
     if (count := _sets_of_data(progress)) > 1:
         lines.append(f"The rows are of {count} sets of samples under one name of training data: they have changed.")
@@ -181,6 +183,23 @@ def _hashes(analysis: Analysis, kind: str) -> dict[str, int]:
             if key.startswith(f"{kind} "):
                 known.setdefault(key.removeprefix(f"{kind} "), set()).add(value)
     return {name: len(values) for name, values in known.items() if len(values) > 1}
+
+
+def _sets_of_weights(progress: Progress) -> dict[str, int]:
+    """Name -> how many hashes the rows have whose config names one place for it, where they have more than one."""
+    known: dict[tuple[str, str], set[str]] = {}
+    for cell, row in progress.results.items():
+        teacher = cell.training.get("teacher")
+        places = {START: cell.training.get("from", cell.training.get("from_run"))}
+        places |= teacher if isinstance(teacher, dict) else {TEACHER: teacher}
+        for key, value in row.versions.items():
+            if key.startswith(f"{WEIGHTS} "):
+                name = key.removeprefix(f"{WEIGHTS} ")
+                known.setdefault((name, str(places.get(name))), set()).add(value)
+    counts: dict[str, int] = {}
+    for (name, _), values in known.items():
+        counts[name] = max(counts.get(name, 0), len(values))
+    return {name: count for name, count in counts.items() if count > 1}
 
 
 def _sets_of_data(progress: Progress) -> int:

@@ -17,6 +17,7 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.files import write_text
 from dit_shd.core.json_files import read_object
 from dit_shd.core.places import find
+from dit_shd.core.run_files import BEGUN_FROM
 from dit_shd.evaluation.accuracy import all_misnamed, misnamed
 from dit_shd.models import loading
 from dit_shd.models.prediction import PREDICTION, prediction_of
@@ -24,8 +25,8 @@ from dit_shd.models.provenance import Provenance, provenance
 from dit_shd.models.settings import differing_settings, in_words
 from dit_shd.models.shape import differing_heads
 from dit_shd.tasks import Task
+from dit_shd.training.inputs import fingerprint
 
-FILE = "from.json"
 LEAST = 0.5
 """Share of the student's parameters that must come from the other model."""
 _log = logging.getLogger("dit_shd")
@@ -45,6 +46,8 @@ class WarmStart:
     origin: Provenance
     settings: str = ""
     """What the student's config says otherwise of how weights are used, in words."""
+    weights: str = ""
+    """The fingerprint of the other model, as inputs.json has those of teachers."""
 
     def line(self) -> str:
         """What was taken, in one line."""
@@ -54,7 +57,7 @@ class WarmStart:
 
     def write(self, run: Path) -> None:
         """Keep it in a run folder."""
-        write_text(run / FILE, json.dumps(asdict(self), indent=1) + "\n")
+        write_text(run / BEGUN_FROM, json.dumps(asdict(self), indent=1) + "\n")
 
 
 def take_weights(student: nn.Module, source: str, task: Task[Any] | None = None) -> WarmStart:
@@ -96,7 +99,7 @@ def take_weights(student: nn.Module, source: str, task: Task[Any] | None = None)
         _check_classes(student, other_model, source, task.dataset.class_names)
     student.load_state_dict({**weights, **fits})
     settings = in_words(differing_settings(student, other_model))
-    return WarmStart(source, taken, total, new, provenance(source), settings)
+    return WarmStart(source, taken, total, new, provenance(source), settings, fingerprint(other_model))
 
 
 def _check_heads(student: nn.Module, other: nn.Module, source: str) -> None:
@@ -142,9 +145,9 @@ def read_origin(run: Path) -> Provenance | None:
     Raises:
         UserError: Its file is damaged, so that the licence of the weights is not known.
     """
-    if not (run / FILE).exists():
+    if not (run / BEGUN_FROM).exists():
         return None
-    values = (read_object(run / FILE) or {}).get("origin")
+    values = (read_object(run / BEGUN_FROM) or {}).get("origin")
     known, lists = {field.name for field in fields(Provenance)}, {}
     if isinstance(values, dict) and values.keys() <= known:
         lists = {key: value for key, value in values.items() if key != "license"}
@@ -152,4 +155,6 @@ def read_origin(run: Path) -> Provenance | None:
         whole = all(isinstance(value, list) for value in lists.values()) and all(isinstance(one, str) for one in texts)
         if whole and isinstance(values.get("license"), str | None):
             return Provenance(values.get("license"), **{key: tuple(value) for key, value in lists.items()})
-    raise UserError(f"{run / FILE}: wanted the origin of the weights that the run began with, found a damaged file")
+    raise UserError(
+        f"{run / BEGUN_FROM}: wanted the origin of the weights that the run began with, found a damaged file"
+    )

@@ -58,6 +58,8 @@ def train(config, file):
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     inputs = {"teachers": {"teacher": content_of("weights")}, **json.loads(content_of("inputs") or "{}")}
     (run / "inputs.json").write_text(json.dumps(inputs))
+    if config.get("from"):
+        (run / "from.json").write_text(json.dumps({"weights": content_of("start")}))
     steps, every = config.get("steps", 100), config.get("validate_every")
     if every:
         (run / "evaluations.jsonl").write_text(json.dumps({"step": steps // every * every, "FD(x)": 1.0}) + "\n")

@@ -102,6 +102,34 @@ def test_weights_that_have_changed_under_one_path_are_noted(study, tmp_path, cap
         assert f"note: The rows are of 2 sets of weights of {name}, under one path: it has changed." in said
 
 
+def test_weights_that_runs_begin_with_are_compared_path_by_path(study, tmp_path, capsys):
+    """One path of `from`, retrained between the cells; another one's weights, and another teacher's, are no change."""
+    losses = [{"name": "output"}, {"name": "shd", "weight": 0.5}]
+    variants = {
+        "output": {"from": "asset:a", "teacher": "asset:x"},
+        "shd": {"losses": losses, "from": "asset:b", "teacher": {"teacher": "asset:y"}},
+    }
+    for number, (start, weights) in enumerate((("one", "p"), ("two", "q"), ("one", "p"), ("two", "q"))):
+        (tmp_path / "start").write_text(start)
+        (tmp_path / "weights").write_text(weights)
+        config = study({"cell": number}, grid={"loss": variants}, seeds=[1, 2])
+        rows, _ = run(config)
+    by_cell = {
+        row.cell: (row.versions["weights of the start"], row.versions["weights of teacher"], row)
+        for row in rows.values()
+    }
+    assert [by_cell[i][:2] for i in range(4)] == [("one", "p"), ("two", "q")] * 2
+    assert [by_cell[i][2].variant for i in range(4)] == ["output", "shd"] * 2
+    assert main(["study", "study.yaml", "run=false"]) == 0
+    assert "under one path" not in capsys.readouterr().out
+    (tmp_path / "start").write_text("three")
+    run(study({"cell": 4}, grid={"loss": variants}, seeds=[1, 2, 3]))
+    assert main(["study", "study.yaml", "run=false"]) == 0
+    said = capsys.readouterr().out
+    assert "note: The rows are of 2 sets of weights of the start, under one path: it has changed." in said
+    assert "note: The rows are of 2 sets of weights of teacher, under one path: it has changed." in said
+
+
 @pytest.mark.parametrize("named", [True, False])
 def test_prompts_and_an_autoencoder_that_have_changed_under_one_path_are_noted(named, study, tmp_path, capsys):
     """An autoencoder where the study names it; else each run has its own."""
