@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dit_shd.core.pretrained import model_folder
+from dit_shd.core.run_files import RUN_CONFIG, STUDENT
 from dit_shd.core.weight_files import sha256_of_weights
 from dit_shd.data.image_prompts import MODEL
 
@@ -29,7 +30,7 @@ def have_changed(settings: Mapping[str, Any], folders: Sequence[Path]) -> bool:
 
 
 def are_of_earlier(file: Path, settings: Mapping[str, Any], run: Path, students: Sequence[Path]) -> bool:
-    """Whether images are of a run, and of weights that it had before; False where that cannot be told.
+    """Whether images beside a run are of weights that it, or the model they are of, had before; False if unknown.
 
     Args:
         file: Where the sampler wrote its settings; weights that are older are not looked into.
@@ -41,13 +42,32 @@ def are_of_earlier(file: Path, settings: Mapping[str, Any], run: Path, students:
     if not isinstance(place, str) or not place:
         return False
     sampled = model_folder(Path(place))
-    if sampled is None:  # moved since, or named from another folder
-        of_run = Path(place).name == run.absolute().name
-    else:
-        of_run = sampled.resolve() in [student.resolve() for student in students]
-    if not of_run or (file.is_file() and max(map(_written, students), default=0.0) < file.stat().st_mtime):
+    if sampled is None and Path(place).name != run.absolute().name:  # moved since, or named from another folder
         return False
-    return have_changed(settings, students)
+    models = [*students, *([] if sampled is None else [sampled])]
+    if file.is_file() and max(map(_written, models), default=0.0) < file.stat().st_mtime:
+        return False
+    return have_changed(settings, models)
+
+
+def present_place(settings: Mapping[str, Any], file: Path) -> object:
+    """Where the model of some images is now: the run that they lie in, where that has their weights, else as recorded.
+
+    A run may have been renamed or copied, and another one may be at its old place.
+
+    Args:
+        settings: The sampler's, of the images.
+        file: Of the images, or beside them.
+    """
+    recorded = settings.get("run")
+    run = next((folder for folder in file.absolute().parents if (folder / RUN_CONFIG).is_file()), None)
+    if not isinstance(recorded, str) or not recorded or run is None:
+        return recorded
+    for student in sorted(run.glob(f"{STUDENT}*")):
+        if settings.get(MODEL) is not None and _sha256(student, _written(student)) == settings[MODEL]:
+            return str(run if student.name == STUDENT else student)
+    nowhere = model_folder(Path(recorded)) is None  # from this folder
+    return str(run) if nowhere and Path(recorded).name == run.name else recorded
 
 
 def _written(folder: Path) -> float:

@@ -9,7 +9,7 @@ from torch import nn
 
 from dit_shd.core.hashing import sha256_of_tensors
 from dit_shd.data import sampled_weights
-from dit_shd.data.sampled_weights import are_of_earlier, have_changed
+from dit_shd.data.sampled_weights import are_of_earlier, have_changed, present_place
 
 
 @pytest.fixture
@@ -49,6 +49,34 @@ def test_a_run_that_went_on_has_other_weights(folder):
         )
     settings(other)
     assert not are_of_earlier(nowhere, sampled, run, [folder, other]), "one of its averages"
+    elsewhere = {**sampled, "run": str(other.parent)}
+    assert not are_of_earlier(nowhere, elsewhere, run, [folder]), "of another model, as it is"
+    go_on(other)
+    assert are_of_earlier(nowhere, elsewhere, run, [folder]), "a copy of a run, both of which went on"
+
+
+def test_the_model_of_images_is_where_their_weights_are_now(folder, monkeypatch):
+    """Of a run that was renamed or copied, also where another run has its place, and from another folder."""
+    sampled = settings(folder)
+    run, file = folder.parent, folder.parent / "results.json"
+    (run / "config.yaml").write_text("{}")
+    assert present_place(sampled, file) == str(run) and present_place({**sampled, "run": None}, file) is None
+    renamed = run.with_name("renamed")
+    run.rename(renamed)
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    go_on(folder)  # another run at the old place
+    for place in (str(run), "run", "away/x"):
+        assert present_place({**sampled, "run": place}, renamed / "deep" / "results.json") == str(renamed)
+    average = renamed / "student_ema_0.9"
+    average.mkdir()
+    (renamed / "student" / "model.safetensors").rename(average / "model.safetensors")
+    assert present_place(sampled, renamed / "results.json") == str(average)
+    go_on(average)
+    assert present_place(sampled, renamed / "results.json") == str(run), "a teacher's, or of weights that are gone"
+    assert present_place({**sampled, "run": "away/renamed"}, renamed / "x.json") == str(renamed), "has changed"
+    assert present_place({**sampled, "run": "away/x"}, renamed / "x.json") == "away/x"
+    assert present_place(sampled, renamed.parent / "x.json") == str(run)
 
 
 def test_where_it_cannot_be_told_nothing_has_changed(folder):

@@ -9,6 +9,7 @@ from dit_shd.cli.commands import Command
 from dit_shd.core.config import REQUIRED, checked, option
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import Place
+from dit_shd.data.sampled_weights import present_place
 from dit_shd.evaluation import results
 from dit_shd.models.export import run_values
 from dit_shd.reports.comparison_page import about_result, comparison_notes, cost_columns, write_comparison_page
@@ -55,7 +56,7 @@ def compare(config: CompareConfig) -> list[Row]:
     """
     config = checked(config, "compare")
     config = replace(config, results=[str(_results_file(Path(text))) for text in config.results])
-    records = [_read(Path(text)) for text in config.results]
+    records = [_placed(Path(text), _read(Path(text))) for text in config.results]
     if len(records) < 2:
         raise UserError(f"results: wanted at least two results files, the teacher's first, found {len(records)}")
     names = config.names or _names(config.results, records)
@@ -134,6 +135,14 @@ def _read(file: Path) -> dict[str, Any]:
     if record is None:
         content = "something else" if file.is_file() else "nothing"
         raise UserError(f"{file}: wanted a results file that dit-shd evaluate wrote, found {content}")
+    return record
+
+
+def _placed(file: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """A record whose samplers' settings name their models where they are now."""
+    for entry in [run["samples"] for run in record.get("runs", [record])]:
+        if "run" in entry.get("sidecar", {}):
+            entry["sidecar"]["run"] = present_place(entry["sidecar"], file)
     return record
 
 

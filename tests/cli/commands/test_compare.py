@@ -3,17 +3,20 @@
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from evaluating import pictures, run
 from pages import images_of, words_of
+from safetensors.torch import load_file, save_file
 
 from dit_shd.cli.commands.compare import CompareConfig, _names, compare
 from dit_shd.cli.program import main
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
+from dit_shd.core.weight_files import sha256_of_weights
 from dit_shd.reports.comparison_page import comparison_notes, cost_columns
 from dit_shd.reports.tables import number
 
@@ -229,6 +232,28 @@ def test_a_run_folder_does_not_stand_for_its_teacher_whose_samples_are_in_it(two
         os.utime(run / f"{name}.json", (age, age))
     rows = compared([two[1], str(run)], tmp_path, cost=False)
     assert rows[1].figures == json.loads(Path(two[0]).read_text())["figures"] != rows[0].figures
+
+
+def test_a_run_that_was_renamed_has_its_present_name_cost_and_weights(two, teacher, tmp_path, capsys):
+    """A run at its old place had been said to be it: its figures "of earlier weights", its cost left out."""
+    run, record = tmp_path / "renamed", json.loads(Path(two[0]).read_text())
+    shutil.copytree(teacher, run / "student")
+    (run / "config.yaml").write_text("{}")
+    digest = sha256_of_weights(run / "student")
+    away = tmp_path / "before"
+    shutil.copytree(teacher, away)
+    for file in away.glob("*.safetensors"):
+        weights = load_file(file)
+        save_file({name: tensor + 1 for name, tensor in weights.items()}, file)
+    record["samples"]["sidecar"] = {"run": str(away), "model_sha256": digest}
+    (run / "results.json").write_text(json.dumps(record))
+    rows = compared([str(run), two[1]], tmp_path)
+    said = capsys.readouterr().out
+    assert rows[0].name == "renamed" and rows[0].cost is not None and "earlier weights" not in said
+    for file in (run / "student").glob("*.safetensors"):
+        shutil.copy(next(away.glob("*.safetensors")), file)
+    rows = compared([str(run), two[1]], tmp_path, force=True)
+    assert "of earlier weights of" in capsys.readouterr().out and rows[0].cost is None
 
 
 def record_of(run, verdict=(), **settings):
