@@ -45,6 +45,12 @@ class RunSummary:
         return int(self.settings.get("steps") or 0)
 
     @property
+    def finished(self) -> bool:
+        """Whether all steps are taken and the last is saved; a run whose checkpoints were all removed is trusted."""
+        saved = self.checkpoints[-1] if self.checkpoints else self.steps
+        return min(self.step, saved) >= self.steps
+
+    @property
     def seconds_a_step(self) -> float | None:
         """The median of the last logged steps; None where none is logged."""
         seconds = sorted(float(row["seconds"]) for row in self.timing[-50:] if "seconds" in row)
@@ -123,11 +129,11 @@ def _state(run: RunSummary) -> str:
     done = f"step {run.step:,} of {run.steps:,} ({share:.0f}%)"
     changed = max(map(_changed, run.path.iterdir()), default=0.0)
     when = datetime.fromtimestamp(changed).strftime("%Y-%m-%d %H:%M")
-    state = "running" if run.running else "finished" if run.step >= run.steps else "not running"
+    state = "running" if run.running else "finished" if run.finished else "not running"
     seconds = run.seconds_a_step
-    left = ""
+    left = "" if run.running or run.finished or not run.checkpoints else f", saved at {run.checkpoints[-1]:,}"
     if seconds is not None and run.step < run.steps:
-        left = f", {seconds:.3g} s a step, about {seconds * (run.steps - run.step) / 60:,.0f} min left of training"
+        left += f", {seconds:.3g} s a step, about {seconds * (run.steps - run.step) / 60:,.0f} min left of training"
     return f"{state}, {done}{left}; last written {when}"
 
 

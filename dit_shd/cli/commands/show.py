@@ -54,7 +54,7 @@ def text(run: RunSummary) -> Iterator[str]:
     for name, words in lines:
         yield f"{name:<{width}}  {words}"
     folder = shlex.quote(str(run.path))
-    if run.step < run.steps and not run.running:
+    if not run.finished and not run.running:
         yield f"next: dit-shd train {folder}"
     elif run.students and run.settings.get("task", {}).get("name") in ("diffusion", "flow_matching"):
         yield f"next: dit-shd sample {folder} count=100"

@@ -35,6 +35,18 @@ def test_a_finished_run(run, capsys):
     assert f"next: dit-shd sample {run} count=100" in text
 
 
+def test_a_run_whose_last_save_failed_is_not_finished(run, tmp_path, capsys):
+    """The disk was full: its last steps are logged, and its student is of those before."""
+    place = tmp_path / "run"
+    shutil.copytree(run, place)
+    (last,) = (place / "checkpoints").glob("step_*2")
+    last.rename(last.with_name("step_000001"))
+    text = shown(capsys, place)
+    assert "not running, step 2 of 2 (100%), saved at 1" in text and f"next: dit-shd train {place}" in text
+    shutil.rmtree(place / "checkpoints")  # to make room, of a run that is done
+    assert "finished, step 2 of 2 (100%)" in shown(capsys, place)
+
+
 def test_a_run_that_is_at_work_and_half_a_line(run, capsys):
     config = yaml.safe_load((run / "config.yaml").read_text())
     (run / "config.yaml").write_text(yaml.safe_dump({**config, "steps": 50}))
