@@ -124,6 +124,8 @@ def _layers(trainer: Trainer, name: str, loss: LayerLoss) -> str:
     try:
         pairs = loss.layer_map(student, teacher)
     except ValueError:  # a loss of blocks, not of attention layers
+        pairs = {}
+    if not pairs:  # or of models whose attention cannot be captured
         return f"pairs by {loss.layers}"
     heads = sorted({(teacher[t].heads, student[s].heads) for s, t in pairs.items()})
     merged = ", ".join(f"{h} heads into {g}" for h, g in heads)

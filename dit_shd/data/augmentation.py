@@ -39,7 +39,7 @@ class ImageInput:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What training does to an image; the defaults are DeiT's recipe (arXiv 2012.12877, table 9)."""
+    """What training does to an image; the defaults are DeiT's (arXiv 2012.12877, table 9), but for repeats (3)."""
 
     crop: list[float] = option(
         [0.08, 1.0],

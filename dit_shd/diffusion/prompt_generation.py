@@ -31,7 +31,7 @@ from dit_shd.diffusion.pipelines import Prompts
 from dit_shd.diffusion.prompt_encoding import MAX_TOKENS
 from dit_shd.diffusion.sample_config import GUIDANCE, SampleConfig
 from dit_shd.diffusion.sample_files import output_path
-from dit_shd.diffusion.sampled_run import prompt_remarks, size_remarks
+from dit_shd.diffusion.sampled_run import drawn_size_remarks, prompt_remarks, size_remarks
 from dit_shd.diffusion.teacher_sampling import about_teacher
 
 if TYPE_CHECKING:
@@ -82,6 +82,8 @@ def sample_prompts(config: SampleConfig) -> Path:
     def images_of(indices: range, on_step: Callable[[float], None]) -> tuple[np.ndarray, np.ndarray]:
         numbers = [index % len(prompts) for index in indices]
         images = draw(pipeline, [prompts[number] for number in numbers], config.seed, indices, call)
+        for remark in drawn_size_remarks(call, images.shape[1:3]) if not indices.start else ():
+            _log.warning("%s", remark)
         on_step(len(indices))
         return images, np.array(numbers)
 

@@ -125,6 +125,21 @@ def size_remarks(record: PipelineRecord, call: Mapping[str, Any]) -> Iterator[st
         )
 
 
+def drawn_size_remarks(call: Mapping[str, Any], drawn: tuple[int, ...]) -> Iterator[str]:
+    """A line where a pipeline has drawn images of another size than it was asked for.
+
+    Args:
+        call: Arguments of its call.
+        drawn: Height and width.
+    """
+    asked = call.get("height"), call.get("width")
+    if None not in asked and asked != drawn:
+        yield (
+            f"size: {drawn[0]} x {drawn[1]} pixels (height, width) drawn, not {asked[0]} x {asked[1]}: pipelines may "
+            "round them, or take their autoencoder to have another factor; call='{height: ..., width: ...}' says others"
+        )
+
+
 def _of_guidance(run: Mapping[str, Any], scale: str, key: str, condition: str) -> Iterator[str]:
     losses = run.get("losses")
     if isinstance(losses, list) and any(map(_teaches_guidance, losses)):

@@ -108,7 +108,9 @@ def sample(
     """
     files = next((key for key in OF_FILES if key in options), None)
     if files is not None:
-        raise UserError(f"{files}: is for dit-shd sample, which writes files; sample(...).save(FILE) writes an npz")
+        of_prompts = files in ("prompts", "pipeline", "call")
+        remedy = "dit-shd sample RUN prompts=FILE" if of_prompts else "sample(...).save(FILE) writes an npz"
+        raise UserError(f"{files}: is for dit-shd sample, which writes files; {remedy}")
     if isinstance(labels, (list, tuple)) and labels and all(isinstance(x, str) and not x.isdecimal() for x in labels):
         comma = next((str(name) for name in labels if "," in str(name)), None)
         if comma is not None:

@@ -67,7 +67,8 @@ class Loss(nn.Module, ABC):
         """Build a loss from its keys in YAML.
 
         Args:
-            teacher: The name of the teacher that it reads; None for the first. Several: the mean of their outputs.
+            teacher: The name of the teacher that it reads; None for the first. Several, for losses on
+                outputs alone: the mean of these.
             options: The keywords of `__init__`.
 
         Raises:

@@ -55,7 +55,7 @@ def load(source: str | Path, precision: Precision = "no", device: torch.device =
         device: Where a quantised model is to run, and is read to; others are read to the CPU.
 
     Raises:
-        UserError: No such model, weights that are not finite, or a model that does not predict noise.
+        UserError: No such model, weights that are not finite, or of a velocity by their looks that do not say so.
     """
     if is_quantised(precision):
         model = _read_quantised(source, precision, device)

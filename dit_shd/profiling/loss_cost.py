@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dit_shd.attention.capture import Capture
+from dit_shd.attention.capture import Capture, Captures
+from dit_shd.core.errors import UserError
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.losses import LAYERS, Layer, LayerLoss, Loss
 from dit_shd.distillation.recording import Role, named_attention
@@ -50,17 +51,28 @@ def loss_costs(
     """
     costs: dict[str, LayerCost] = {}
     for key, loss in losses.items():
-        teacher_captures, student_captures = {}, {}
         teacher = _teacher(key, loss, teachers)
-        if LAYERS & loss.reads:
-            student_captures = captures_of(student, task, pass_name, _named(loss, "student", student), teacher)
-        if LAYERS & loss.reads and teacher is not None:
-            teacher_captures = captures_of(teacher, task, pass_name, _named(loss, "teacher", teacher), student)
-        cost = loss.cost(teacher_captures, student_captures, images)
+        taught = _captures(loss, task, pass_name, "student", student, teacher)
+        teaching = {} if teacher is None else _captures(loss, task, pass_name, "teacher", teacher, student)
+        cost = loss.cost(teaching, taught, images)
         if cost is None:
             cost = _counted(loss, *_forwards(key, loss, task, pass_name, student, teachers), images)
         costs[key] = cost
     return costs
+
+
+def _captures(
+    loss: Loss, task: Task[Any], pass_name: str, role: Role, model: nn.Module, like: nn.Module | None
+) -> Captures:
+    """The attention of a model, for a loss that reads layers; a loss of other layers does without if it has none."""
+    if not LAYERS & loss.reads:
+        return {}
+    try:
+        return captures_of(model, task, pass_name, _named(loss, role, model), like)
+    except UserError:
+        if Reads.ATTENTION in loss.reads:
+            raise
+        return {}
 
 
 def kept_numbers(

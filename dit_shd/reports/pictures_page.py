@@ -106,9 +106,11 @@ def _encoded(image: np.ndarray) -> str:
 
 def _finding(sets: Mapping[str, ImageSet], count: int) -> str:
     some = next(iter(sets.values()))
-    height, width = some.shape[1:3]
+    sizes = {name: f"{width} x {height}" for name, (_, height, width, _) in ((n, s.shape) for n, s in sets.items())}
+    one = len(set(sizes.values())) == 1
+    listed = ", ".join(sizes if one else (f"{name} ({size})" for name, size in sizes.items()))
     shown = f"the first {count} of {some.shape[0]:,} prompts" if count < some.shape[0] else f"all {count} prompts"
-    return f"Pictures of {width} x {height} by {', '.join(sets)}: {shown}, none chosen."
+    return f"Pictures{f' of {sizes[next(iter(sizes))]}' if one else ''} by {listed}: {shown}, none chosen."
 
 
 def _differences(sets: Mapping[str, ImageSet]) -> list[str]:

@@ -76,9 +76,12 @@ def test_a_pipeline_of_classes(tmp_path, capsys, caplog):
     assert main(command) == 2
     assert "of a class-conditional student of diffusers a DiTPipeline" in capsys.readouterr().err
     assert main([*command, f"pipeline={tmp_path / 'pipeline'}"]) == 0
-    assert capsys.readouterr().out.endswith(f"from_pretrained('{tmp_path / 'whole'}')(class_labels=[0, 1])\n")
+    said = f"from_pretrained('{tmp_path / 'whole'}')(class_labels=[0, 1], guidance_scale=1)\n"
+    assert capsys.readouterr().out.endswith(said), "three classes: the pipeline would guide by label 1000"
     assert "prompts" not in caplog.text
-    assert DiffusionPipeline.from_pretrained(tmp_path / "whole").transformer.config.num_layers == 1
+    whole = DiffusionPipeline.from_pretrained(tmp_path / "whole")
+    assert whole.transformer.config.num_layers == 1
+    assert len(whole(class_labels=[0, 1], guidance_scale=1, num_inference_steps=1).images) == 2
     assert main(["pipeline", "asset:digits_teacher", str(tmp_path / "mdt"), f"pipeline={tmp_path / 'pipeline'}"]) == 2
     assert "holds MDTv2, which is no class of diffusers" in capsys.readouterr().err
     assert not (tmp_path / "mdt").exists()

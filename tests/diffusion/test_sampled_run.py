@@ -9,7 +9,7 @@ import pytest
 
 from dit_shd.core.config import make
 from dit_shd.diffusion.sample_config import SampleConfig
-from dit_shd.diffusion.sampled_run import of_run, prompt_remarks, remarks, words_of_run
+from dit_shd.diffusion.sampled_run import drawn_size_remarks, of_run, prompt_remarks, remarks, words_of_run
 from dit_shd.diffusion.sampler import sample
 from dit_shd.diffusion.teacher_sampling import about_teacher
 from dit_shd.models.export import run_values
@@ -31,6 +31,14 @@ def test_a_run_knows_its_schedule(teacher, tmp_path):
     assert of_run(make(SampleConfig, {"run": str(tmp_path / "run")})).diffusion_steps == 100
     assert of_run(make(SampleConfig, {"run": str(tmp_path / "run" / "student")})).diffusion_steps == 100
     assert of_run(make(SampleConfig, {"run": str(teacher)})).diffusion_steps == 1000
+
+
+def test_a_pipeline_that_draws_another_size_than_it_is_asked_for_is_noted():
+    """A student of 64 pixels was scored at 32, since its pipeline takes every autoencoder to have a factor of 8."""
+    (line,) = drawn_size_remarks({"height": 64, "width": 64}, (32, 32))
+    assert line.startswith("size: 32 x 32 pixels (height, width) drawn, not 64 x 64: ")
+    for call, drawn in (({"height": 64, "width": 32}, (64, 32)), ({"height": 64}, (32, 32)), ({}, (32, 32))):
+        assert not list(drawn_size_remarks(call, drawn))
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,15 @@
 """What losses take beside both models: by hand for a loss whose products are few."""
 
+import pytest
 import torch
 
+from dit_shd.core.errors import UserError
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.losses.feature import Feature
 from dit_shd.distillation.losses.shd import SHD
 from dit_shd.distillation.losses.tinybert import TinyBERT
 from dit_shd.models.families.dit import DiT
+from dit_shd.profiling import loss_cost
 from dit_shd.profiling.loss_cost import build_losses, kept_numbers, loss_costs
 from dit_shd.tasks.diffusion import Diffusion
 
@@ -35,6 +38,19 @@ def test_a_learned_map_of_each_block_is_three_products():
     assert four.held - two.held == 2 * 4 * (TOKENS * (WIDER + WIDTH) + 1)
     assert 0 <= four.scratch - two.scratch < 4 * TOKENS * WIDTH, "the gradients of one block at a time"
     assert (many.operations, many.held, many.scratch) == (6 * two.operations, 6 * two.held, 6 * two.scratch)
+
+
+def test_a_loss_of_blocks_needs_no_attention_that_can_be_captured(monkeypatch):
+    """The dry run of Sana, whose attention is linear, had refused `feature`, which trains."""
+
+    def refuse(*_):
+        raise UserError("capture: ran without calling scaled_dot_product_attention")
+
+    counted = cost(1, 2)
+    monkeypatch.setattr(loss_cost, "captures_of", refuse)
+    assert cost(1, 2) == counted
+    with pytest.raises(UserError, match="ran without calling"):
+        cost(1, 2, SHD)
 
 
 def test_scores_are_computed_twice_and_teach_queries_and_keys():

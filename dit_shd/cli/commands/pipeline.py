@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from dit_shd.cli.commands import Command
 from dit_shd.core.config import REQUIRED, option
@@ -12,6 +12,12 @@ from dit_shd.core.places import Place
 from dit_shd.diffusion.assembly import assemble, write_pipeline
 from dit_shd.diffusion.pipelines import reads_text
 from dit_shd.diffusion.prompt_generation import adapter_of_record, call_arguments
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+IMAGENET = 1000
+"""Classes that diffusers' DiTPipeline takes its model to have."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +47,17 @@ class Pipeline(Command[PipelineConfig]):
         names = () if adapter is None else adapter.sized_by
         written = {name: getattr(pipeline, name) for name in names}
         learned = "".join(f", {key}={value!r}" for key, value in call_arguments(pipeline, record, {}).items())
-        asked = "prompt" if reads_text(config.out) else "class_labels=[0, 1]"
+        asked = "prompt" if reads_text(config.out) else _of_classes(pipeline)
         opened = f"diffusers.DiffusionPipeline.from_pretrained('{config.out}')"
         changed = {name: getattr(pipeline, name) for name in names if getattr(pipeline, name) != written[name]}
         if changed:
             sized = "".join(f"pipeline.{name} = {value!r}; " for name, value in changed.items())
             opened = f"pipeline = {opened}; {sized}pipeline"
         print(f"done: {config.out}\nnext: {opened}({asked}{learned})")
+
+
+def _of_classes(pipeline: "DiffusionPipeline") -> str:
+    """The call's arguments of a class-conditional pipeline, which guides by label 1000 whatever its model."""
+    config: Any = getattr(pipeline, "transformer", None)
+    others = config is not None and config.config.get("num_embeds_ada_norm", IMAGENET) != IMAGENET
+    return f"class_labels=[0, 1]{', guidance_scale=1' if others else ''}"

@@ -155,7 +155,8 @@ def publish(config: PublishConfig) -> str:
     except UserError:
         raise
     except Exception as error:  # of several libraries: no login, no network, no permission
-        raise UserError(f"hub:{repository}: was not uploaded ({error_line(error)}); hf auth login signs in") from error
+        remedy = "without a network try again later; hf auth login signs in"
+        raise UserError(f"hub:{repository}: was not uploaded ({error_line(error)}); {remedy}") from error
     return str(address)
 
 

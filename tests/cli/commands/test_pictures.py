@@ -41,6 +41,13 @@ def test_prompts_are_rows_and_models_are_columns(tmp_path):
     assert "as asked" not in page, "nobody has read them"
 
 
+def test_pictures_of_several_sizes_are_said_to_be(tmp_path):
+    """The first file's size had been said of all."""
+    large, small = samples(tmp_path / "large.npz", side=24), samples(tmp_path / "small.npz")
+    assert "Pictures by large (24 x 24), small (16 x 16): all 3 prompts" in page_of(tmp_path, str(large), str(small))
+    assert "Pictures of 24 x 24 by large: all 3 prompts" in page_of(tmp_path, str(large))
+
+
 def test_pictures_are_the_files(tmp_path):
     """Small ones to the pixel; large ones are reduced."""
     import base64
