@@ -1,7 +1,6 @@
 """Which blocks of a model a student of fewer can keep: linear probes on calibration batches."""
 
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -149,18 +148,11 @@ def _check_keep(keep: int, names: list[str], config: DepthConfig) -> None:
 def _borders(blocks: Mapping[str, nn.Module], run: Callable[[], Any]) -> list[Tensor]:
     """What goes into the first block, and what every block gives, in order."""
     borders: list[Tensor] = []
-    with _input(next(iter(blocks.values())), borders), recorded(blocks, lambda _, output: borders.append(output)):
-        run()
-    return borders
 
-
-@contextmanager
-def _input(block: nn.Module, borders: list[Tensor]) -> Generator[None]:
     def read(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         borders.append(kwargs[STREAM] if STREAM in kwargs else args[0])
 
-    handle = block.register_forward_pre_hook(read, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
+    first = next(iter(blocks.values())).register_forward_pre_hook(read, with_kwargs=True)
+    with first, recorded(blocks, lambda _, output: borders.append(output)):
+        run()
+    return borders
