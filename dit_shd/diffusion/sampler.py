@@ -29,7 +29,7 @@ from dit_shd.data.latent_origin import decoder
 from dit_shd.data.model_origin import of_source
 from dit_shd.data.pixels import grid
 from dit_shd.diffusion import class_names
-from dit_shd.diffusion.denoiser import class_numbers, classes_of, known_classes
+from dit_shd.diffusion.denoiser import class_numbers, known_classes
 from dit_shd.diffusion.guidance import Guided
 from dit_shd.diffusion.pipeline_scheduler import check_scheduler
 from dit_shd.diffusion.sample_config import VELOCITY_SOLVERS, SampleConfig
@@ -178,8 +178,9 @@ def check_labels(labels: Sequence[int] | np.ndarray, model: nn.Module) -> None:
         UserError: There are some.
     """
     classes, known = sorted({int(label) for label in labels}), known_classes(model)
-    if classes[0] < 0 or classes[-1] >= classes_of(model):
-        raise UserError(f"labels: wanted classes 0 to {classes_of(model) - 1}, found {classes[0]} to {classes[-1]}")
+    count = shape_of(model).classes
+    if classes[0] < 0 or classes[-1] >= count:
+        raise UserError(f"labels: wanted classes 0 to {count - 1}, found {classes[0]} to {classes[-1]}")
     unseen = sorted(set(classes) - set(known))
     if unseen:
         raise UserError(f"labels: the model's training never saw class {unseen[0]}; it saw {_shortly(known)}")
