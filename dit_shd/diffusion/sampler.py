@@ -38,6 +38,7 @@ from dit_shd.diffusion.solvers import network_calls, solve
 from dit_shd.models import loading
 from dit_shd.models.compilation import compiled_blocks
 from dit_shd.models.families.mdt import kept_biases
+from dit_shd.models.offload import device_of
 from dit_shd.models.prediction import prediction_of
 from dit_shd.models.shape import shape_of
 
@@ -276,11 +277,6 @@ def _first_non_finite(config: SampleConfig, finite: Sequence[tuple[float, Tensor
         if not output_finite:
             return f"the model's output{guided} at {unit} {time:.6g}"
     return f"what solver={config.solver} made in {config.steps} steps of finite model outputs{guided}"
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where its weights are."""
-    return next(model.parameters()).device
 
 
 def of_model(config: SampleConfig, model: nn.Module) -> SampleConfig:
