@@ -1,7 +1,6 @@
 """Which blocks of a model a student of fewer can keep: linear probes on calibration batches."""
 
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -90,7 +89,7 @@ def find_plan(config: DepthConfig) -> tuple[nn.Module, KeptPlan]:
     for t in tqdm(timesteps, desc="timesteps"):
         for samples in inputs.batches:
             keywords = on_device(inputs.keywords(samples, t), model)
-            borders = list(_borders(model, blocks, lambda keywords=keywords: model(**keywords, return_dict=False)))
+            borders = list(_borders(blocks, lambda keywords=keywords: model(**keywords, return_dict=False)))
             shapes = {tuple(border.shape) for border in borders}
             if len(borders) != len(names) + 1 or len(shapes) > 1 or borders[0].ndim != 3:
                 raise UserError(
@@ -146,21 +145,14 @@ def _check_keep(keep: int, names: list[str], config: DepthConfig) -> None:
 
 
 @torch.no_grad()
-def _borders(model: nn.Module, blocks: Mapping[str, nn.Module], run: Callable[[], Any]) -> list[Tensor]:
+def _borders(blocks: Mapping[str, nn.Module], run: Callable[[], Any]) -> list[Tensor]:
     """What goes into the first block, and what every block gives, in order."""
     borders: list[Tensor] = []
-    with _input(next(iter(blocks.values())), borders), recorded(blocks, lambda _, output: borders.append(output)):
-        run()
-    return borders
 
-
-@contextmanager
-def _input(block: nn.Module, borders: list[Tensor]) -> Generator[None]:
     def read(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         borders.append(kwargs[STREAM] if STREAM in kwargs else args[0])
 
-    handle = block.register_forward_pre_hook(read, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
+    first = next(iter(blocks.values())).register_forward_pre_hook(read, with_kwargs=True)
+    with first, recorded(blocks, lambda _, output: borders.append(output)):
+        run()
+    return borders

@@ -195,11 +195,8 @@ class _Watch:
             if self._recorded:
                 self.times.append(self._timestep(time))
 
-        hook = model.register_forward_pre_hook(before, with_kwargs=True)
-        try:
+        with model.register_forward_pre_hook(before, with_kwargs=True):
             yield
-        finally:
-            hook.remove()
 
     def _timestep(self, time: float) -> int:
         """The step's timestep as the scheduler counts it: down from the noise, whatever the model is given."""

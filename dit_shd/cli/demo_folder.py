@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from dit_shd.core import shipped_configs
 from dit_shd.core.config import check_ranges, option, resolve
 from dit_shd.core.errors import UserError
@@ -78,6 +80,12 @@ def seconds(out: Path) -> dict[str, float]:
 def sample_file(config: DemoConfig, name: str) -> Path:
     """The images of a model."""
     return config.out / "samples" / f"{name}.npz"
+
+
+def images_of(config: DemoConfig, name: str) -> np.ndarray:
+    """Those images, uint8 [n,y,x,c]."""
+    with np.load(sample_file(config, name), allow_pickle=False) as file:
+        return file["arr_0"]
 
 
 def claim(config: DemoConfig, teacher: str, students: Mapping[str, Path], others: Sequence[str] = ()) -> Lock:

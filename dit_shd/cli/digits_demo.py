@@ -11,14 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dit_shd.cli.demo_folder import (
     PAGE,
     PICTURE,
     RESULTS,
     DemoConfig,
     claim,
+    images_of,
     sample_file,
     seconds,
     student_config,
@@ -138,10 +137,6 @@ def _gap(teacher: float, output: float, shd: float) -> str:
 
 def finished(config: DemoConfig, scores: Scores) -> Demo:
     """The data of the page."""
-    images = {}
-    for name in NAMES:
-        with np.load(sample_file(config, name), allow_pickle=False) as file:
-            images[name] = file["arr_0"]
     commands = {f"train, {SHORT[n]}": shlex.join(["dit-shd", *training(config, n).arguments]) for n in STUDENTS}
     commands |= {f"sample, {n}": shlex.join(["dit-shd", *sample_arguments(config, n)]) for n in NAMES}
     return Demo(
@@ -149,7 +144,7 @@ def finished(config: DemoConfig, scores: Scores) -> Demo:
         titles=NAMES,
         teacher=load(TEACHER).eval(),
         students={SHORT[n]: load(model_source(config, n)).eval() for n in STUDENTS},
-        images=images,
+        images={name: images_of(config, name) for name in NAMES},
         curves={SHORT[n]: RunFolder(config.out / n).metrics() for n in STUDENTS},
         commands=commands,
         seconds=seconds(config.out),
@@ -241,8 +236,7 @@ def _measure(config: DemoConfig) -> Scores:
     reference = extract_features(network, ArrayImages(training, "the training digits"))
     rows = []
     for name, title in NAMES.items():
-        with np.load(sample_file(config, name), allow_pickle=False) as file:
-            figures = score(file["arr_0"], reference, network)
+        figures = score(images_of(config, name), reference, network)
         rows.append(Row(title, cost(load(model_source(config, name)).eval(), Diffusion(mask_ratio=None)), figures))
     real = score(held_out, reference, network)
     return Scores(rows, real, len(held_out), len(training))

@@ -11,8 +11,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dit_shd.cli.child_processes import ChildProcess, run_jobs
 from dit_shd.cli.demo_folder import (
     PAGE,
@@ -20,6 +18,7 @@ from dit_shd.cli.demo_folder import (
     RESULTS,
     DemoConfig,
     claim,
+    images_of,
     sample_file,
     seconds,
     student_config,
@@ -188,12 +187,6 @@ def sample_models(config: DemoConfig, trained: set[str]) -> bool:
     current = {"prompts": prompts, "seed": config.seed, "count": config.images}
     missing = {name for name, each in samplings.items() if name in trained or not _records(each, current)}
     return sample(config.out, samplings, missing)
-
-
-def images_of(config: DemoConfig, name: str) -> np.ndarray:
-    """The pictures of a model, uint8 [n,y,x,3]."""
-    with np.load(sample_file(config, name), allow_pickle=False) as file:
-        return file["arr_0"]
 
 
 def finished(config: DemoConfig, scores: TextScores, canvases: list[Canvas]) -> TextDemo:

@@ -172,17 +172,13 @@ def atomic_file(final: Path, remedy: str = REMEDY) -> Generator[IO[bytes]]:
 
 
 @contextmanager
-def atomic_path(final: Path, remedy: str = REMEDY) -> Generator[Path]:
+def atomic_path(final: Path) -> Generator[Path]:
     """As atomic_file, for writers that take a path: the one to be written in the block.
-
-    Args:
-        final: The path that the file appears under.
-        remedy: As in atomic_file.
 
     Raises:
         UserError: It could not be written.
     """
-    with _publishing(final, remedy) as part:
+    with _publishing(final, REMEDY) as part:
         yield part
         _own_permissions(part)
 

@@ -93,7 +93,9 @@ class _Held:
         try:
             _take(self.fd, path)
             os.ftruncate(self.fd, 0)
-            os.pwrite(self.fd, json.dumps({"what": what, **_myself(), "since": time.time()}).encode(), 0)
+            pid = os.getpid()
+            myself = {"pid": pid, "host": socket.gethostname(), "start": _start_ticks(pid)}
+            os.pwrite(self.fd, json.dumps({"what": what, **myself, "since": time.time()}).encode(), 0)
         except OSError as error:
             os.close(self.fd)
             raise UserError(f"{path}: cannot be written ({error.strerror})") from error
@@ -247,10 +249,6 @@ def _is_at(fd: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(fd), os.stat(path, follow_symlinks=False))
     except OSError:
         return False
-
-
-def _myself() -> dict[str, Any]:
-    return {"pid": os.getpid(), "host": socket.gethostname(), "start": _start_ticks(os.getpid())}
 
 
 def _start_ticks(pid: int) -> int:

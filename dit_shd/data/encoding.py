@@ -186,8 +186,6 @@ def _encode_missing(state: "PartialState", job: EncodingJob) -> None:
         header = verify_shard(file)
         if header.shape[0] + len(header.skipped) != len(piece):
             raise damaged(file, f"it holds {header.shape[0]} images where {len(piece)} were wanted")
-        if any(reason.startswith("[Errno") for _, _, reason in header.skipped):  # of earlier versions
-            raise damaged(file, "images are left out of it that a disk did not give")
 
     missing = share_of_missing(state, job.pieces(), job.file, check)
     with Progress("encoding", len(job.source), finished, shown=state.is_main_process) as progress:

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from dit_shd.core.config import resolve
-from dit_shd.core.resumable import read_settings
 from dit_shd.data.encode_config import EncodeConfig
 from dit_shd.data.encoder import Encoder
 from dit_shd.data.latent_origin import Origin
@@ -18,10 +17,6 @@ from dit_shd.data.text_encoding import PromptEncoder
 
 NEUTRAL = ("images", "out", "workers")
 """Keys that do not change the latents."""
-FIRST_IMAGES = "first_images_sha256"
-"""The key of the hash of the first images' contents."""
-ALL_IMAGES = "all_images_sha256"
-"""The key of the hash of all images' contents, where the source has one."""
 OF_TEXT = ("pipeline", "caption_column", "text_tokens", "text_dtype", "adapter")
 """Keys of captions."""
 
@@ -68,12 +63,10 @@ class EncodingJob:
         else:
             keys["crop"] = list(self.crop)
         about: dict[str, Any] = {"format": FORMAT, "images_sha256": self.source.sha256()}
-        begun = read_settings(self.config.out)
-        if begun is None or FIRST_IMAGES in begun:  # earlier versions did not have it
-            about[FIRST_IMAGES] = self.source.first_images_sha256()
+        about["first_images_sha256"] = self.source.first_images_sha256()
         everything = self.source.all_images_sha256()
-        if everything is not None and (begun is None or ALL_IMAGES in begun):
-            about[ALL_IMAGES] = everything
+        if everything is not None:
+            about["all_images_sha256"] = everything
         about["classes"] = list(self.source.classes)
         autoencoder = self.encode.autoencoder
         origin = Origin() if autoencoder is None else Origin.of_autoencoder(keys["vae"], autoencoder)

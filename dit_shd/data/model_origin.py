@@ -5,13 +5,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dit_shd.core.errors import UserError
-from dit_shd.core.places import PIXELS, Asset, HubName, find, is_here
-from dit_shd.core.pretrained import COPY, RECORD, config_of_run, folder_of_weights, model_folder
-from dit_shd.core.yaml_files import read_yaml
+from dit_shd.core.places import Asset, HubName, find, is_here
+from dit_shd.core.pretrained import COPY, RECORD, folder_of_weights, model_folder
 from dit_shd.data.autoencoder import read_autoencoder
-from dit_shd.data.latent_origin import AUTO, COLOURS, Origin, origin_of, read_record
-from dit_shd.data.latent_shards import read_index
+from dit_shd.data.latent_origin import COLOURS, Origin, read_record
 
 
 def of_source(source: str, channels: int) -> Origin | None:
@@ -29,8 +26,7 @@ def of_source(source: str, channels: int) -> Origin | None:
     folder = model_folder(path) if path.is_dir() else None
     if folder is not None and folder.name == "transformer" and (folder.parent / COPY).is_dir():  # a pipeline
         return Origin(str(folder.parent / COPY))
-    config = config_of_run(path)
-    return default if config is None or folder is None else _of_old_run(config, channels, default)
+    return default
 
 
 def other_latents(place: str, origin: Origin | None, channels: int) -> str | None:
@@ -67,23 +63,6 @@ def _on_hub(name: HubName, default: Origin | None) -> Origin | None:
         return None if recorded is None or recorded.pixels else recorded
     pipeline = name.file("config.json") is None and name.file(f"{COPY}/config.json") is not None
     return Origin(str(name)) if pipeline else default
-
-
-def _of_old_run(config: Path, channels: int, default: Origin | None) -> Origin | None:
-    """The origin of a run without a record: that of its data, if they are latents.
-
-    A run whose config has `vae` recorded every autoencoder before its first step, but none for pixels.
-    """
-    values = read_yaml(config)
-    data = values.get("data")
-    if not isinstance(data, dict) or data.get("name") != "latents":
-        return default
-    if channels in COLOURS and "vae" in values and values["vae"] in (AUTO, PIXELS, None):
-        return None
-    try:
-        return origin_of(read_index(Path(str(data.get("path")))))
-    except UserError:  # moved since
-        return Origin()
 
 
 def following(model: Path, count: int, decodes: bool, vae: str | None = None, words: Sequence[str] = ()) -> str:

@@ -14,7 +14,6 @@ from torch import nn
 
 from dit_shd.core.errors import UserError, one_line
 from dit_shd.data.datasets import Dataset
-from dit_shd.diffusion.denoiser import classes_of
 from dit_shd.models.shape import shape_of
 
 Names = Sequence[str | None]
@@ -64,7 +63,7 @@ def compare(teacher: nn.Module, dataset: Dataset) -> tuple[str, bool]:
         return f"the teacher never saw the data's classes {_listed(dataset, unseen)}", False
     data_names = {i: dataset.class_names[i] for i in seen} if dataset.class_names is not None else {}
     wordnet = bool(data_names) and all(map(WORDNET.fullmatch, data_names.values()))
-    if teacher_names is None and classes_of(teacher) == 1000 and wordnet:
+    if teacher_names is None and shape_of(teacher).classes == 1000 and wordnet:
         teacher_names = _imagenet()
     if not _comparable(data_names, teacher_names):
         reason = _unnamed(data_names, teacher_names)

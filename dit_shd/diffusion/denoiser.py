@@ -117,8 +117,3 @@ def class_numbers(labels: Any) -> list[int] | int:  # noqa: ANN401
         return [index(label) for label in labels] if np.ndim(labels) else index(labels)
     except (TypeError, ValueError) as error:
         raise UserError(f"labels: wanted classes (integers), random or balanced, found {str(labels)[:60]}") from error
-
-
-def classes_of(model: nn.Module) -> int:
-    """The number of classes of a model; that number is also its label for "none"."""
-    return shape_of(model).classes

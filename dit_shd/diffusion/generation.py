@@ -7,7 +7,6 @@ among the shards until all of it is there, so a kill at any moment loses nothing
 """
 
 import json
-import logging
 import os
 import shlex
 from collections.abc import Callable
@@ -57,8 +56,6 @@ FEWEST = 20
 """Images that can be scored; of fewer no command for that is proposed."""
 SMALL_DIGITS = ("digits", "mnist", "asset:digits_teacher")
 """Data, and an asset, whose images the classifier of digits knows."""
-
-_log = logging.getLogger("dit_shd")
 
 
 def sample_to_file(config: SampleConfig, model: nn.Module | None = None) -> Path:

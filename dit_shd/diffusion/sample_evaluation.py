@@ -25,13 +25,13 @@ from dit_shd.data.latent_origin import AUTO, Kept, decoder
 from dit_shd.diffusion.generation import sample_to_file, settings
 from dit_shd.diffusion.sample_config import SampleConfig
 from dit_shd.diffusion.sample_files import MERGED, lock_file, parts_of
-from dit_shd.diffusion.sampler import device_of
 from dit_shd.evaluation import results
 from dit_shd.evaluation.evaluate import EvaluateConfig, evaluate
 from dit_shd.evaluation.features import FeatureNetwork, build_network
 from dit_shd.evaluation.metrics import METRICS
 from dit_shd.evaluation.reference import Reference, open_reference
 from dit_shd.evaluation.scoring import Chosen, select_metrics
+from dit_shd.models.offload import device_of
 from dit_shd.models.shape import shape_of
 
 UNCOMPARED = ("run", "diffusion_steps")

@@ -29,7 +29,7 @@ from dit_shd.data.latent_origin import decoder
 from dit_shd.data.model_origin import of_source
 from dit_shd.data.pixels import grid
 from dit_shd.diffusion import class_names
-from dit_shd.diffusion.denoiser import class_numbers, classes_of, known_classes
+from dit_shd.diffusion.denoiser import class_numbers, known_classes
 from dit_shd.diffusion.guidance import Guided
 from dit_shd.diffusion.pipeline_scheduler import check_scheduler
 from dit_shd.diffusion.sample_config import VELOCITY_SOLVERS, SampleConfig
@@ -38,6 +38,7 @@ from dit_shd.diffusion.solvers import network_calls, solve
 from dit_shd.models import loading
 from dit_shd.models.compilation import compiled_blocks
 from dit_shd.models.families.mdt import kept_biases
+from dit_shd.models.offload import device_of
 from dit_shd.models.prediction import prediction_of
 from dit_shd.models.shape import shape_of
 
@@ -180,8 +181,9 @@ def check_labels(labels: Sequence[int] | np.ndarray, model: nn.Module) -> None:
         UserError: There are some.
     """
     classes, known = sorted({int(label) for label in labels}), known_classes(model)
-    if classes[0] < 0 or classes[-1] >= classes_of(model):
-        raise UserError(f"labels: wanted classes 0 to {classes_of(model) - 1}, found {classes[0]} to {classes[-1]}")
+    count = shape_of(model).classes
+    if classes[0] < 0 or classes[-1] >= count:
+        raise UserError(f"labels: wanted classes 0 to {count - 1}, found {classes[0]} to {classes[-1]}")
     unseen = sorted(set(classes) - set(known))
     if unseen:
         raise UserError(f"labels: the model's training never saw class {unseen[0]}; it saw {_shortly(known)}")
@@ -277,11 +279,6 @@ def _first_non_finite(config: SampleConfig, finite: Sequence[tuple[float, Tensor
         if not output_finite:
             return f"the model's output{guided} at {unit} {time:.6g}"
     return f"what solver={config.solver} made in {config.steps} steps of finite model outputs{guided}"
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where its weights are."""
-    return next(model.parameters()).device
 
 
 def of_model(config: SampleConfig, model: nn.Module) -> SampleConfig:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from dit_shd.core.config import check_ranges, option
+from dit_shd.core.config import option
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
 from dit_shd.core.rng import Draws
@@ -29,17 +29,6 @@ class ValidationLoss:
 
     data: Plugin | None = option(None, "held-out data: {name: text_latents, path: ...}; empty for no evaluation")
     count: int = option(512, "samples; figures of other counts are not comparable", range=(1, 1e7))
-
-    def check(self, where: str) -> None:
-        """Refuse numbers out of their ranges.
-
-        Args:
-            where: What the keys are below, for the message.
-
-        Raises:
-            UserError: Naming the key.
-        """
-        check_ranges(self, where)
 
     def open(self) -> Dataset | None:
         """The held-out data.

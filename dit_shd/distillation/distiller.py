@@ -138,7 +138,8 @@ class Distiller(nn.Module):
     def _forward(self, batch: Batch, losses: Mapping[str, Loss]) -> Forward:
         """The student's forward, with what some losses read of it."""
         layers = recording.named_attention(losses.values(), "student", self.student)
-        forward = recording.forward(self.task, self.student, batch, _read(losses.values()), layers)
+        read = frozenset[Reads]().union(*(loss.reads for loss in losses.values()))
+        forward = recording.forward(self.task, self.student, batch, read, layers)
         recording.check_named(losses.values(), "student", self.student, forward.attention)
         # what attention put out is read of teachers alone; where blocks run again, nothing else would keep it
         return replace(forward, attention={name: _without_output(layer) for name, layer in forward.attention.items()})
@@ -228,8 +229,3 @@ def _nothing(learner: nn.Module, mean: Tensor) -> Tensor:
     gathered = (p for p in learner.parameters() if not hasattr(p, "full_tensor"))  # slices of blocks that did not run
     unused = [0 * p.sum() for p in gathered]  # DDP waits for the gradient of each
     return torch.stack(unused).sum() if unused else torch.zeros_like(mean)
-
-
-def _read(losses: Iterable[Loss]) -> frozenset[Reads]:
-    """What losses read of a forward, together."""
-    return frozenset[Reads]().union(*(loss.reads for loss in losses))

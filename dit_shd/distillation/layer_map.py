@@ -39,10 +39,9 @@ def layer_map(teacher: Sequence[str], student: Sequence[str], how: LayerMap = "s
         return KeptPlan.read(Path(how.removeprefix(KEPT)).expanduser()).pairs(teacher, student)
     if how not in ("sections", "proportional", "last"):
         raise UserError(f"layers: wanted sections, proportional, last, kept:PLAN or a map of names, found '{how}'")
-    if how == "last":
-        ends = [([name for name in names if ":" not in name] or list(names))[-1:] for names in (student, teacher)]
-        return dict(zip(*ends))
     layers = [[name for name in names if ":" not in name] or list(names) for names in (teacher, student)]
+    if how == "last":
+        return dict(zip(layers[1][-1:], layers[0][-1:]))
     runs = [max(map(_run, names), default=1) for names in layers]
     unrolled = runs[0] != runs[1]
     if unrolled and (min(runs) > 1 or not _loops(max(zip(runs, layers))[1])):

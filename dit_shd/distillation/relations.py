@@ -58,12 +58,8 @@ def over_rows(
     """
     b, _, n, m = student[0].shape
     rows = Tiling.choose(b, 1, n, m, b * planes, student[0].query.device, chunk_mib).rows
-    leaves = [x for capture in student for x in _leaves(capture)]
+    leaves = [x for one in student for x in (one.query, one.key, *(() if one.bias is None else one.bias.leaves))]
     return _OverRows.apply(tile, list(student), list(slices(n, rows)), len(leaves), *leaves, *learned)  # type: ignore[return-value]
-
-
-def _leaves(capture: Capture) -> list[Tensor]:
-    return [capture.query, capture.key, *(() if capture.bias is None else capture.bias.leaves)]
 
 
 def _rebuilt(captures: Sequence[Capture], leaves: Sequence[Tensor]) -> list[Capture]:

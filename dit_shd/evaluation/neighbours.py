@@ -61,12 +61,6 @@ def manifold(samples: Tensor, reference: Tensor, k: int, density_k: int, block: 
     return Manifold(sample_inside, reference_inside, counts)
 
 
-@true_float32()
-def radii(points: Tensor, k: int, block: int = 1024) -> Tensor:
-    """[n]: each point's (k+1)-th smallest squared distance within the set, the point itself counted, in float64."""
-    return _radii(_Low(points, _Frame.around(points)), (k,), block)[0]
-
-
 def exact_distances(a: Tensor, b: Tensor) -> Tensor:
     """[p]: |a_i - b_i|^2 of rows [p,d], by differences in float64."""
     return (a.double() - b.double()).square_().sum(-1)
@@ -117,7 +111,7 @@ class _Low:
 
 
 def _radii(low: _Low, ks: tuple[int, ...], block: int) -> list[Tensor]:
-    """`radii` for several k at once.
+    """For each k [n]: each point's (k+1)-th smallest squared distance within the set, itself counted, in float64.
 
     The matrix of distances is symmetric, so each pair of blocks is computed once and serves both.
     """

@@ -119,17 +119,12 @@ def require_onnx() -> None:
     require(("onnx", "onnxscript", "onnxruntime"), "export", "ONNX")
 
 
-def onnx_runtime(file: Path, threads: int = 1) -> Runtime:
-    """An ONNX file in onnxruntime on the CPU.
-
-    Args:
-        file: The file of to_onnx.
-        threads: That it may use.
-    """
+def onnx_runtime(file: Path) -> Runtime:
+    """A file of to_onnx in onnxruntime on one thread of the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
     def run(inputs: Inputs) -> Tensor:

@@ -68,17 +68,14 @@ class FinalLayer(nn.Module):
 class TimestepEmbedder(nn.Module):
     """128 frequencies, cosines then sines, through an MLP."""
 
-    def __init__(self, width: int, features: int = 256):
+    def __init__(self, width: int):
         super().__init__()
-        self.features = features
-        self.mlp = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
+        self.mlp = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, timestep: Tensor) -> Tensor:
         """Embeddings [b,e] of timesteps [b]."""
-        half = self.features // 2
-        frequencies = torch.exp(
-            -math.log(10000) * torch.arange(half, dtype=torch.float32, device=timestep.device) / half
-        )
+        numbers = torch.arange(128, dtype=torch.float32, device=timestep.device)
+        frequencies = torch.exp(-math.log(10000) * numbers / 128)
         angles = timestep[:, None].float() * frequencies
         return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1).to(dtype_of(self.mlp)))
 

@@ -6,7 +6,7 @@ Where they stand is a student's linear maps; a merged student is of its plain cl
 import json
 import warnings
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -113,16 +113,13 @@ def remark(model: nn.Module, lora: Lora) -> str | None:
 def idle_maps(model: nn.Module, lora: Lora) -> Generator[list[str]]:
     """Adapted linear maps that did not run in the block, known at its end; who reads weights passes adapters by."""
     idle = dict.fromkeys(adapted(model, lora) if lora.rank else ())
-    hooks = [
-        model.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: idle.pop(name, None)) for name in idle
-    ]
     names = list[str]()
-    try:
+    with ExitStack() as hooks:
+        for name in idle:
+            module = model.get_submodule(name)
+            hooks.enter_context(module.register_forward_pre_hook(lambda *_, name=name: idle.pop(name, None)))
         yield names
         names += idle
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def adapted(model: nn.Module, lora: Lora) -> list[str]:

@@ -188,8 +188,6 @@ def counted_bytes(model: nn.Module, bits: Precision) -> int:
 def _linear_bytes(weight: Tensor, bits: Precision) -> int:
     if bits == "int4" and weight.shape[1] % GROUP[bits]:
         return 2 * weight.numel()  # torchao leaves it in bfloat16
-    if bits == "int4":  # scale and zero of a group in bfloat16
-        return weight.numel() // 2 + 4 * (weight.numel() // GROUP[bits])
-    if bits == "nf4":  # the largest of a group in float32
+    if bits in GROUP:  # of a group int4 has scale and zero in bfloat16, nf4 the largest in float32
         return weight.numel() // 2 + 4 * (weight.numel() // GROUP[bits])
     return weight.numel() + 4 * weight.shape[0]

@@ -65,6 +65,7 @@ def step_memory(step: StepShape, student: nn.Module, teachers: nn.Module | Teach
     if step.teacher_precision != "no":
         skeletons = {name: in_bfloat16(teacher) for name, teacher in skeletons.items()}
     trained = [p for p in distiller.parameters() if p.requires_grad]
+    averaged = sum(size(p) for p in distiller.student.parameters() if p.requires_grad)
     for p in trained:
         p.grad = torch.zeros_like(p)
     passes = [_pass(step, distiller, by_key, skeletons, name) for name in step.task.passes]
@@ -78,7 +79,7 @@ def step_memory(step: StepShape, student: nn.Module, teachers: nn.Module | Teach
             "student's weights": held(distiller),
             "gradients": sum(size(p) for p in trained),
             f"optimizer's states ({step.optimizer})": _states(optimizer),
-            f"weight averages ({step.averages})": step.averages * _averaged(distiller.student),
+            f"weight averages ({step.averages})": step.averages * averaged,
             **largest,
             OF_STEP: max(0, _step_copies(optimizer) - sum(largest.values())),
         },
@@ -106,10 +107,6 @@ def _resident(teachers: Teachers, offloaded: bool, fewer: int | None) -> int:
         sizes = [held(block) for block in blocks(teacher)]
         total += held(teacher) - sum(sizes) + 2 * max(sizes, default=0)
     return total
-
-
-def _averaged(student: nn.Module) -> int:
-    return sum(size(p) for p in student.parameters() if p.requires_grad)
 
 
 def _step_copies(optimizer: torch.optim.Optimizer) -> int:

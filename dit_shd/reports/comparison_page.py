@@ -22,10 +22,10 @@ from dit_shd.profiling.latency import cost
 from dit_shd.reports.figures.chart import chart_row
 from dit_shd.reports.figures.images import class_places, class_sheet, thumbnails
 from dit_shd.reports.figures.quality import quality_charts
-from dit_shd.reports.findings import compared, shared_names, tiles
+from dit_shd.reports.findings import compared, tiles
 from dit_shd.reports.footer import page_footer
 from dit_shd.reports.html import Link, header, paragraph, picture, section, side_by_side, write_page
-from dit_shd.reports.tables import COSTS_EXPLAINED, Row, figures_table, number, table_html
+from dit_shd.reports.tables import COSTS_EXPLAINED, Row, figures_table, number, shared_names, table_html
 from dit_shd.tasks.diffusion import Diffusion
 
 SHOWN, COLUMNS = 40, 8

@@ -29,41 +29,23 @@ OUTSIDE = 20
 
 def write_evaluation_page(page: Path, evaluation: Evaluation) -> None:
     """Write the page of one evaluation, or of several files of samples."""
-    if evaluation.samples is None or evaluation.reference is None:
-        write_summary_page(page, evaluation.record)
-    else:
-        write_result_page(page, evaluation.record, evaluation.samples, evaluation.reference, evaluation.details)
-
-
-def write_result_page(
-    page: Path,
-    record: Mapping[str, Any],
-    samples: FeaturesAndImages,
-    reference: FeaturesAndImages,
-    details: Mapping[str, Tensor],
-) -> None:
-    """Write the page of one evaluation.
-
-    Args:
-        page: The file.
-        record: The content of results.json.
-        samples: The samples.
-        reference: What they were compared with.
-        details: The metrics' results for single images, by name.
-    """
+    record, samples, reference = evaluation.record, evaluation.samples, evaluation.reference
+    if samples is None or reference is None:
+        _write_summary(page, record)
+        return
     body = [
         head(record, f"Evaluation of {Path(record['samples']['path']).name}"),
         figures_section(record),
         _by_class(samples),
         _nearest(samples, reference),
-        _inside(samples, reference, details),
+        _inside(samples, reference, evaluation.details),
         footer(record, page),
     ]
     write_page(page, f"dit_shd: {_title(record)}", body)
 
 
-def write_summary_page(page: Path, record: Mapping[str, Any]) -> None:
-    """Write the page of several files of samples: means, spreads, and every file's figures."""
+def _write_summary(page: Path, record: Mapping[str, Any]) -> None:
+    """The page of several files of samples: means, spreads, and every file's figures."""
     names = list(record["figures"])
     rows = [[run["samples"]["path"], *(number(run["figures"][name]) for name in names)] for run in record["runs"]]
     title = f"Evaluation of {len(rows)} files of samples"

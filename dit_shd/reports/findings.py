@@ -29,12 +29,6 @@ def best_student(rows: Sequence[Row], name: str) -> Row:
     return min(rows[1:], key=lambda row: rank(row.figures[name], name))
 
 
-def shared_names(rows: Sequence[Row]) -> list[str]:
-    """The figures that all rows have, in the order of the first."""
-    shared = set.intersection(*(set(row.figures) for row in rows))
-    return [name for name in rows[0].figures if name in shared and not name.endswith(" std")]
-
-
 def left_out(rows: Sequence[Row]) -> list[str]:
     """A note on the figures that some rows have and others have not, so that no table shows them."""
     having: dict[str, list[str]] = {}

@@ -182,10 +182,10 @@ def legend(names: Mapping[str, str], dots: bool = False) -> str:
     return f'<ul class="legend">{"".join(items)}</ul>'
 
 
-def linked(text: str, link: Link, page: Path) -> str:
+def linked(link: Link, page: Path) -> str:
     """A link to a file, relative to the page, so that the folder may be moved."""
     target = quote(os.path.relpath(link.file, page.parent))
-    return f'{html.escape(text)}<a href="{target}">{html.escape(link.text)}</a>'
+    return f'<a href="{target}">{html.escape(link.text)}</a>'
 
 
 def png(image: "Image | np.ndarray", optimize: bool = True) -> bytes:

@@ -18,6 +18,7 @@ WORDS = (
     "where a token gives much of its attention to the word; one scale (square root) for all maps of a choice. Below "
     "each map: the head's share of attention that goes to text."
 )
+BY_LAYER = "The share of the image tokens' attention that goes to text, all of it: the mean over heads."
 
 
 def write_prompt_inspection(findings: PromptFindings, files: Sequence[str], page: Path) -> None:
@@ -38,7 +39,7 @@ def write_prompt_inspection(findings: PromptFindings, files: Sequence[str], page
             prompt_explorer(findings.sheets, image, times[len(times) // 2], findings.words),
         ),
         section("By word", paragraph(_by_word_words(findings)), _by_word(findings)),
-        section("By layer and timestep", paragraph(_by_layer_words()), _by_layer(findings)),
+        section("By layer and timestep", paragraph(BY_LAYER), _by_layer(findings)),
         section("The picture", picture(image, f"the picture of “{findings.prompt}”", findings.prompt)),
         _footer(findings, page.parent / files[0], page),
     ]
@@ -92,10 +93,6 @@ def _by_word(findings: PromptFindings) -> str:
         rows.append([word, f"{one.mean():.2%}", f"{one.max():.1%}", where])
     headings = [("word", ""), ("mean share", "of attention"), ("highest", "of one head"), ("there", "")]
     return table_html(headings, rows, tinted=-1, what="attention by word")
-
-
-def _by_layer_words() -> str:
-    return "The share of the image tokens' attention that goes to text, all of it: the mean over heads."
 
 
 def _by_layer(findings: PromptFindings) -> str:

@@ -76,13 +76,18 @@ def table_html(
     return wide(f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table>", what)
 
 
+def shared_names(rows: Sequence[Row]) -> list[str]:
+    """The figures that all rows have, in the order of the first."""
+    shared = set.intersection(*(set(row.figures) for row in rows))
+    return [name for name in rows[0].figures if name in shared and not name.endswith(" std")]
+
+
 def figures_table(rows: Sequence[Row]) -> tuple[list[tuple[str, str]], list[list[str]], list[int]]:
     """Headings, cells and best student (of several) of a table of figures whose first row is the teacher.
 
     There are no columns of cost where no model has one.
     """
-    shared = set.intersection(*(set(row.figures) for row in rows))
-    names = [name for name in rows[0].figures if name in shared and not name.endswith(" std")]
+    names = shared_names(rows)
     costed = any(row.cost is not None for row in rows)
     headings = [
         ("model", ""),
@@ -141,7 +146,7 @@ def _behind(words: str) -> str:
     return f" {arrows[words]}" if words in arrows else f" ({words})" if words else ""
 
 
-def facts(pairs: Mapping[str, str | Link], page: Path | None = None, copied: bool = False) -> str:
+def facts(pairs: Mapping[str, str | Link], page: Path, copied: bool = False) -> str:
     """Names and values, one below the other.
 
     Args:
@@ -153,9 +158,7 @@ def facts(pairs: Mapping[str, str | Link], page: Path | None = None, copied: boo
     items = []
     for name, value in pairs.items():
         if isinstance(value, Link):
-            shown = (
-                linked("", value, page or Path()) if value.file.exists() else f"<code>{html.escape(value.text)}</code>"
-            )
+            shown = linked(value, page) if value.file.exists() else f"<code>{html.escape(value.text)}</code>"
         else:
             shown = f"<code>{html.escape(value)}</code>" + (button if copied or name == "command" else "")
         items.append(f"<dt>{html.escape(name)}</dt><dd>{shown}</dd>")

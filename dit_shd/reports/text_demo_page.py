@@ -94,7 +94,7 @@ def write_text_demo_page(demo: TextDemo, page: Path) -> None:
             paragraph(_summary(demo)),
         ),
         pictures_section(
-            [_first(model, SHOWN) for model in demo.models],
+            [Pictures(m.name, m.images[:SHOWN], None if m.right is None else m.right[:SHOWN]) for m in demo.models],
             demo.prompts[:SHOWN],
             "The first prompts, none chosen; a row is of one prompt and one noise. “As asked”: a small classifier "
             "reads every digit where the caption has it, and there is nothing else in the picture.",
@@ -109,10 +109,6 @@ def write_text_demo_page(demo: TextDemo, page: Path) -> None:
         _footer(demo, page),
     ]
     write_page(page, "dit_shd demo: text to image, half of the blocks", body)
-
-
-def _first(model: Pictures, count: int) -> Pictures:
-    return Pictures(model.name, model.images[:count], None if model.right is None else model.right[:count])
 
 
 def _share(row: Row) -> str:

@@ -60,7 +60,7 @@ def write_text_inspection(findings: TextFindings, files: Sequence[str], page: Pa
         _maps(findings),
         similarity_section(findings.layers, "all sequences"),
         _alpha(findings, alphas),
-        _footer(findings, files, page),
+        _footer(files, page),
     ]
     write_page(page, f"dit_shd inspect: {findings.name}", body)
 
@@ -138,10 +138,6 @@ def _alpha(findings: TextFindings, alphas: Sequence[LayerAlpha]) -> str:
     )
 
 
-def _footer(findings: TextFindings, files: Sequence[str], page: Path) -> str:
-    about: dict[str, str | Link] = {
-        "command": command(),
-        "versions": versions(),
-        "method": METHOD,
-    }
+def _footer(files: Sequence[str], page: Path) -> str:
+    about: dict[str, str | Link] = {"command": command(), "versions": versions(), "method": METHOD}
     return page_footer(about | files_beside(files, page), page)

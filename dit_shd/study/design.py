@@ -283,15 +283,10 @@ def _ordered(study: Study) -> list[tuple[str, int]]:
 
 
 def _cell(study: Study, base: Mapping[str, Any], number: int, variant: str, seed: int) -> Cell:
-    evaluators = _evaluation(study)
+    evaluators = {name: evaluator.identity() for name, evaluator in study.evaluators.items()}
     if variant in study.models:
         model = study.models[variant]
         return Cell(number, variant, seed, {}, canonical_sha256([model, study.sampling, evaluators]), model)
     values = applied(dict(base), in_turn(study.settings, study.variants[variant]))
     training = {key: seeded(value, seed) for key, value in values.items() if key != "run"} | {"seed": seed}
     return Cell(number, variant, seed, training, canonical_sha256([training, study.sampling, evaluators]))
-
-
-def _evaluation(study: Study) -> dict[str, Any]:
-    """All that decides figures and their names."""
-    return {name: evaluator.identity() for name, evaluator in study.evaluators.items()}

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dit_shd.core.config import check_ranges
 from dit_shd.core.distributed import joined
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import expanded
@@ -129,7 +130,7 @@ class TextToImage(Task[TextBatch]):
                 raise UserError(f"task.{name}: wanted {least} or more, found {value}")
         self.weighting: Weighting = weighting
         self.embedded_guidance, self.named_adapter = embedded_guidance, adapter
-        evaluation.check("task.evaluation.")
+        check_ranges(evaluation, "task.evaluation.")
         self.side, self.text_tokens, self.evaluation = side, text_tokens, evaluation
         self._sizes: tuple[int, int, int] | None = None
         """Of the data: latents' rows and columns, tokens of text."""

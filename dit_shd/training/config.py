@@ -33,9 +33,9 @@ MOVED = {
     "label_dropout": "label_dropout",
     "mask_ratio": "mask_ratio",
 }
-"""Keys of 0.1.0 -> of the task diffusion."""
+"""Keys of before the first release -> of the task diffusion."""
 MOVED_KEYS = (*MOVED, "evaluation", "from")
-"""Keys that are taken and stand elsewhere: those of 0.1.0 that are the task's now, and `from`, no name in Python."""
+"""Keys that are taken and stand elsewhere: those that are the task's now, and `from`, which is no name in Python."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ class TrainConfig:
 
     @classmethod
     def migrated(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Values in which the keys of 0.1.0 that are the task's now have moved to the task, and `from` is `from_run`.
+        """Values in which the keys that are the task's now have moved to the task, and `from` is `from_run`.
 
         Weights by shares of the run (20%) become weights by step.
 

@@ -1,7 +1,7 @@
 """The cause of a step that is not finite: loss terms, and the first layer whose output or gradient is not finite."""
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -124,12 +124,10 @@ def recorded_non_finite(modules: Iterable[tuple[str, nn.Module]]) -> Generator[l
 
         return record
 
-    handles = [module.register_forward_hook(hook(name)) for name, module in modules]
-    try:
+    with ExitStack() as stack:
+        for name, module in modules:
+            stack.enter_context(module.register_forward_hook(hook(name)))
         yield first
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _tensors(value: object) -> Iterator[Tensor]:

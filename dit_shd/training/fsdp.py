@@ -9,7 +9,7 @@ Checkpoints hold whole tensors, so a run may go on with another number of proces
 
 from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,9 +18,6 @@ from dit_shd.core.dtensor import is_sharded
 from dit_shd.models.blocks import blocks
 from dit_shd.models.quantization import is_quantised
 from dit_shd.training.config import TrainConfig
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 
 def divides_teachers(config: TrainConfig) -> bool:
@@ -49,7 +46,7 @@ def shard(model: nn.Module, transformer: nn.Module, device: torch.device, frozen
 
 
 @contextmanager
-def synchronised(model: nn.Module, accelerator: "Accelerator", last: bool) -> Generator[None]:
+def synchronised(model: nn.Module, last: bool) -> Generator[None]:
     """A forward and backward whose gradients are averaged over all processes only if it is the step's last one."""
     if is_sharded(model):
         model.set_requires_gradient_sync(last)  # type: ignore[operator]

@@ -119,7 +119,7 @@ class Trainer:
                 last = i == rounds - 1 and name == self.task.passes[-1]
                 place = i * self.batches.processes + self.batches.process
                 rng.seed_torch(self.config.seed, f"forward/{name}", batch.step, place)
-                with fsdp.synchronised(self.distiller, self.accelerator, last):
+                with fsdp.synchronised(self.distiller, last):
                     with self.accelerator.autocast():
                         loss, logs = self.distiller(batch.to(device), self.teachers)
                     self.accelerator.backward(loss / rounds)

@@ -382,21 +382,6 @@ def test_other_pixels_of_the_same_sizes_are_another_source(tmp_path):
             encode(file, out)
 
 
-@pytest.mark.parametrize("keys", [("all_images_sha256",), ("all_images_sha256", "first_images_sha256")])
-def test_latents_of_a_version_without_a_hash_of_contents_go_on(tmp_path, keys):
-    images = tmp_path / "images.npz"
-    np.savez(images, pictures(20), LABELS)
-    encode(images, tmp_path / "l")
-    file = tmp_path / "l" / "settings.json"
-    settings = json.loads(file.read_text())
-    for key in keys:
-        del settings[key]
-    file.write_text(json.dumps(settings))
-    encode(images, tmp_path / "l")
-    assert json.loads(file.read_text()) == settings
-    assert len(read_index(tmp_path / "l")) == 20
-
-
 def test_a_vae_that_overflows_is_told(images, tmp_path, monkeypatch):
     monkeypatch.setattr(Encoder, "__call__", lambda self, x: x[:, None] * float("inf"))
     with pytest.raises(UserError, match=r"images 0\.\.3 are not finite"):

@@ -15,7 +15,6 @@ from runs import run, weights
 from dit_shd.cli.program import main
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
-from dit_shd.data.datasets.latents import Latents
 from dit_shd.data.latent_origin import read_record
 from dit_shd.data.model_origin import of_source
 from dit_shd.data.open_images import open_images
@@ -274,22 +273,6 @@ def test_a_teacher_of_latents_that_are_scaled_otherwise_is_refused(trained, root
 
 
 # Where nothing tells
-
-
-def test_a_run_that_began_before(trained, root):
-    """No record: what the latents tell, while they are there; then it is said what to do, and resuming mends it."""
-    for folder in (trained, trained / "student"):
-        (folder / "autoencoder.json").unlink()
-    shutil.rmtree(trained / "vae")
-    wanted = by_hand(sample(load(trained), 5, vae=None, **QUICK)[0])
-    close(drawn(trained), wanted)
-    shutil.move(root / "l", root / "away")
-    with pytest.raises(UserError, match="latents of 2 channels of an unknown autoencoder; say vae=FOLDER"):
-        drawn(trained, seed=1)
-    shutil.move(root / "away", root / "l")
-    run(values(root, steps=3))
-    assert read_record(trained) == Latents(root / "l").origin
-    assert (trained / "vae" / "config.json").is_file()
 
 
 @pytest.mark.parametrize("channels", [3, 4, 16])

@@ -1,6 +1,8 @@
 """The text of a dry run: what is said of several processes."""
 
+import ast
 from dataclasses import replace
+from functools import cache
 
 import pytest
 
@@ -8,6 +10,7 @@ from dit_shd.core.config import make
 from dit_shd.core.shipped_configs import read_config
 from dit_shd.profiling.estimate import DryRun
 from dit_shd.reports.dry_run import dry_run_text
+from dit_shd.training.checks import fsdp2_refusal
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.dry_run import dry_run
 
@@ -18,17 +21,22 @@ REFUSED = {
 }
 
 
+def config_of(**changes: object) -> TrainConfig:
+    return make(TrainConfig, {**read_config("digits_shd"), "estimate": {"measure": False}, **changes})
+
+
+@cache
+def counted(changes: str) -> DryRun:
+    return dry_run(config_of(**ast.literal_eval(changes)))
+
+
 def dry_run_of(**changes: object) -> DryRun:
-    values = {**read_config("digits_shd"), "estimate": {"measure": False}, **changes}
-    return dry_run(make(TrainConfig, values))
-
-
-def text_of(**changes: object) -> str:
-    return dry_run_text(dry_run_of(**changes))
+    """Counted once for all tests that ask for it."""
+    return counted(repr(changes))
 
 
 def test_slices_are_counted_where_a_run_can_be_divided():
-    text = text_of()
+    text = dry_run_text(dry_run_of())
     assert "8 GPUs, DDP" in text and "8 GPUs, FSDP2" in text
     assert "FSDP2 divides all that is not of a pass" in text
 
@@ -36,9 +44,11 @@ def test_slices_are_counted_where_a_run_can_be_divided():
 @pytest.mark.parametrize("case", REFUSED)
 def test_slices_are_not_counted_where_training_would_refuse_them(case):
     changes, reason = REFUSED[case]
-    text = text_of(**changes)
+    refusal = fsdp2_refusal(config_of(**changes))
+    assert refusal is not None and reason in refusal
+    text = dry_run_text(replace(dry_run_of(), fsdp2_refusal=refusal))
     assert "8 GPUs, DDP" in text and "8 GPUs, FSDP2" not in text
-    assert reason in text
+    assert refusal in text
 
 
 def test_losses_that_end_are_counted_until_then():
@@ -69,7 +79,7 @@ def test_several_processes_share_the_batch(micro, images):
 
 def test_times_of_small_models_are_words_and_of_others_numbers():
     """`days of training, A100 2.54e-07` says nothing to anybody; sampling 50,000 digits takes some hours."""
-    run = dry_run_of(losses=[], teacher=None, steps=1)
+    run = replace(dry_run_of(losses=[], teacher=None), steps=1)
     rows = [line for line in dry_run_text(run).splitlines() if line.startswith(("training,", "days of", "sampling"))]
     assert rows[0].split()[3:] == ["under", "4", "s"] * 2
     assert [row.split()[4:] for row in rows[-2:]] == [["under", "87", "s"] * 3] * 2

@@ -34,7 +34,7 @@ def test_files_are_linked_relative_to_the_page_where_they_exist(tmp_path):
     shown = facts({"file": Link("a b.json", tmp_path / "a b.json"), "gone": Link("<no>", tmp_path / "no")}, page)
     assert '<a href="../a%20b.json">a b.json</a>' in shown
     assert "<code>&lt;no&gt;</code>" in shown and shown.count("<a ") == 1
-    assert facts({"command": "dit-shd x"}).count("copy") == 2, "its class and its word"
+    assert facts({"command": "dit-shd x"}, page).count("copy") == 2, "its class and its word"
 
 
 def test_a_table_sorts_by_buttons_and_keeps_its_teacher_and_its_scale():

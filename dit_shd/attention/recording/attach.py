@@ -5,8 +5,8 @@ with capture(teacher) as t, capture(student) as s:
     t["de_blocks.0.attn"].query             # [b,h,n,d]
 """
 
-from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any, NoReturn
 
 from torch import nn
@@ -25,18 +25,17 @@ class Capturing(AbstractContextManager[Recording]):
     """What capture(model) is before the `with`, which gives the captures; used as if it were them, it says so.
 
     Args:
-        record: Begins another recording; one for each `with`.
+        record: Makes another recording; one for each `with`.
     """
 
-    def __init__(self, record: Callable[[], AbstractContextManager[Recording]]):
+    def __init__(self, record: Callable[[], Recording]):
         self._record = record
-        self._entered: list[AbstractContextManager[Recording]] = []
+        self._entered: list[ExitStack] = []
 
     def __enter__(self) -> Recording:
         recording = self._record()
-        captures = recording.__enter__()
-        self._entered.append(recording)
-        return captures
+        self._entered.append(_opened(recording))
+        return recording
 
     def __exit__(self, *error: Any) -> bool | None:
         return self._entered.pop().__exit__(*error)
@@ -88,13 +87,7 @@ def capture(
     """
     discovery.check(model)
     selection = Selection(layers, BlockChoice(block, image), projections)
-    return Capturing(lambda: _recording(Recording(model, selection, sink, at)))
-
-
-@contextmanager
-def _recording(recording: Recording) -> Generator[Recording]:
-    with _opened(recording):
-        yield recording
+    return Capturing(lambda: Recording(model, selection, sink, at))
 
 
 def _opened(recording: Recording) -> ExitStack:

@@ -9,7 +9,7 @@ from torch import nn
 from dit_shd.attention.recording.discovery import plain
 from dit_shd.attention.recording.instrument import recorded
 from dit_shd.attention.recording.knowledge import woken
-from dit_shd.attention.recording.recorder import Host
+from dit_shd.attention.recording.recorder import Host, Onlooker
 from dit_shd.attention.recording.sdpa_calls import Given, RawCall
 from dit_shd.attention.recording.sites import Sites
 from dit_shd.attention.recording.tokens import Tokens
@@ -17,25 +17,10 @@ from dit_shd.attention.recording.tokens import Tokens
 _log = logging.getLogger("dit_shd")
 
 
-class _Sleeper:
+class _Sleeper(Onlooker):
     """At one of them."""
 
-    eager = False
-
-    def __init__(self, recording: Host):
-        self.recording, self.ran = recording, False
-
-    def __reduce_ex__(self, protocol: object) -> tuple[object, ...]:
-        """A copy or a pickle of a module has none."""
-        return type(None), ()
-
-    @property
-    def armed(self) -> bool:
-        """Whether a forward is under way."""
-        return self.recording.armed
-
-    def see(self) -> None:
-        """Nothing but calls of attention is of interest."""
+    ran = False
 
     def record(self, calls: list[RawCall], tokens: Tokens, given: Given) -> None:
         """The module has run."""

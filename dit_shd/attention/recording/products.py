@@ -45,7 +45,7 @@ def products(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> It
         weight = args[1] if len(args) > 1 else kwargs.get("weight")
         groups = args[6] if len(args) > 6 else kwargs.get("groups", 1)
         if isinstance(weight, Tensor) and set(weight.shape[2:]) == {1}:
-            at = _place(args, kwargs, 0, "input")
+            at = "input" if "input" in kwargs else 0
             yield Product(function, args, kwargs, at, ("channels",), weight.flatten(1) if groups == 1 else None)
     elif function is torch.einsum:
         for i, operand in enumerate(args[1:], start=1):
@@ -53,7 +53,7 @@ def products(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> It
                 yield Product(function, args, kwargs, i, ("last", "heads", "heads first"))
     elif function in _PRODUCTS:
         position, name, weight_at, weight_name, transposed = _PRODUCTS[function]
-        at = _place(args, kwargs, position, name)
+        at = name if name in kwargs else position
         weight = args[weight_at] if len(args) > weight_at else kwargs.get(weight_name)
         flat = isinstance(weight, Tensor) and weight.ndim == 2 and kwargs.get("alpha", 1) == 1
         yield Product(function, args, kwargs, at, ("last",), weight if flat else None, transposed)
@@ -62,10 +62,6 @@ def products(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> It
 def is_product(function: Any) -> bool:
     """Whether a function multiplies."""
     return function in _PRODUCTS or function in _CONVOLUTIONS or function is torch.einsum
-
-
-def _place(args: tuple[Any, ...], kwargs: dict[str, Any], position: int, name: str) -> int | str:
-    return name if name in kwargs else position
 
 
 _aten = torch.ops.aten

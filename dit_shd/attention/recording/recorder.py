@@ -39,13 +39,33 @@ class Host(Protocol):
         ...
 
 
-class Recorder:
-    """Takes what one attention module does."""
+class Onlooker:
+    """At a module of which nothing but calls of attention is of interest."""
 
     eager = False
 
-    def __init__(self, name: str, module: nn.Module, recording: "Host"):
-        self.name, self.module, self.recording = name, module, recording
+    def __init__(self, recording: Host):
+        self.recording = recording
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """A copy or a pickle of a module that is recorded has none."""
+        return type(None), ()
+
+    @property
+    def armed(self) -> bool:
+        """Whether a forward of the whole model is under way; a block recomputed in the backward is none."""
+        return self.recording.armed
+
+    def see(self) -> None:
+        """No function is of interest by itself."""
+
+
+class Recorder(Onlooker):
+    """Takes what one attention module does."""
+
+    def __init__(self, name: str, module: nn.Module, recording: Host):
+        super().__init__(recording)
+        self.name, self.module = name, module
         self.outer: Recorder | None = None
         """Of an enclosing capture, for a module of dit_shd, which has room for one."""
         self.ran: Ran | None = None
@@ -53,15 +73,6 @@ class Recorder:
         """How many calls of this forward have become captures."""
         self.inside: list[Inner] = []
         """At the modules in this one that call attention, too."""
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """A copy or a pickle of a module that is recorded has no recorder."""
-        return _nothing, ()
-
-    @property
-    def armed(self) -> bool:
-        """Whether a forward of the whole model is under way; a block recomputed in the backward is none."""
-        return self.recording.armed
 
     def __call__(self, capture: Capture) -> None:
         """A module of dit_shd has run."""
@@ -71,9 +82,6 @@ class Recorder:
             self.recording.deliver(self.name + (f"#{self.count}" if self.count > 1 else ""), capture)
         if self.outer is not None:
             self.outer(capture)
-
-    def see(self) -> None:
-        """Nothing but calls of attention is of interest."""
 
     def record(self, calls: list[RawCall], tokens: Tokens, given: Given) -> None:
         """An instrumented module has run, with these calls of scaled_dot_product_attention."""
@@ -105,26 +113,13 @@ Made = tuple[tuple[Tensor, ...], Any]
 """The results of the calls of one run, and those of the run before it (or None)."""
 
 
-class Inner:
+class Inner(Onlooker):
     """At attention inside of a layer that calls it itself, too: what the layer's Recorder sees of it is not its own."""
 
-    eager = False
-
     def __init__(self, module: nn.Module, recording: Host):
-        self.module, self.recording = module, recording
+        super().__init__(recording)
+        self.module = module
         self.made: Made | None = None
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """As that of a Recorder."""
-        return _nothing, ()
-
-    @property
-    def armed(self) -> bool:
-        """Whether a forward is under way."""
-        return self.recording.armed
-
-    def see(self) -> None:
-        """Nothing but calls of attention is of interest."""
 
     def record(self, calls: list[RawCall], tokens: Tokens, given: Given) -> None:
         """The inner module has run."""
@@ -190,21 +185,8 @@ def hiding(model: nn.Module, layers: Collection[nn.Module]) -> set[nn.Module]:
     return {encoder for encoder in encoders if not set(layers).isdisjoint(encoder.modules())}
 
 
-class SlowPath:
+class SlowPath(Onlooker):
     """At a module of PyTorch whose eval fast path hides attention: while one is armed, the module takes the other."""
-
-    eager = False
-
-    def __init__(self, recording: Host):
-        self.recording = recording
-
-    @property
-    def armed(self) -> bool:
-        """Whether a forward is under way."""
-        return self.recording.armed
-
-    def see(self) -> None:
-        """Nothing of it: that it is there is enough."""
 
     def record(self, calls: list[RawCall], tokens: Tokens, given: Given) -> None:
         """The attention inside of it has been recorded by its own recorder."""
@@ -252,7 +234,3 @@ class ProductRecorder:
             self.projection.take(product, given)
         finally:
             self._busy = False
-
-
-def _nothing() -> None:
-    return None

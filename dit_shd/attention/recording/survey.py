@@ -112,8 +112,8 @@ class Survey(TorchFunctionMode):
         self.image: Streams = frozenset()
         """The inputs that are the image's, once that is known."""
         self.outputs: list[Lineage] = []
-        self._backward = EagerBackward()
         """Of what the model gave."""
+        self._backward = EagerBackward()
         self.failure = ""
         """What went wrong while looking; the model goes on."""
         self.names = {module: discovery.plain(path) or name for path, module in root.named_modules()}

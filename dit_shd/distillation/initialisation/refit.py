@@ -176,12 +176,8 @@ def _call(module: nn.Module, run: Run) -> tuple[tuple[Any, ...], dict[str, Any]]
         calls.append((args, kwargs))
         raise _Reached
 
-    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
-    try:
-        with suppress(_Reached):
-            run()
-    finally:
-        handle.remove()
+    with module.register_forward_pre_hook(hook, with_kwargs=True), suppress(_Reached):
+        run()
     return calls[0] if calls else None
 
 

@@ -67,11 +67,8 @@ class Inception(FeatureNetwork):
     def _forward(self, images: Tensor) -> Features:
         maps: list[Tensor] = []
         layer = self.network.get_submodule("Mixed_6d.branch1x1")
-        hook = layer.register_forward_hook(lambda *call: maps.append(call[2]))
-        try:
+        with layer.register_forward_hook(lambda *call: maps.append(call[2])):
             pooled, logits = self.network(images.permute(0, 3, 1, 2))
-        finally:
-            hook.remove()
         return Features(pooled, logits, maps[0][:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1))
 
 

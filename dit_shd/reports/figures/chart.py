@@ -199,13 +199,12 @@ class Chart:
             f'style="image-rendering: pixelated" href="{source}"/>'
         )
 
-    def rule(self, y: float, words: str = "") -> None:
+    def rule(self, y: float, words: str) -> None:
         """A dashed line across, with its words."""
         (left, right), _ = self._ends
         _, cy = self.place(self.x.low, y)
         self._marks.append(f'<line class="rule" x1="{left}" x2="{right}" y1="{cy:.1f}" y2="{cy:.1f}"/>')
-        if words:
-            self._marks.append(f'<text x="{right}" y="{cy - 4:.1f}" text-anchor="end">{html.escape(words)}</text>')
+        self._marks.append(f'<text x="{right}" y="{cy - 4:.1f}" text-anchor="end">{html.escape(words)}</text>')
 
     def words(
         self, x: float, y: float, text: str, css: str = "name", anchor: str = "start", shift: float = 0, up: float = 0
@@ -219,18 +218,18 @@ class Chart:
         place = f'x="{cx + shift:.1f}" y="{cy + 4:.1f}" text-anchor="{anchor}"'
         self._marks.append(f'<text class="{css}" {place}>{html.escape(text)}</text>')
 
-    def coloured_text(self, x: float, y: float, text: str, fill: str, size: float = 9) -> None:
+    def coloured_text(self, x: float, y: float, text: str, fill: str) -> None:
         """Text centred at a point in a colour of its own, on a cell."""
         cx, cy = self.place(x, y)
         self._marks.append(
-            f'<text x="{cx:.1f}" y="{cy + size / 3:.1f}" text-anchor="middle" style="fill: {fill}; '
-            f'font-size: {size:g}px">{html.escape(text)}</text>'
+            f'<text x="{cx:.1f}" y="{cy + 3:.1f}" text-anchor="middle" style="fill: {fill}; '
+            f'font-size: 9px">{html.escape(text)}</text>'
         )
 
-    def mark(self, x: float, y: float, radius: float = 3) -> None:
+    def mark(self, x: float, y: float) -> None:
         """A white dot with a black edge, legible on any cell."""
         cx, cy = self.place(x, y)
-        self._marks.append(f'<circle class="mark" cx="{cx:.1f}" cy="{cy:.1f}" r="{radius:g}"/>')
+        self._marks.append(f'<circle class="mark" cx="{cx:.1f}" cy="{cy:.1f}" r="3"/>')
 
     def svg(self, inside: str = "") -> str:
         """The chart; `inside` are attributes of its element."""

@@ -25,7 +25,7 @@ def rows_picture(rows: Mapping[str, np.ndarray], columns: int = 10) -> bytes:
         The PNG.
     """
     font = ImageFont.load_default(TEXT)
-    labels = max(_width(line, font) for label in rows for line in label.split("\n"))
+    labels = int(np.ceil(max(font.getlength(line) for label in rows for line in label.split("\n"))))
     left = 2 * MARGIN + labels
     size = (left + columns * (SIDE + GAP) - GAP + MARGIN, 2 * MARGIN + len(rows) * (SIDE + GAP) - GAP)
     sheet = Image.new("RGB", size, PAPER)
@@ -37,7 +37,3 @@ def rows_picture(rows: Mapping[str, np.ndarray], columns: int = 10) -> bytes:
             picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).convert("RGB")
             sheet.paste(picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC), (left + column * (SIDE + GAP), top))
     return png(sheet)
-
-
-def _width(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> int:
-    return int(np.ceil(font.getlength(text)))

@@ -28,11 +28,11 @@ def token_maps_figure(layer: LayerMaps, heads: Sequence[int], labels: Sequence[s
     """
     maps = layer.rows.transpose(1, 0, 2)[list(heads)]  # [heads,n,m]
     words = [legible(label) for label in labels]
-    panels = [heat_panel(each, float(maps.max()), words, f"head {head}") for each, head in zip(maps, heads)]
-    return beside(panels, f"attention maps of {layer.token_count} tokens in {len(heads)} heads")
+    panels = [_heat_panel(each, float(maps.max()), words, f"head {head}") for each, head in zip(maps, heads)]
+    return _beside(panels, f"attention maps of {layer.token_count} tokens in {len(heads)} heads")
 
 
-def heat_panel(values: np.ndarray, high: float, labels: Sequence[str], title: str) -> tuple[str, int]:
+def _heat_panel(values: np.ndarray, high: float, labels: Sequence[str], title: str) -> tuple[str, int]:
     """A matrix [n,n] with its labels, and its side.
 
     Args:
@@ -53,25 +53,16 @@ def heat_panel(values: np.ndarray, high: float, labels: Sequence[str], title: st
     return "".join(parts), side + MARGIN
 
 
-def beside(panels: Sequence[tuple[str, int]], words: str) -> str:
-    """Panels in rows of three, as one picture.
-
-    Args:
-        panels: Each with its side.
-        words: For who cannot see it.
-    """
+def _beside(panels: Sequence[tuple[str, int]], words: str) -> str:
+    """Panels, each with its side, in rows of three as one picture; `words` are for who cannot see it."""
     step = max(side for _, side in panels) + CELL
     places = [(step * (i % 3), step * (i // 3)) for i in range(len(panels))]
     drawn = [f'<g transform="translate({x} {y})">{panel}</g>' for (panel, _), (x, y) in zip(panels, places)]
     wide, high = step * min(len(panels), 3), step * -(-len(panels) // 3)
-    return _svg("".join(drawn), wide, high, words)
-
-
-def _svg(content: str, wide: float, high: float, words: str) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide:g} {high:g}" role="img" '
         f'aria-label="{html.escape(words, quote=True)}" style="width: {1.5 * wide:g}px" fill="currentColor">'
-        f"{content}</svg>"
+        f"{''.join(drawn)}</svg>"
     )
 
 
