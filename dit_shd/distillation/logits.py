@@ -88,7 +88,8 @@ class _Divergence(torch.autograd.Function):
         gradient = torch.empty(student.shape, dtype=student.dtype, device=student.device)
         factor = upstream[0].reshape(-1, 1) / ctx.temperature
         for rows, s, t in _rows(student, teacher, ctx.temperature):
-            gradient.view(-1, s.shape[1])[rows] = (s.softmax(1) - t.softmax(1)) * factor[rows]
+            part = (s.softmax(1) - t.softmax(1)) * factor[rows]
+            gradient.view(-1, s.shape[1])[rows] = part.masked_fill_(factor[rows] == 0, 0.0)  # also of no numbers
         return gradient, None, None
 
 

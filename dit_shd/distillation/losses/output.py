@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Any, Self
 
+import torch
+
 from dit_shd.core.errors import UserError
 from dit_shd.diffusion.guidance import Guidance
 from dit_shd.diffusion.objectives import gaussian_kl
@@ -57,9 +59,12 @@ class Output(Loss):
                 f"losses.output: wanted predictions of one shape, found {list(s.shape)} of the student and "
                 f"{list(t.shape)} of the teacher"
             )
-        error = (s - t).square()
         weight = batch.prediction_weight()
-        error = error.flatten(1).mean(1) if weight is None else weighted_mean(error.mean(2), weight)
+        if weight is None:
+            error = (s - t).square().flatten(1).mean(1)
+        else:
+            difference = torch.where(weight[..., None] > 0, s - t, 0.0)
+            error = weighted_mean(difference.square().mean(2), weight)
         if not self.variance:
             return Term(error)
         if not {"mean", "log_variance"} <= student.extra.keys() & teacher.extra.keys():
