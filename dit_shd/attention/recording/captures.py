@@ -91,9 +91,12 @@ class Recording(LastForward):
             self._instrument(sites)
 
     def close(self) -> None:
-        """Leave the model as it was."""
+        """Leave the model as it was, and no circle of references: captures are freed with their last user."""
         self.stop()
         self._set.close()
+        for recorder in self.recorders.values():
+            recorder.close()
+        del self._products, self._nesting, self._slow, self._sleepers
 
     def _instrument(self, sites: Sites) -> None:
         before = list(self.recorders.values())
@@ -127,8 +130,7 @@ class Recording(LastForward):
     @contextmanager
     def forward(self, door: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Generator[list[Any]]:
         """A call of the model, or of one of its methods; within a call of the model other calls are part of it."""
-        outputs: list[Any] = []
-        main, unseen = not door, self.unseen
+        outputs, main, unseen = list[Any](), not door, self.unseen
         if self._depth[0] or (self._depth[1] and not main) or self._is_students():
             yield outputs
             self.unseen = unseen
@@ -152,10 +154,8 @@ class Recording(LastForward):
 
     def _is_students(self) -> bool:
         """Whether the forward that begins belongs to a capture inside of this one, which has the teacher's."""
-        has_teacher = self.keeps_teacher and bool(self._shapes) and not self._with_graph
-        if not (has_teacher and torch.is_grad_enabled()):
-            return False
-        return any(watched_later(module, self) for module in discovery.cores(self.model))
+        has_teacher = self.keeps_teacher and bool(self._shapes) and not self._with_graph and torch.is_grad_enabled()
+        return has_teacher and any(watched_later(module, self) for module in discovery.cores(self.model))
 
     def _begin(self, door: str, args: Any, kwargs: dict[str, Any]) -> None:
         self.stop()

@@ -60,6 +60,21 @@ class Onlooker:
         """No function is of interest by itself."""
 
 
+class _Closed:
+    """The recording of nothing, any more."""
+
+    armed = False
+
+    def check_graph(self, recorder: "Recorder", graph: bool) -> None:
+        """Nothing is recorded."""
+
+    def deliver(self, name: str, capture: Capture) -> None:
+        """Nothing is kept."""
+
+    def flush(self, recorder: "Recorder | None" = None) -> None:
+        """Nothing is made."""
+
+
 class Recorder(Onlooker):
     """Takes what one attention module does."""
 
@@ -89,6 +104,11 @@ class Recorder(Onlooker):
         if not torch.compiler.is_compiling():
             self.recording.check_graph(self, torch.is_grad_enabled())
             self.recording.flush(self)
+
+    def close(self) -> None:
+        """It is taken off its module: what it has seen is still there, and it does not hold its recording."""
+        for each in (self, *self.inside):
+            each.recording = _Closed()
 
     def begin(self) -> None:
         """A forward begins."""
