@@ -37,6 +37,7 @@ from dit_shd.models.quantization import (
     is_quantised,
     mend_zeros,
     plain_parts,
+    unread,
 )
 from dit_shd.models.shape import is_conditional, shape_of
 from dit_shd.models.transformer import LatentTransformer
@@ -180,10 +181,7 @@ def _read_quantised(source: str | Path, precision: Precision, device: torch.devi
         actual = (
             "none; dit-shd convert makes one of a checkpoint file" if library is None else f"one of {library.library}"
         )
-        raise UserError(
-            f"{source}: teacher_precision={precision} reads folders of diffusers (config.json with _class_name), found "
-            f"{actual}; teacher_precision=bf16 reads everything"
-        )
+        raise unread(source, precision, actual)
     quantised = config_for(precision, device, cls, values)
     options: dict[str, Any] = {"torch_dtype": torch.bfloat16, CONFIG: quantised}
     if device.type != "cpu":

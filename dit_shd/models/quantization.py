@@ -6,6 +6,7 @@ has nf4 (QLoRA, arXiv 2305.14314), on a GPU. Products are computed in bfloat16.
 
 import inspect
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -31,6 +32,20 @@ RAW = "multi_head_attention_forward"
 def is_quantised(precision: Precision) -> bool:
     """Whether a precision is one of fewer than 16 bits."""
     return precision in get_args(Bits)
+
+
+def unread(source: str | Path, precision: Precision, actual: str) -> UserError:
+    """The error for a teacher of a kind that is not read in fewer bits than 16.
+
+    Args:
+        source: As a user gave it.
+        precision: That is wanted.
+        actual: What it is.
+    """
+    return UserError(
+        f"{source}: teacher_precision={precision} reads folders of diffusers (config.json with _class_name), found "
+        f"{actual}; teacher_precision=bf16 reads everything"
+    )
 
 
 def config_of(bits: Precision, device: torch.device, whole: Sequence[str] = ()) -> Any:  # noqa: ANN401 - either class

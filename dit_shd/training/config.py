@@ -68,7 +68,7 @@ class TrainConfig:
     teacher_precision: Precision = option(
         "no",
         "hold and run the teacher in bfloat16 (bf16; maps stay float32), with its linear maps in 8 or 4 bits "
-        "(int8, fp8, int4: torchao; nf4: bitsandbytes; int4 and nf4 need a GPU)",
+        "(int8, fp8, int4: torchao; nf4: bitsandbytes; int4 and nf4 on a GPU; of diffusers' and our classes)",
     )
     teacher_offload: Literal["no", "blocks"] = option(
         "no", "blocks: the teacher stays in main memory, and each block comes to the GPU while it runs", resumable=True

@@ -24,11 +24,11 @@ from dit_shd.models import loading
 from dit_shd.models.batch_norms import batch_norms
 from dit_shd.models.bfloat16 import in_bfloat16
 from dit_shd.models.blocks import recompute
-from dit_shd.models.families import FAMILIES
+from dit_shd.models.families import FAMILIES, LibraryModel
 from dit_shd.models.families.diffusers import described
 from dit_shd.models.lora import add_lora
 from dit_shd.models.offload import is_offloaded, moved, offload_blocks
-from dit_shd.models.quantization import is_quantised
+from dit_shd.models.quantization import is_quantised, unread
 from dit_shd.profiling import meta
 from dit_shd.profiling.estimate import PROCESSES, DryRun, MeasuredStep
 from dit_shd.profiling.flops import operations_by_step
@@ -173,6 +173,7 @@ def _teachers(
         if stand_in is not None and not places.is_here(source, "model"):
             missing[name] = filled(stand_in, keywords)
             teachers[name] = meta.build(missing[name], "estimate.teacher")
+            _check_read(config, name, teachers[name])
             continue
         try:
             teachers[name] = loading.load(source)
@@ -180,7 +181,14 @@ def _teachers(
             hint = "to count without it, say what it will be: estimate.teacher='{name: mdt, size: B/2}'"
             raise UserError(f"{role(name)}: {error}; {hint}") from error
         task.check_model(source, teachers[name])
+        _check_read(config, name, teachers[name])
     return teachers, missing
+
+
+def _check_read(config: TrainConfig, name: str, teacher: nn.Module) -> None:
+    """Refuse a teacher that a run could not read in the bits that are wanted."""
+    if is_quantised(config.teacher_precision) and isinstance(teacher, LibraryModel):
+        raise unread(config.teachers[name], config.teacher_precision, f"one of {teacher.library}")
 
 
 def _student(config: TrainConfig) -> Plugin:

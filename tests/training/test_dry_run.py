@@ -100,6 +100,27 @@ def test_a_language_student_that_begins_with_weights(tmp_path):
         dry_run(make(TrainConfig, values))
 
 
+@pytest.mark.parametrize("here", [True, False])
+def test_a_teacher_that_is_not_read_in_few_bits_is_refused_as_training_does(tmp_path, here):
+    """It was counted in 8 bits, and training refused it: int8 of LLaMA is where 8 bits would pay."""
+    teacher = str(tmp_path / "gpt2") if here else "runs/later"
+    causal_lm(GPT2).save_pretrained(tmp_path / "gpt2")
+    stand_in = {"name": "transformers", "config": {"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 2}}
+    values = {
+        "run": str(tmp_path / "run"),
+        "task": {"name": "language_modeling"},
+        "data": {"name": "text", "path": lines(tmp_path), "tokenizer": "bytes", "length": 16},
+        "student": {"name": "transformers", "source": str(tmp_path / "gpt2")},
+        "teacher": teacher,
+        "losses": ["kd"],
+        "estimate": {"measure": False, "teacher": stand_in},
+        "dry_run": True,
+    }
+    assert dry_run(make(TrainConfig, values)).operations.total > 0
+    with pytest.raises(UserError, match=f"{teacher}: teacher_precision=int8 reads folders of diffusers"):
+        dry_run(make(TrainConfig, {**values, "teacher_precision": "int8"}))
+
+
 def flux(layers):
     sizes = {"num_layers": layers, "num_single_layers": 1, "num_attention_heads": 2, "attention_head_dim": 16}
     sizes |= {"in_channels": 4, "joint_attention_dim": 16, "pooled_projection_dim": 16, "axes_dims_rope": [4, 6, 6]}
