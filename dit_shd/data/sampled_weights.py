@@ -42,12 +42,12 @@ def are_of_earlier(file: Path, settings: Mapping[str, Any], run: Path, students:
     if not isinstance(place, str) or not place:
         return False
     sampled = model_folder(Path(place))
-    if sampled is None and Path(place).name != run.absolute().name:  # moved since, or named from another folder
+    if sampled is None and not _may_be(place, run):
         return False
-    models = [*students, *([] if sampled is None else [sampled])]
-    if file.is_file() and max(map(_written, models), default=0.0) < file.stat().st_mtime:
+    written = max(map(_written, students), default=0.0) if sampled is None else _written(sampled)
+    if file.is_file() and written < file.stat().st_mtime:
         return False
-    return have_changed(settings, models)
+    return have_changed(settings, students if sampled is None else [*students, sampled])
 
 
 def present_place(settings: Mapping[str, Any], file: Path) -> object:
@@ -66,8 +66,12 @@ def present_place(settings: Mapping[str, Any], file: Path) -> object:
     for student in sorted(run.glob(f"{STUDENT}*")):
         if settings.get(MODEL) is not None and _sha256(student, _written(student)) == settings[MODEL]:
             return str(run if student.name == STUDENT else student)
-    nowhere = model_folder(Path(recorded)) is None  # from this folder
-    return str(run) if nowhere and Path(recorded).name == run.name else recorded
+    return str(run) if model_folder(Path(recorded)) is None and _may_be(recorded, run) else recorded
+
+
+def _may_be(place: str, run: Path) -> bool:
+    """Whether a run may be what a place was, which is not there: moved since, or named from another folder."""
+    return not place.startswith(("hub:", "asset:")) and Path(place).name == run.absolute().name
 
 
 def _written(folder: Path) -> float:

@@ -75,7 +75,9 @@ def test_the_model_of_images_is_where_their_weights_are_now(folder, monkeypatch)
     go_on(average)
     assert present_place(sampled, renamed / "results.json") == str(run), "a teacher's, or of weights that are gone"
     assert present_place({**sampled, "run": "away/renamed"}, renamed / "x.json") == str(renamed), "has changed"
-    assert present_place({**sampled, "run": "away/x"}, renamed / "x.json") == "away/x"
+    for other in ("away/x", "hub:away/renamed", "asset:renamed"):
+        assert present_place({**sampled, "run": other}, renamed / "x.json") == other
+        assert not are_of_earlier(renamed / "none", {**sampled, "run": other}, renamed, [average])
     assert present_place(sampled, renamed.parent / "x.json") == str(run)
 
 
@@ -96,5 +98,13 @@ def test_weights_that_are_older_than_the_samples_are_not_read(folder, monkeypatc
     go_on(folder)
     file.write_text("{}")
     os.utime(folder / "model.safetensors", (1, 1))
+    teacher = folder.parent.parent / "teacher"
+    teacher.mkdir()
+    (teacher / "config.json").write_text("{}")
+    of_teacher = settings(teacher)
+    os.utime(teacher / "model.safetensors", (1, 1))
     monkeypatch.setattr(sampled_weights, "sha256_of_weights", lambda _: pytest.fail("read"))
+    os.utime(folder / "model.safetensors")
+    assert not are_of_earlier(file, {**of_teacher, "run": str(teacher)}, folder.parent, [folder]), "as large as it is"
+    os.utime(folder / "model.safetensors", (1, 1))
     assert not are_of_earlier(file, sampled, folder.parent, [folder])

@@ -248,10 +248,8 @@ class Recording(LastForward):
         if self._fresh:
             self._forget()
         self._shapes[name] = capture.shape
-        if self.sink is None:
-            self._found[name] = capture
-        else:
-            self.sink(name, capture)
+        take = self._found.__setitem__ if self.sink is None else self.sink
+        take(name, self.selection.reduced(capture))
 
     def _forget(self) -> None:
         """Leave the captures of the forward before."""
@@ -289,7 +287,7 @@ class Recording(LastForward):
             try:
                 call = replace(call, mixed=None) if gone or layout.overwritten else call
                 for suffix, capture in sections(call, self._biases.of(call.mask), layout, text, self.selection.block):
-                    yield name + suffix, self.selection.reduced(capture)
+                    yield name + suffix, capture
             except UserError as error:
                 raise UserError(f"capture: {name}: {error}") from error
 

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dit_shd import SHD, SHDAttnProcessor, attach_processors, capture, squeeze
 from dit_shd.core.errors import UserError
+from dit_shd.models.families.dit import DiT
 
 
 def dit(heads: int, layers: int = 3) -> DiTTransformer2DModel:
@@ -414,8 +415,12 @@ def test_captures_without_projections_have_no_w_o():
     """It was that of the first expert, of a model that is asked for its maps alone since it has several."""
     r = torch.Generator().manual_seed(0)
     x, text, pooled = (torch.randn(2, *shape, generator=r) for shape in ((4, 8, 8), (5, 16), (16,)))
-    joint = sd3(2)
-    for model, call in ((dit(2), run), (joint, lambda model: model(x, text, pooled, torch.tensor([500.0])))):
+    joint, ours = sd3(2), DiT(sample_size=8, in_channels=4, num_layers=2, num_attention_heads=2, attention_head_dim=8)
+    for model, call in (
+        (ours, lambda model: model(x, torch.tensor([1, 2]), class_labels=torch.tensor([1, 2]))),
+        (dit(2), run),
+        (joint, lambda model: model(x, text, pooled, torch.tensor([500.0]))),
+    ):
         for wanted in (False, False, True, False):  # by the forward that shows what the model is, and by others
             with torch.no_grad(), capture(model, projections=wanted) as captures:
                 call(model)
