@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from dit_shd.cli.commands import Command
 from dit_shd.core.config import REQUIRED, option
@@ -58,6 +58,6 @@ class Pipeline(Command[PipelineConfig]):
 
 def _of_classes(pipeline: "DiffusionPipeline") -> str:
     """The call's arguments of a class-conditional pipeline, which guides by label 1000 whatever its model."""
-    config: Any = getattr(pipeline, "transformer", None)
-    others = config is not None and config.config.get("num_embeds_ada_norm", IMAGENET) != IMAGENET
-    return f"class_labels=[0, 1]{', guidance_scale=1' if others else ''}"
+    transformer = getattr(pipeline, "transformer", None)
+    known = IMAGENET if transformer is None else transformer.config.get("num_embeds_ada_norm", IMAGENET)
+    return f"class_labels=[0, 1]{'' if known == IMAGENET else ', guidance_scale=1'}"
