@@ -191,6 +191,8 @@ def _fused(
 ) -> Tensor:
     if enable_gqa:
         key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
+    if attn_mask is not None and attn_mask.dtype == torch.bool and len(attn_mask) == len(query):
+        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype)  # kept by each layer; one for all stands for causal
     kernel = torch.ops.aten._scaled_dot_product_efficient_attention
     return kernel(query, key, value, attn_mask, True, dropout_p, is_causal, scale=scale)[0]
 

@@ -118,13 +118,17 @@ class LanguageModeling(Task[TokenBatch]):
         self.separate, self.prompt_rows, self.evaluation = separate, prompt_rows, evaluation
         self._length: int | None = None
         """Tokens of a sequence by the config of the data, before they are read."""
+        self._packs = separate
+        """Whether sequences of several documents that do not attend to each other may come, by that config."""
         self._known_shares: tuple[tuple[Dataset, int, int, int], tuple[Tensor, Tensor]] | None = None
         """The last of `_shares`, and what they are of."""
 
     def expect(self, data: Plugin) -> None:
-        """Their length."""
-        length = DATASETS.filled(data, "data").options.get("length")
+        """Their length, and whether documents are packed."""
+        options = DATASETS.filled(data, "data").options
+        length = options.get("length")
         self._length = length if isinstance(length, int) else None
+        self._packs = self.separate and bool(options.get("pack", True))
 
     @property
     def _text(self) -> Text:
@@ -251,8 +255,11 @@ class LanguageModeling(Task[TokenBatch]):
         """Logits [b,n,k]. Places that begin anew tell transformers that packed documents are apart."""
         where = {} if batch.positions is None else {"position_ids": batch.positions}
         if batch.tokens.is_meta:  # of places transformers reads the numbers; of a whole mask it does not
-            n, device = batch.given.shape[1], batch.tokens.device
-            where = {"attention_mask": torch.ones(1, 1, n, n, dtype=torch.bool, device=device)}
+            (b, n), device = batch.given.shape, batch.tokens.device
+            data = getattr(self, "dataset", None)
+            packs = self._packs if data is None else self.separate and data.pack
+            masks = b if packs else 1  # of packed documents each layer keeps every sequence's for its backward
+            where = {"attention_mask": torch.ones(masks, 1, n, n, dtype=torch.bool, device=device)}
             if "position_ids" in forward_parameters(getattr(model, "network", model)):  # OPT makes them of a mask [b,n]
                 where["position_ids"] = torch.zeros(1, n, dtype=torch.long, device=device)
         with seeded_dropout(model, batch.dropout_seeds):
