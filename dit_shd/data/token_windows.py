@@ -53,8 +53,8 @@ def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
     """Texts in order, as many as are encoded at once; a long one by itself."""
     batch, letters = list[str](), 0
     for text in texts:
-        full = len(batch) == TEXTS or letters + len(text) > AT_ONCE or max(len(text), *map(len, batch[:1]), 0) > WINDOW
-        if batch and full:
+        alone = len(text) > WINDOW or any(len(first) > WINDOW for first in batch[:1])
+        if batch and (alone or len(batch) == TEXTS or letters + len(text) > AT_ONCE):
             yield batch
             batch, letters = [], 0
         batch.append(text)
