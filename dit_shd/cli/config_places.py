@@ -10,7 +10,7 @@ from dit_shd.cli.arguments import Line
 from dit_shd.cli.specification import Specification
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import WANTED, instead
-from dit_shd.core.shipped_configs import config_file, shipped_folder
+from dit_shd.core.shipped_configs import config_file, find_shipped, shipped_folder
 
 OF_PLUGINS = "path"
 """The key by which a plug-in is given a file or folder."""
@@ -32,7 +32,10 @@ def check_places(values: Mapping[str, Any], line: Line, command: Specification) 
     if "" not in command.words or len(line.names) != 1:
         return
     folder = config_file(line.names[0]).resolve().parent
-    if folder.is_relative_to(shipped_folder().resolve()) or folder.is_relative_to(Path.cwd()):
+    if folder.is_relative_to(shipped_folder().resolve()):
+        _check_made(values, command)
+        return
+    if folder.is_relative_to(Path.cwd()):
         return
     paths = {key: text for key, text in _paths(values, command) if not _is_assigned(key, line) and _is_missing(text)}
     for base in (folder, *folder.parents):
@@ -52,6 +55,18 @@ def check_places(values: Mapping[str, Any], line: Line, command: Specification) 
                 f"({instead(Path(text))}); relative paths count from the folder you are in, and not from that of "
                 f"{line.names[0]}: go to where it was begun, or add {words}"
             )
+
+
+def _check_made(values: Mapping[str, Any], command: Specification) -> None:
+    """Refuse a shipped experiment whose teacher is made by another one, and is not there yet; a dry run can do without.
+
+    Raises:
+        UserError: Naming the command that makes it.
+    """
+    for key, text in _paths(values, command) if not values.get("dry_run") else ():
+        maker = Path(text).name
+        if key.partition(".")[0] == "teacher" and _is_missing(text) and find_shipped(maker) is not None:
+            raise UserError(f"{key}: '{text}' is not here yet; make it first: dit-shd train {maker}")
 
 
 def _paths(values: Mapping[str, Any], command: Specification) -> Iterator[tuple[str, str]]:

@@ -65,5 +65,15 @@ def test_from_its_own_folder_and_above_it_the_path_is_the_error(experiment, monk
 
 def test_experiments_that_ship_are_begun_anywhere(experiment, capsys):
     error = error_of("digits_flow_shd", capsys=capsys)
-    assert "teacher: wanted" in error and "relative paths" not in error
+    assert (
+        "teacher: 'runs/digits_flow_teacher' is not here yet; make it first: dit-shd train digits_flow_teacher" in error
+    )
     assert not Path("runs").exists()
+    error = error_of("digits_flow_shd", "teacher=runs/nowhere", capsys=capsys)
+    assert "teacher: wanted" in error and "relative paths" not in error
+    error = error_of("babyllama_shd", "teacher.llama=runs/nowhere", capsys=capsys)
+    assert (
+        "teacher.gpt2: 'runs/babyllama_gpt2_teacher' is not here yet; make it first: dit-shd train babyllama_gpt2_t"
+        in error
+    )
+    assert program.main(["train", "digits_flow_shd", "dry_run=true", "estimate.measure=false"]) == 0
