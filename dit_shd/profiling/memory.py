@@ -59,7 +59,9 @@ def step_memory(step: StepShape, student: nn.Module, teachers: nn.Module | Teach
     distiller = Distiller(step.task, meta.ModelSpec.of(student).skeleton(), step.losses)
     build_losses(distiller, by_key)
     distiller = distiller.to("meta")
-    skeletons: dict[str, nn.Module] = {k: meta.ModelSpec.of(model).skeleton().eval() for k, model in by_key.items()}
+    skeletons: dict[str, nn.Module] = {
+        k: meta.ModelSpec.of(model).skeleton().eval().requires_grad_(False) for k, model in by_key.items()
+    }
     bits = step.teacher_precision if is_quantised(step.teacher_precision) else None
     fewer = None if bits is None else sum(counted_bytes(teacher, bits) for teacher in skeletons.values())
     if step.teacher_precision != "no":
@@ -140,16 +142,17 @@ def _pass(step: StepShape, distiller: Distiller, teachers: Teachers, skeletons: 
         meta.recompute_blocks(student, step.precision)
 
     def peak(counted: bool) -> int:
-        gpu, norms = meta.emulate_gpu(step.precision), evaluated_norms(student)
-        with gpu, norms, meta.MemoryTracker(student, *skeletons.values()) as tracker:
-            if counted:
-                value = sum(Distiller(task, student, of_outputs).terms(batch, skeletons)[0].values())
-            else:
-                value = task.predict(student, batch).prediction.sum()
-            with torch.no_grad():
-                for teacher in read_teachers(of_layers if counted else losses, skeletons):
-                    task.predict(skeletons[teacher], batch)
-            torch.as_tensor(value).backward()
+        with evaluated_norms(student), meta.MemoryTracker(student, *skeletons.values()) as tracker:
+            with meta.emulate_gpu(step.precision):
+                if counted:
+                    value = sum(Distiller(task, student, of_outputs).terms(batch, skeletons)[0].values())
+                else:
+                    value = task.predict(student, batch).prediction.sum()
+                with torch.no_grad():
+                    for teacher in read_teachers(of_layers if counted else losses, skeletons):
+                        task.predict(skeletons[teacher], batch)
+            with meta.emulate_gpu(step.precision, keep=False):
+                torch.as_tensor(value).backward()
         return tracker.peak
 
     try:

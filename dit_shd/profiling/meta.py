@@ -108,10 +108,26 @@ def _evenly(mixture: Any, x: Tensor) -> Tensor:  # noqa: ANN401
 
 
 @contextmanager
-def emulate_gpu(precision: str) -> Generator[None]:
-    """Run fused attention, and matrix products in the low precision of autocast."""
-    with _Kernels(DTYPES.get(precision)), without_autocast():
-        yield
+def emulate_gpu(precision: str, keep: bool = True) -> Generator[None]:
+    """Run fused attention, and matrix products in the low precision of autocast.
+
+    Args:
+        precision: Of autocast.
+        keep: Hold what weights that learn are in low precision until the outermost one ends, as autocast does.
+    """
+    outermost = keep and not _weights_in_low
+    if keep:
+        _weights_in_low.setdefault(None, None)
+    try:
+        with _Kernels(DTYPES.get(precision)), without_autocast():
+            yield
+    finally:
+        if outermost:
+            _weights_in_low.clear()
+
+
+_weights_in_low: dict[nn.Parameter | None, Tensor | None] = {}
+"""Weight -> what it is in low precision, while an `emulate_gpu` that keeps them is at work (the key None)."""
 
 
 @contextmanager
@@ -170,7 +186,14 @@ class _Kernels(TorchFunctionMode):
         return cast("T", tree_map(self._lowered, arguments))
 
     def _lowered(self, x: object) -> object:
-        return x.to(self.low) if self.low is not None and isinstance(x, Tensor) and x.dtype == torch.float32 else x
+        if self.low is None or not isinstance(x, Tensor) or x.dtype != torch.float32:
+            return x
+        if not (_weights_in_low and isinstance(x, nn.Parameter) and x.requires_grad):
+            return x.to(self.low)
+        known = _weights_in_low.get(x)
+        if known is None:
+            known = _weights_in_low[x] = x.to(self.low)
+        return known
 
     def _raised_all(self, arguments: T) -> T:
         return cast("T", tree_map(self._raised, arguments))

@@ -361,7 +361,7 @@ def test_blocks_that_are_computed_again_are_counted_at_any_precision(root, confi
     """As many operations as the forward's but for what is outside of blocks (a quarter: Llama's vocabulary)."""
     values = read_yaml(root / "configs" / f"{config}.yaml")
     student = meta.build(Plugin.from_value(values["student"], "student"), "student")
-    steps = [step_shape(make(TrainConfig, {**values, "gradient_checkpointing": again}), 2) for again in (False, True)]
+    steps = [step_shape(make(TrainConfig, {**values, "gradient_checkpointing": again}), 8) for again in (False, True)]
     plain, again = (step_operations(step, student, None).passes["plain"] for step in steps)
     assert share * plain.forward < again.recomputed <= plain.forward and plain.recomputed == 0
     held = [step_memory(step, student, None).parts["activations"] for step in steps]

@@ -81,4 +81,4 @@ def test_what_losses_read_is_kept_where_blocks_run_again():
     task = Diffusion(mask_ratio=None)
     losses = [{"name": "shd", "chunk_mib": 2}]
     step = step_of(task, losses, gradient_checkpointing=True)
-    assert of_pass(step_memory(step, student, teacher)) == pytest.approx(taken(step, student, teacher), rel=0.2)
+    assert 1 <= of_pass(step_memory(step, student, teacher)) / taken(step, student, teacher) < 1.3
