@@ -94,9 +94,8 @@ class Recording(LastForward):
         """Leave the model as it was, and no circle of references: captures are freed with their last user."""
         self.stop()
         self._set.close()
-        for recorder in self.recorders.values():
-            recorder.close()
-        del self._products, self._nesting, self._slow, self._sleepers
+        for each in (*self.recorders.values(), *self._products, self._slow, self._sleepers):
+            each.close()
 
     def _instrument(self, sites: Sites) -> None:
         before = list(self.recorders.values())

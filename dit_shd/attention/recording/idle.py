@@ -9,7 +9,7 @@ from torch import nn
 from dit_shd.attention.recording.discovery import plain
 from dit_shd.attention.recording.instrument import recorded
 from dit_shd.attention.recording.knowledge import woken
-from dit_shd.attention.recording.recorder import Host, Onlooker
+from dit_shd.attention.recording.recorder import Closed, Host, Onlooker
 from dit_shd.attention.recording.sdpa_calls import Given, RawCall
 from dit_shd.attention.recording.sites import Sites
 from dit_shd.attention.recording.tokens import Tokens
@@ -48,6 +48,12 @@ class Sleepers:
             if (name := plain(path)) in new:
                 self._all[name] = _Sleeper(self.recording)
                 self.contexts.enter_context(recorded(module, self._all[name]))
+
+    def close(self) -> None:
+        """They hold the recording no more."""
+        self.recording = Closed()
+        for each in self._all.values():
+            each.close()
 
     def begin(self) -> None:
         """A forward begins."""

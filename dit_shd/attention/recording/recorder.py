@@ -39,6 +39,21 @@ class Host(Protocol):
         ...
 
 
+class Closed:
+    """The recording of nothing, any more."""
+
+    armed = False
+
+    def check_graph(self, recorder: "Recorder", graph: bool) -> None:
+        """Nothing is recorded."""
+
+    def deliver(self, name: str, capture: Capture) -> None:
+        """Nothing is kept."""
+
+    def flush(self, recorder: "Recorder | None" = None) -> None:
+        """Nothing is made."""
+
+
 class Onlooker:
     """At a module of which nothing but calls of attention is of interest."""
 
@@ -59,20 +74,9 @@ class Onlooker:
     def see(self) -> None:
         """No function is of interest by itself."""
 
-
-class _Closed:
-    """The recording of nothing, any more."""
-
-    armed = False
-
-    def check_graph(self, recorder: "Recorder", graph: bool) -> None:
-        """Nothing is recorded."""
-
-    def deliver(self, name: str, capture: Capture) -> None:
-        """Nothing is kept."""
-
-    def flush(self, recorder: "Recorder | None" = None) -> None:
-        """Nothing is made."""
+    def close(self) -> None:
+        """It is taken off its module, and does not hold its recording."""
+        self.recording = Closed()
 
 
 class Recorder(Onlooker):
@@ -106,9 +110,10 @@ class Recorder(Onlooker):
             self.recording.flush(self)
 
     def close(self) -> None:
-        """It is taken off its module: what it has seen is still there, and it does not hold its recording."""
-        for each in (self, *self.inside):
-            each.recording = _Closed()
+        """As any, and those inside; what it has seen is still there."""
+        super().close()
+        for each in self.inside:
+            each.close()
 
     def begin(self) -> None:
         """A forward begins."""
@@ -191,12 +196,20 @@ class SlowPaths:
     def __init__(self, recording: Host, model: nn.Module, contexts: ExitStack):
         self.recording, self.model, self.contexts = recording, model, contexts
         self._known = set[nn.Module]()
+        self._all = list[SlowPath]()
 
     def look(self, layers: Collection[nn.Module]) -> None:
         """Do so; layers: those that are recorded."""
         for module in hiding(self.model, layers) - self._known:
             self._known.add(module)
-            self.contexts.enter_context(recorded(module, SlowPath(self.recording)))
+            self._all.append(SlowPath(self.recording))
+            self.contexts.enter_context(recorded(module, self._all[-1]))
+
+    def close(self) -> None:
+        """They hold the recording no more."""
+        self.recording = Closed()
+        for each in self._all:
+            each.close()
 
 
 def hiding(model: nn.Module, layers: Collection[nn.Module]) -> set[nn.Module]:
@@ -227,6 +240,10 @@ class ProductRecorder:
         if module is not None and eager != self.eager:
             self.eager = eager
             set_again(module)
+
+    def close(self) -> None:
+        """It holds the recording no more."""
+        self.recording = Closed()
 
     @property
     def armed(self) -> bool:

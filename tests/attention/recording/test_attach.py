@@ -463,3 +463,12 @@ def test_what_a_step_has_captured_is_freed_with_its_last_user():
         assert held() == before
     finally:
         gc.enable()
+
+
+def test_processors_may_leave_in_the_middle_of_a_forward():
+    model = dit(2)
+    attached = attach_processors(model)
+    run(model)
+    model.transformer_blocks[1].register_forward_hook(lambda *_: attached.detach())
+    run(model)
+    assert not any(isinstance(getattr(x, "processor", None), SHDAttnProcessor) for x in model.modules())
