@@ -31,6 +31,8 @@ class Memory:
     """Images of one micro batch."""
     parts: dict[str, int]
     """Use -> bytes."""
+    gathered: int
+    """Under FSDP2, bytes of weights that a pass holds whole beside a process's share of them."""
     divides_teacher: bool = True
     """Whether FSDP2 divides the teacher, too: not one in fewer than 16 bits."""
 
@@ -48,6 +50,7 @@ class Memory:
         """Bytes of one of several processes under FSDP2: what a pass or the step adds, and a share of others."""
         of_pass = sum(self.parts[use] for use in OF_PASS)
         step = -(-(of_pass + self.parts[OF_STEP]) // processes) if self.parts[OF_STEP] else 0
+        of_pass += self.gathered
         shared = {use: size for use, size in self.parts.items() if use not in (*OF_PASS, OF_STEP)}
         whole = 0 if self.divides_teacher else shared.pop(TEACHER)
         return max(of_pass, step) + whole + sum(-(-size // processes) for size in shared.values())
@@ -75,6 +78,7 @@ def step_memory(step: StepShape, student: nn.Module, teachers: nn.Module | Teach
     optimizer = step.build_optimizer(trained)
     return Memory(
         images=step.images,
+        gathered=_gathered(distiller, skeletons if bits is None else {}),
         divides_teacher=bits is None,
         parts={
             TEACHER: _resident(skeletons, step.teacher_offload == "blocks", fewer),
@@ -102,13 +106,22 @@ def _resident(teachers: Teachers, offloaded: bool, fewer: int | None) -> int:
     """Bytes of the teachers' weights on the device: all, or of offloaded ones two blocks and what is in no block."""
     if fewer is not None:
         return fewer
-    if not offloaded:
-        return sum(map(held, teachers.values()))
-    total = 0
-    for teacher in teachers.values():
-        sizes = [held(block) for block in blocks(teacher)]
-        total += held(teacher) - sum(sizes) + 2 * max(sizes, default=0)
-    return total
+    return sum(_in_blocks(teacher, 2) if offloaded else held(teacher) for teacher in teachers.values())
+
+
+def _in_blocks(model: nn.Module, count: int) -> int:
+    """Bytes of a model of whose blocks that many are there at once."""
+    sizes = [held(block) for block in blocks(model)]
+    return held(model) - sum(sizes) + count * max(sizes, default=0)
+
+
+def _gathered(distiller: Distiller, teachers: Teachers) -> int:
+    """Bytes that FSDP2 gathers for a pass: student and losses, and a block on its way; of teachers three blocks.
+
+    These are the first, the one that runs and the one on its way (training/fsdp.py).
+    """
+    on_its_way = max((held(block) for block in blocks(distiller.student)), default=0)
+    return held(distiller) + on_its_way + sum(_in_blocks(teacher, 3) for teacher in teachers.values())
 
 
 def _step_copies(optimizer: torch.optim.Optimizer) -> int:

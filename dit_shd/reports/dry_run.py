@@ -142,10 +142,9 @@ def _several(run: DryRun) -> str:
     for name, peak in peaks(run.precision, run.peak_tflops).items():
         total = hours(run.all_operations, peak, run.assumed.mfu)
         rows.append([f"days of training, {name}", *(_time(total / gpus / 24, DAY) for _, gpus in held.values())])
-    divided = (
-        "all that is not of a pass" if memory.divides_teacher else "all that is not of a pass, but for the teacher"
-    )
-    note = f"FSDP2 divides {divided}" if run.fsdp2_refusal is None else run.fsdp2_refusal
+    divided = "all that is not of a pass" + ("" if memory.divides_teacher else ", but for the teacher")
+    gathered = f"a pass gathers {memory.gathered / bytes_of_it:.2f} {unit} of weights, the student's all"
+    note = f"FSDP2 divides {divided}; {gathered}" if run.fsdp2_refusal is None else run.fsdp2_refusal
     return f"{_table(['processes', *held], rows)}\nDDP holds the gradients twice; {note}"
 
 

@@ -47,11 +47,10 @@ def shard(model: nn.Module, transformer: nn.Module, device: torch.device, frozen
 
 @contextmanager
 def synchronised(model: nn.Module, last: bool) -> Generator[None]:
-    """A forward and backward whose gradients are averaged over all processes only if it is the step's last one."""
-    if is_sharded(model):
-        model.set_requires_gradient_sync(last)  # type: ignore[operator]
-        yield
-        return
+    """A forward and backward whose gradients are averaged over all processes only if it is the step's last one.
+
+    Those of a divided model are averaged each time: until then every process would hold them whole.
+    """
     waits: Any = getattr(model, "no_sync", nullcontext)  # not accelerate's, which syncs a launcher's only process
-    with nullcontext() if last else waits():
+    with nullcontext() if last or is_sharded(model) else waits():
         yield
