@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from dit_shd.core.errors import UserError, error_line
 
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+FULL = {errno.ENOSPC, errno.EDQUOT}
 NO_SYNC = {errno.EINVAL, errno.EBADF, errno.ENOTSUP}
 """Errors of file systems that cannot sync a folder."""
 PART, OLD = ".dit_shd.part", ".dit_shd.old"
@@ -209,7 +209,7 @@ def cannot_be_written(final: Path, error: Exception, remedy: str = REMEDY) -> Us
     """The line for a failed write: OSError, or what safetensors makes of one."""
     match = re.search(r"(?:os error|code:) (\d+)", str(error))
     number = error.errno if isinstance(error, OSError) else int(match[1]) if match else 0
-    words = (error.strerror if isinstance(error, OSError) else None) or error_line(error)
+    words = os.strerror(number) if number else error_line(error)
     reason = "the disk is full" if number in FULL else words
     return UserError(f"{final}: cannot be written: {reason}; {remedy}")
 

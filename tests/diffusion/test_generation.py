@@ -250,7 +250,7 @@ def test_a_full_disk_is_one_line_and_finished_work_is_kept(teacher, tmp_path, ro
     command = [sys.executable, "-c", LIMITED, str(teacher), *keys]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
-    assert "merged.npz: cannot be written: the disk is full; what is finished is kept" in done.stderr.splitlines()[-1]
+    assert "merged.npz: cannot be written: File too large; what is finished is kept" in done.stderr.splitlines()[-1]
     assert open_shards(tmp_path / "s.npz.parts").shape == (40, 8, 8, 1)
     assert not list((tmp_path / "s.npz.parts").glob(".*.dit_shd.part"))
     monkeypatch.setattr(generation, "draw", lambda *_: pytest.fail("drawn again"))

@@ -55,7 +55,8 @@ def compare(config: CompareConfig) -> list[Row]:
         UserError: Not results files, figures of different networks, references or metrics, or a page at `out`.
     """
     config = checked(config, "compare")
-    config = replace(config, results=[str(_results_file(Path(text))) for text in config.results])
+    notes: list[str] = []
+    config = replace(config, results=[str(_results_file(Path(text), notes)) for text in config.results])
     records = [_placed(Path(text), _read(Path(text))) for text in config.results]
     if len(records) < 2:
         raise UserError(f"results: wanted at least two results files, the teacher's first, found {len(records)}")
@@ -65,7 +66,6 @@ def compare(config: CompareConfig) -> list[Row]:
         raise UserError(f"names: wanted {len(records)} different ones, one for each results file, found {actual}")
     _check_comparable(config.results, records)
     results.new_file(config.out, config.force, config.results)
-    notes: list[str] = []
     rows = [
         Row(
             name,
@@ -83,8 +83,12 @@ def compare(config: CompareConfig) -> list[Row]:
     return rows
 
 
-def _results_file(place: Path) -> Path:
+def _results_file(place: Path, notes: list[str]) -> Path:
     """A results file, or the newest one in a run folder that is of the run, not of its teacher.
+
+    Args:
+        place: The file or folder.
+        notes: Takes a line on which of several was chosen.
 
     Raises:
         UserError: The folder holds none.
@@ -96,6 +100,8 @@ def _results_file(place: Path) -> Path:
     files = _of_the_run(records, place)
     if not files:
         raise _without_results(place)
+    if len(files) > 1:
+        notes.append(f"{place}: of {len(files)} results files the newest is shown, {files[-1].relative_to(place)}")
     return files[-1]
 
 

@@ -206,6 +206,7 @@ def test_a_run_folder_stands_for_its_newest_result(two, tmp_path, capsys):
         runs.append(str(run))
     rows = compared(runs, tmp_path, cost=False)
     assert [row.figures for row in rows] == [json.loads(Path(file).read_text())["figures"] for file in two]
+    assert f"note: {runs[1]}: of 2 results files the newest is shown, deep/results.json" in capsys.readouterr().out
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"holds no results; make some first: dit-shd sample .*empty count=1000"):
         compared([runs[0], str(tmp_path / "empty")], tmp_path)
