@@ -93,7 +93,11 @@ class Runner:
             self.check()
             self.check_places()
             self._refuse_programs()
-            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                reason = f"cannot be made a folder ({error.strerror})"
+                raise UserError(f"study.cells: {self.folder} {reason}; name another with cells=FOLDER") from error
             try:
                 self._run_cells(left, self._shared())
             except BaseException:

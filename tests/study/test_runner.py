@@ -100,6 +100,13 @@ def test_a_second_study_in_the_folder_is_refused(study, tmp_path):
     assert len(run(config)[0]) == 4
 
 
+def test_a_folder_of_cells_that_cannot_be_made_is_one_line(study, tmp_path):
+    (tmp_path / "cells").write_text("a file")
+    with pytest.raises(UserError, match=r"cells cannot be made a folder \(File exists\); name another with cells=FOLDER"):
+        run(study())
+    assert not calls()
+
+
 def test_every_cell_is_a_row_and_nothing_runs_twice(study, tmp_path):
     results, _ = run(study())
     rows = read_results(tmp_path / "results.jsonl")
