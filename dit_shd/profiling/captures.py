@@ -94,13 +94,27 @@ def forward_of(
         raise UserError(
             f"{spec.cls.__name__}: is too large to be built for counting; load it, or count without the loss"
         )
-    run = spec.skeleton() if not real else spec.build() if _is_empty(model) else model
-    batch = example(task, pass_name, run, device_of(run))
     try:
-        with torch.no_grad(), meta.without_autocast(), evaluated_norms(run):
-            return recording.forward(task, run, batch, read, layers), batch
+        if not real:
+            return _forward_of_shapes(spec, task, pass_name, read, layers)
+        return _forward(spec.build() if _is_empty(model) else model, task, pass_name, read, layers)
     except NotImplementedError as error:
         raise UserError(f"{spec.cls.__name__}: its forward reads values, so that it cannot be counted") from error
+
+
+@lru_cache(maxsize=64)
+def _forward_of_shapes(
+    spec: meta.ModelSpec, task: Task[Any], pass_name: str, read: frozenset[Reads], layers: Named
+) -> tuple[Forward, Batch]:
+    return _forward(spec.skeleton(), task, pass_name, read, layers)
+
+
+def _forward(
+    model: nn.Module, task: Task[Any], pass_name: str, read: frozenset[Reads], layers: Named
+) -> tuple[Forward, Batch]:
+    batch = example(task, pass_name, model, device_of(model))
+    with torch.no_grad(), meta.without_autocast(), evaluated_norms(model):
+        return recording.forward(task, model, batch, read, layers), batch
 
 
 def example(task: Task[Any], pass_name: str, model: nn.Module, device: torch.device) -> Batch:
