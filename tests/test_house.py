@@ -46,6 +46,7 @@ SEVERAL = {
     "clients/test_clients.py": "capture on models of others, outside diffusers",
     "attention/recording/test_families.py": "models of timm and transformers",
     "attention/recording/test_several_calls.py": "parts of a batch, windows and heads in several calls",
+    "attention/recording/test_skipped_layers.py": "layers that are skipped, by hand, or there at times alone",
     "attention/recording/test_unusual_models.py": "what models do to their memory, layers and modules while they run",
     "attention/recording/test_wrong_hands.py": "what people give to capture and SHD that is not what they take",
     "attention/recording/test_zoo.py": "the models that the next one tries",

@@ -1,17 +1,16 @@
-"""Parts of a batch, windows in a dimension of their own, and heads in several calls: one layer, or refused."""
+"""Parts of a batch, single samples, windows, and heads in several calls: one layer, or refused."""
 
 import pytest
 import torch
 import torch.nn.functional as F
-from small_attention import Attention, E, Net, recorded
+from diffusers import MochiTransformer3DModel
+from small_attention import Attention, E, Net, inputs, recorded
+from torch import nn
 
 from dit_shd import SHD, capture
 from dit_shd.core.errors import UserError
 
-
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 def images(b=4, n=6):
@@ -145,3 +144,88 @@ def test_a_look_at_some_layers_does_not_change_the_order_of_later_captures(first
         model(images())
     assert len(captures) == 1
     assert list(recorded(model, images())) == [f"blocks.{i}" for i in range(4)]
+
+
+def test_heads_that_come_one_at_a_time_are_no_rows():
+    """The next head's tokens are the next in memory, as of packed images; they share keys and values."""
+
+    class ByHead(Attention):
+        def forward(self, x, mask=None):
+            q, k, v = (z.contiguous() for z in self.heads_of(x))
+            made = [F.scaled_dot_product_attention(q[:, i : i + 1], k[:, :1], v[:, :1]) for i in (0, 1)]
+            return self.proj(torch.cat(made, 1).transpose(1, 2).flatten(2))
+
+    shapes = {name: each.shape for name, each in recorded(Net(depth=1, make=ByHead, heads=2), inputs()).items()}
+    assert shapes == {"blocks.0": (2, 1, 6, 6), "blocks.0#2": (2, 1, 6, 6)}
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_samples_that_come_one_at_a_time_are_samples(heads):
+    """Of a single head, the next sample's tokens are the next in memory, as of packed images."""
+
+    class OneByOne(Attention):
+        def forward(self, x, mask=None):
+            parts = zip(*(z.contiguous().split(1) for z in self.heads_of(x)))
+            made = torch.cat([F.scaled_dot_product_attention(*sample) for sample in parts])
+            return self.proj(made.transpose(1, 2).flatten(2))
+
+    assert recorded(Net(make=OneByOne, heads=heads), inputs())["blocks.0"].shape == (2, heads, 6, 6)
+
+
+@pytest.mark.parametrize("longest", [6, 5])
+def test_samples_that_come_one_at_a_time_are_one_layer_whatever_their_lengths(longest):
+    """As Mochi's do, which leaves out each prompt's padding: the loss is a mean over samples, no sum."""
+
+    class OneByOne(Attention):
+        def forward(self, x, mask=None):
+            made = torch.zeros(2, self.heads, 6, E // self.heads)
+            for i, n in enumerate((longest, 5)):
+                made[i : i + 1, :, :n] = F.scaled_dot_product_attention(*self.heads_of(x[i : i + 1, :n]))
+            return self.proj(made.transpose(1, 2).flatten(2))
+
+    torch.manual_seed(0)
+    teacher, student = Net(depth=1, make=OneByOne), Net(depth=1, heads=2, make=OneByOne)
+    with capture(teacher) as t, capture(student) as s:
+        with torch.no_grad():
+            teacher(inputs())
+        student(inputs())
+    assert len(s) == (2 if longest == 6 else 1)
+    alone = Net(depth=1), Net(depth=1, heads=2)
+    for model, whole in zip(alone, (teacher, student)):
+        model.load_state_dict(whole.state_dict())
+    expected = []
+    for i, n in enumerate((longest, 5)):
+        with capture(alone[0]) as one, capture(alone[1]) as other:
+            for model in alone:
+                model(inputs()[i : i + 1, :n])
+        expected.append(SHD(method="constant")(one, other))
+    torch.testing.assert_close(SHD(method="constant")(t, s), torch.stack(expected).mean())
+
+
+def test_the_loss_of_mochi_is_a_mean_over_samples():
+    """Its layers leave out each prompt's padding, so that samples of unlike prompts are calls of their own."""
+
+    def model(heads, seed):
+        torch.manual_seed(seed)
+        built = MochiTransformer3DModel(
+            patch_size=2, num_attention_heads=heads, attention_head_dim=8, num_layers=2, pooled_projection_dim=16,
+            in_channels=4, text_embed_dim=16, time_embed_dim=4, activation_fn="swiglu", max_sequence_length=8,
+        ).eval()  # fmt: skip
+        for p in built.parameters():
+            nn.init.normal_(p, std=0.2)
+        return built
+
+    teacher, student = model(4, 0), model(2, 1)
+    x, text, t = torch.randn(2, 4, 2, 4, 4), torch.randn(2, 8, 16), torch.tensor([3, 500])
+    mask = torch.arange(8) < torch.tensor([[3], [6]])
+
+    def loss(*samples):
+        chosen = list(samples)
+        given = {"encoder_hidden_states": text[chosen], "timestep": t[chosen], "encoder_attention_mask": mask[chosen]}
+        with capture(teacher) as taught, capture(student) as learned:
+            with torch.no_grad():
+                teacher(x[chosen], **given)
+            student(x[chosen], **given)
+        return SHD()(taught, learned)
+
+    torch.testing.assert_close(loss(0, 1), (loss(0) + loss(1)) / 2)

@@ -9,10 +9,7 @@ from small_attention import Attention, E, H, Net, inputs
 from dit_shd import SHD, capture
 from dit_shd.core.errors import UserError
 
-
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 class InWorkspace(Attention):
