@@ -9,8 +9,8 @@ import base64
 import html
 import io
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,6 +37,7 @@ from dit_shd.diffusion.sampled_run import of_run, remarks, shifted
 from dit_shd.diffusion.solvers import network_calls, solve
 from dit_shd.models import loading
 from dit_shd.models.compilation import compiled_blocks
+from dit_shd.models.evaluation_mode import evaluated, in_turn
 from dit_shd.models.families.mdt import kept_biases
 from dit_shd.models.offload import device_of
 from dit_shd.models.prediction import prediction_of
@@ -193,9 +194,11 @@ def _shortly(classes: Sequence[int]) -> str:
     return ", ".join(map(str, classes[:10])) + (", ..." if len(classes) > 10 else "")
 
 
-def prepared(model: nn.Module, config: SampleConfig) -> AbstractContextManager[None]:
-    """A context in which `draw` finds the model's blocks compiled, if so configured; once for all batches."""
-    return compiled_blocks(model) if config.compile else nullcontext()
+@contextmanager
+def prepared(model: nn.Module, config: SampleConfig) -> Generator[None]:
+    """A context for all calls of `draw`: no other thread's are between, and blocks are compiled, if so configured."""
+    with in_turn(model), compiled_blocks(model) if config.compile else nullcontext():
+        yield
 
 
 def load_decoder(config: SampleConfig, model: nn.Module) -> Decoder:
@@ -249,17 +252,13 @@ def draw(
         on_step(len(x) / network_calls(config))
         return output
 
-    was_training = model.training
-    model.eval()
     try:
-        with kept_biases(model, torch.bfloat16 if config.precision == "bf16" else torch.float32):
+        with evaluated(model), kept_biases(model, torch.bfloat16 if config.precision == "bf16" else torch.float32):
             latents = solve(predict, config, indices, shape, device)
     except RuntimeError as error:
         if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise
         raise UserError(f"compile=true: torch.compile failed ({error_line(error)})") from error
-    finally:
-        model.train(was_training)
     where = f"sampling images {indices[0]}..{indices[-1]}"
     if not bool(torch.isfinite(latents).all()):
         raise UserError(f"{where}: {_first_non_finite(config, finite)} is not finite (NaN or infinity)")

@@ -16,6 +16,7 @@ from dit_shd.data.text_condition import TextCondition
 from dit_shd.diffusion.adapters import Adapter, settings_of
 from dit_shd.diffusion.process import Process
 from dit_shd.diffusion.text_models import check_sides
+from dit_shd.models.evaluation_mode import evaluated
 
 LEVELS = 8
 """Of noise, evenly spaced in the density, which a sample is at one of."""
@@ -59,9 +60,8 @@ class ValidationLoss:
             process: The process of its pipeline.
             guidance: As in Adapter.predict.
         """
-        device, training, losses = next(model.parameters()).device, model.training, []
+        device, losses = next(model.parameters()).device, []
         samples = dataset.first(self.count)
-        model.eval()
         for positions in _of_one_shape(dataset, samples):
             draws = Draws(0, 0, positions, self.count)
             sample = {name: x.to(device) for name, x in dataset.batch(samples[positions], draws).items()}
@@ -70,9 +70,9 @@ class ValidationLoss:
             t = process.times(levels, x_0.shape).to(device)
             text = TextCondition(sample["text"], sample["text_mask"], sample.get("text_pooled"))
             x_t = process.add_noise(x_0, noise, t)
-            prediction, extra = process.prediction(adapter.predict(model, x_t, t, text, guidance), x_t, t)
+            with evaluated(model):
+                prediction, extra = process.prediction(adapter.predict(model, x_t, t, text, guidance), x_t, t)
             losses.append(sum(process.losses(prediction, extra, x_0, noise, x_t, t).values()))
-        model.train(training)
         return {LOSS: float(torch.cat([torch.as_tensor(loss) for loss in losses]).mean())}
 
 

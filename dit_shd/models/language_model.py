@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dit_shd.core.errors import UserError, error_line
 from dit_shd.core.rng import kept_generators
 from dit_shd.models.blocks import named_blocks
+from dit_shd.models.evaluation_mode import evaluated
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -62,19 +63,17 @@ def check_attention(role: str, model: nn.Module, separate: bool) -> None:
         UserError: Tokens attend to later tokens, or to other documents of their sequence.
     """
     device = next(model.parameters()).device
-    training, name = model.training, type(getattr(model, "network", model)).__name__
+    name = type(getattr(model, "network", model)).__name__
     tokens = torch.tensor([[0, 1, 0, 0, 1, 1]], device=device)
     positions = torch.tensor([[0, 1, 2, 0, 1, 2]], device=device)
     last, first = tokens.clone(), tokens.clone()
     last[0, 5], first[0, 1], first[0, 2] = 0, 0, 1  # short convolutions look at the document's end alone
     try:
-        model.eval()
-        plain, changed = (model(input_ids=x, use_cache=False).logits[0] for x in (tokens, last))
-        pair = [model(input_ids=x, position_ids=positions, use_cache=False).logits[0] for x in (tokens, first)]
+        with evaluated(model):
+            plain, changed = (model(input_ids=x, use_cache=False).logits[0] for x in (tokens, last))
+            pair = [model(input_ids=x, position_ids=positions, use_cache=False).logits[0] for x in (tokens, first)]
     except (TypeError, ValueError, RuntimeError, IndexError) as error:
         raise UserError(f"{role}: {name} cannot be run on tokens ({error_line(error, 160)})") from error
-    finally:
-        model.train(training)
     if not torch.allclose(plain[:5], changed[:5], atol=1e-6):
         raise UserError(f"{role}: {name} attends to tokens to come; wanted a causal language model")
     if separate and not torch.allclose(pair[0][3:], pair[1][3:], atol=1e-6):

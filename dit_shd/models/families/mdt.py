@@ -38,14 +38,14 @@ class RelativePositionBias(nn.Module):
 
     def forward(self, code: Tensor | None) -> Bias:
         """The bias of the tokens with these codes [b,n]; of all tokens for None."""
-        if code is None and self.kept is not None:
+        if code is None and self.kept is not None and not torch.is_grad_enabled():
             return self.kept
         return RelativeBias(self.relative_position_bias_table, self.window, code)
 
 
 @contextmanager
 def kept_biases(model: nn.Module, dtype: torch.dtype) -> Generator[None]:
-    """Compute the biases of plain passes once for all forwards in the block, which must not train the model.
+    """Compute the biases of plain passes once for all forwards without gradients in the block.
 
     They take h n n numbers a layer; biases of more than KEPT_MIB are added tile by tile as without this.
 
