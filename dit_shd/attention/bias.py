@@ -110,7 +110,7 @@ class DenseBias(Bias):
 
     def __init__(self, tensor: Tensor):
         if tensor.dtype == torch.bool:
-            tensor = torch.zeros_like(tensor, dtype=torch.float32).masked_fill_(~tensor, float("-inf"))
+            tensor = torch.zeros_like(tensor, dtype=torch.bfloat16).masked_fill_(~tensor, float("-inf"))  # exact
         while tensor.ndim < 4:
             tensor = tensor[None]
         if tensor.ndim != 4:
