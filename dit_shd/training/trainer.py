@@ -15,6 +15,7 @@ from dit_shd.core.prefetch import prefetch
 from dit_shd.core.signals import StopRequest
 from dit_shd.models.batch_norms import Statistics, kept_statistics, restore, statistics
 from dit_shd.training import diagnosis, fsdp, optim, setup
+from dit_shd.training.accelerator import refuse_autocast
 from dit_shd.training.batches import Passes
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.diagnosis import Diagnosis
@@ -97,11 +98,12 @@ class Trainer:
             tracker.finish()
 
     def _check_precision(self) -> None:
-        """Refuse to go on in the precision of another run, which accelerate shares in a process.
+        """Refuse to go on in the precision of another run, which accelerate shares in a process, or of the caller.
 
         Raises:
-            UserError: A run of another precision has begun in this process since.
+            UserError: A run of another precision has begun in this process since, or autocast is on.
         """
+        refuse_autocast(self.accelerator.device)
         precision = self.accelerator.mixed_precision
         if precision != self.config.precision:
             raise UserError(
@@ -144,6 +146,7 @@ class Trainer:
         good = self.services.guard.finite(terms["loss"], terms["grad_norm"])
         if good:
             self.state.optimizer.step()
+            torch.clear_autocast_cache()  # a block around the run, even of enabled=False, would keep the step's weights
             self.state.averages.step(self.student, number)
         else:
             restore(before)
