@@ -67,6 +67,8 @@ SEVERAL = {
     "training/test_kill.py": "a run killed anywhere",
     "training/test_real_size.py": "true sizes",
     "training/test_scale.py": "several processes, slices, compilation",
+    "data/test_captioned_images.py": "images with captions as a reference",
+    "data/test_sampled_images.py": "samplings as sets to be compared",
 }
 """Files of tests that are of several files of a room, and what they are about."""
 
