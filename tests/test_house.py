@@ -66,6 +66,7 @@ SEVERAL = {
     "training/test_equivalence.py": "a run however it is divided",
     "training/test_kill.py": "a run killed anywhere",
     "training/test_real_size.py": "true sizes",
+    "training/test_run_restarts.py": "a run begun again in its folder",
     "training/test_scale.py": "several processes, slices, compilation",
     "data/test_captioned_images.py": "images with captions as a reference",
     "data/test_sampled_images.py": "samplings as sets to be compared",
