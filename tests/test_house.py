@@ -61,6 +61,7 @@ SEVERAL = {
     "squeezing/test_masked_rows.py": "divergence, weights and gradients where every key is masked",
     "squeezing/test_row_weights.py": "squeeze, divergence and both backends",
     "study/test_shared_work.py": "what cells share, from its making to the notes of a page",
+    "tasks/test_classification_batches.py": "what a batch of images is, however divided",
     "tasks/test_held_out_text.py": "text that is never learned, and its perplexity",
     "tasks/test_language_models.py": "which models fit a text",
     "tasks/test_laws.py": "laws of every task's runs",
