@@ -23,7 +23,7 @@ test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
 test-kill: setup
-	$(BIN)/python -m pytest -k kill tests/training/test_kill.py tests/diffusion/test_generation.py tests/data/test_encoding.py tests/training/test_run_folder.py
+	$(BIN)/python -m pytest -k kill tests/training/test_kill.py tests/diffusion/test_generation.py tests/data/test_encoding.py tests/training/test_run_folder.py tests/training/test_run_restarts.py
 
 docs: setup
 	$(BIN)/python docs/build.py

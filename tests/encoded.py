@@ -9,6 +9,7 @@ from PIL import Image
 from dit_shd.core.config import make
 from dit_shd.data.encode_config import EncodeConfig
 from dit_shd.data.encoding import encode_to_shards
+from dit_shd.data.latent_shards import open_tensors, shard_files
 
 QUICK = dict(vae=None, size=8, batch_size=4, shard_size=8)
 
@@ -75,3 +76,12 @@ while True:
     kills += 1
 """
 """`dit-shd encode` killed (-9) after a while, again and again, until it ends: python -c KILLED KEY=VALUE ..."""
+
+
+LABELS = np.arange(20) // 7
+
+
+def tensors(folder):
+    """posterior and labels of all shards together."""
+    opened = [open_tensors(file) for file in shard_files(folder)]
+    return tuple(np.concatenate([shard.get_tensor(name) for shard in opened]) for name in ("posterior", "label"))

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from dit_shd.core.config import make
@@ -87,3 +88,12 @@ def sorted_digits() -> tuple[np.ndarray, np.ndarray]:
     data = DigitsDataset("validation")
     order = np.argsort(data.labels(), kind="stable")
     return data.images()[order], data.labels()[order]
+
+
+def save_grays(folder: Path, names: list[str], channels: int = 1, **options) -> np.ndarray:
+    """Different gray pictures, in the order of the names; [n, h, w, 1]."""
+    images = pictures(len(names), seed=3)
+    for name, image in zip(names, images):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.repeat(channels, 2).squeeze()).save(folder / name, **options)
+    return images

@@ -2,11 +2,16 @@
 
 import io
 import json
+import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from encoded import pictures
 from PIL import Image
+
+from dit_shd.data.sources.captions import Captioned
+from dit_shd.data.sources.detect import open_source
 
 
 def pngs(root: Path, *names: str) -> Path:
@@ -43,3 +48,26 @@ def write_tables(root: Path, files: dict[str, int], names: dict[str, list[str]] 
             table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
         parquet.write_table(table, root / file)
     return root
+
+
+TEXTS = {"a": "a thin seven", "b": "two digits", "c": None}
+
+
+def png(number):
+    stream = io.BytesIO()
+    Image.fromarray(np.full((4, 4, 3), number, np.uint8)).save(stream, "png")
+    return stream.getvalue()
+
+
+def captioned(place, column=None):
+    source = open_source(str(place))
+    return Captioned(source, source.texts(column))
+
+
+def write_tar(file, members):
+    with tarfile.open(file, "w") as archive:
+        for name, data in members.items() if isinstance(members, dict) else members:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return str(file)

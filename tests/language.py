@@ -8,6 +8,11 @@ LLAMA = {"model_type": "llama", "hidden_size": 16, "num_hidden_layers": 2, "num_
 LLAMA |= {"num_key_value_heads": 2, "intermediate_size": 24, "max_position_embeddings": 32, "vocab_size": 257}
 GPT_NEOX = {"model_type": "gpt_neox", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
 GPT_NEOX |= {"intermediate_size": 24, "max_position_embeddings": 32, "vocab_size": 257}
+SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+SMALL |= {"intermediate_size": 24, "max_position_embeddings": 32, "vocab_size": 257}
+MISTRAL = {"model_type": "mistral", "sliding_window": 5, **SMALL}
+OPT = {"model_type": "opt", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 257}
+OPT |= {"ffn_dim": 24, "word_embed_proj_dim": 16, "max_position_embeddings": 40}
 TEXT = "Call me Ishmael. Some years ago, never mind how long precisely, having little or no money in my purse.\n"
 
 

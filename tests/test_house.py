@@ -61,12 +61,18 @@ SEVERAL = {
     "squeezing/test_masked_rows.py": "divergence, weights and gradients where every key is masked",
     "squeezing/test_row_weights.py": "squeeze, divergence and both backends",
     "study/test_shared_work.py": "what cells share, from its making to the notes of a page",
+    "tasks/test_classification_batches.py": "what a batch of images is, however divided",
+    "tasks/test_held_out_text.py": "text that is never learned, and its perplexity",
+    "tasks/test_language_models.py": "which models fit a text",
     "tasks/test_laws.py": "laws of every task's runs",
     "tasks/test_tasks.py": "what any task promises, with one of a test's own",
     "training/test_equivalence.py": "a run however it is divided",
     "training/test_kill.py": "a run killed anywhere",
     "training/test_real_size.py": "true sizes",
+    "training/test_run_restarts.py": "a run begun again in its folder",
     "training/test_scale.py": "several processes, slices, compilation",
+    "data/test_captioned_images.py": "images with captions as a reference",
+    "data/test_sampled_images.py": "samplings as sets to be compared",
 }
 """Files of tests that are of several files of a room, and what they are about."""
 

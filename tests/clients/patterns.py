@@ -8,36 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention as renamed
 
-from .entry import Client, sequence
-
-H, D = 4, 8
-E = H * D
-
-
-def split(x: Tensor, parts: int = 3) -> tuple[Tensor, ...]:
-    """[b,n,parts h d] -> parts of [b,h,n,d]"""
-    return x.unflatten(2, (parts, H, D)).permute(2, 0, 3, 1, 4).unbind(0)
-
-
-def merged(x: Tensor) -> Tensor:
-    """[b,h,n,d] -> [b,n,h d]"""
-    return x.transpose(1, 2).flatten(2)
-
-
-def elsewhere(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return merged(F.scaled_dot_product_attention(q, k, v))
-
-
-class Layer(nn.Module):
-    """Self-attention; `how` calls it, `project` makes the output projection."""
-
-    def __init__(self, how: Callable[..., Tensor] = elsewhere, project: Callable[[], nn.Module] | None = None):
-        super().__init__()
-        self.qkv, self.how = nn.Linear(E, 3 * E), how
-        self.proj = nn.Linear(E, E) if project is None else project()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.proj(self.how(*split(self.qkv(x))))
+from .entry import Client
+from .layers import D, E, H, Layer, X, elsewhere, merged, split
+from .projections import Adapted, ByHead, ByHeadCast, Cast, Conv, Einsum, Flat, Inline, Matmul, normed
 
 
 class Inherited(Layer):
@@ -228,84 +201,6 @@ class Twice(Gating):
         return x + self.proj(y) + self.gate(y)
 
 
-class Flat(nn.Module):
-    """The weights of all layers in one storage."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        flat = torch.zeros(2, E, E)
-        self.blocks = nn.ModuleList(Layer(project=lambda: Matmul(E, E)) for _ in flat)
-        for block, weight in zip(self.blocks, flat):
-            block.proj.weight = nn.Parameter(weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        for block in self.blocks:
-            x = block(x)
-        return x
-
-
-class Matmul(nn.Linear):
-    def forward(self, input: Tensor) -> Tensor:
-        return input @ self.weight.T + self.bias
-
-
-class Cast(nn.Linear):
-    def forward(self, input: Tensor) -> Tensor:
-        return F.linear(input.double(), self.weight.double(), self.bias.double()).to(input.dtype)
-
-
-class Conv(nn.Conv1d):
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input.transpose(1, 2)).transpose(1, 2)
-
-
-class Einsum(nn.Linear):
-    def forward(self, input: Tensor) -> Tensor:
-        return torch.einsum("bnd,ed->bne", input, self.weight)
-
-
-class ByHead(nn.Module):
-    """W^O [h,d,e] as the layer's own parameter."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.qkv, self.out = nn.Linear(E, 3 * E), nn.Parameter(torch.randn(H, D, E) / E**0.5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        a = F.scaled_dot_product_attention(*split(self.qkv(x)))
-        return x + torch.einsum("bhnd,hde->bne", a, self.out)
-
-
-class ByHeadCast(ByHead):
-    """The weights come first, and are cast."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        a = F.scaled_dot_product_attention(*split(self.qkv(x)))
-        return x + torch.einsum("hde,bhnd->bne", self.out.double(), a.double()).to(x.dtype)
-
-
-class Inline(nn.Module):
-    """Projected in the attention's own forward, by a weight that is cast."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.qkv, self.w = nn.Linear(E, 3 * E), nn.Parameter(torch.randn(E, E) / E**0.5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + F.linear(elsewhere(*split(self.qkv(x))).double(), self.w.double()).to(x.dtype)
-
-
-class Adapted(nn.Module):
-    """A projection and a low-rank one beside it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.base, self.a, self.b = nn.Linear(E, E), nn.Linear(E, 2, bias=False), nn.Linear(2, E, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.base(x) + self.b(self.a(x))
-
-
 class ByHand(Layer):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = split(self.qkv(x))
@@ -340,19 +235,12 @@ def projected(project: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
     return stack(lambda: Layer(project=project))
 
 
-def normed() -> nn.Module:
-    return nn.utils.parametrizations.weight_norm(nn.Linear(E, E))
-
-
 def replaced() -> nn.Module:
     """A forward that was set on the instance."""
     model = Doors()
     for block in model.blocks:
         block.forward = lambda x, own=block.forward: own(x)
     return model
-
-
-X = sequence(2, 6, E)
 
 
 def two(n: int, m: int) -> Callable[[], dict[str, Any]]:

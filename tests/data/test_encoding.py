@@ -1,7 +1,6 @@
-"""Encoding images: the crop, every kind of source, posteriors, resuming after anything, processes, broken images."""
+"""Encoding images: the crop, every kind of source, posteriors, resuming after anything, processes."""
 
 import fcntl
-import json
 import os
 import subprocess
 import sys
@@ -9,8 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from encoded import KILLED, QUICK, config, contents, encode, pictures, tiny_vae, write_folder
-from PIL import Image
+from encoded import KILLED, LABELS, QUICK, config, contents, encode, pictures, tensors, tiny_vae, write_folder
 from two_process_jobs import said
 
 from dit_shd.cli.program import main
@@ -21,11 +19,8 @@ from dit_shd.data.decoder import Decoder
 from dit_shd.data.encode_config import EncodeConfig
 from dit_shd.data.encoder import Encoder
 from dit_shd.data.encoding import encode_to_shards
-from dit_shd.data.latent_shards import open_tensors, read_index, shard_file, shard_files, write_shard
-from dit_shd.data.sources.base import Selection
-from dit_shd.data.sources.detect import open_source
+from dit_shd.data.latent_shards import read_index, shard_file, write_shard
 
-LABELS = np.arange(20) // 7
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -46,12 +41,6 @@ def vae(tmp_path_factory):
 def straight(images, vae, one_thread, tmp_path_factory):
     """The twenty images encoded without any trouble: shards of 8, 8 and 4."""
     return encode(images, tmp_path_factory.mktemp("straight") / "latents", vae=str(vae))
-
-
-def tensors(folder):
-    """posterior and labels of all shards together."""
-    opened = [open_tensors(file) for file in shard_files(folder)]
-    return tuple(np.concatenate([shard.get_tensor(name) for shard in opened]) for name in ("posterior", "label"))
 
 
 def test_posteriors_are_the_autoencoders(images, vae, straight):
@@ -139,107 +128,6 @@ def test_every_source_gives_the_same(images, tmp_path, kind):
         found = dict(zip(("posterior", "labels"), tensors(encode(source, tmp_path / "l"))))[name]
         np.testing.assert_array_equal(found, wanted)
     assert list(read_index(tmp_path / "l").classes) == names
-
-
-def broken_folder(root):
-    """Three sound images, and between the first two and the last one of every kind of trouble; reasons by name."""
-    write_folder(root, pictures(3), np.array([0, 0, 1]))
-    folder = root / "class0"
-    sound = (folder / "0000.png").read_bytes()
-    (folder / "cut.png").write_bytes(sound[: len(sound) // 2])
-    (folder / "text.jpg").write_text("no image")
-    (folder / "empty.webp").write_bytes(b"")
-    Image.new("1", (30000, 30000)).save(folder / "bomb.png")  # 110 kB
-    Image.new("1", (1, 300_000)).save(folder / "needle.png")  # small, until it is scaled
-    Image.fromarray(np.full((8, 8), 40000, np.uint16)).save(folder / "deep.png")
-    (root.parent / "outside.png").write_bytes(sound)
-    (folder / "link.png").symlink_to(root.parent / "outside.png")
-    (folder / "circle.png").symlink_to(folder / "circle.png")
-    os.mkfifo(folder / "pipe.png")
-    (folder / "script.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n")
-    return {
-        "cut.png": "truncated", "text.jpg": "none of PNG", "empty.webp": "none of PNG",
-        "bomb.png": "900000000 pixels", "needle.png": "256 x 76800000 pixels", "deep.png": "mode I;16",
-        "link.png": "leads out of the folder", "circle.png": "no regular file", "pipe.png": "no regular file",
-        "script.png": "none of PNG",
-    }  # fmt: skip
-
-
-def test_broken_images_are_counted_listed_and_skipped(tmp_path, caplog):
-    reasons = broken_folder(tmp_path / "set")
-    out = encode(tmp_path / "set", tmp_path / "l", size=256, flips=False)
-    posterior, labels = tensors(out)
-    assert len(posterior) == 3 and labels.tolist() == [0, 0, 1]
-    lines = map(json.loads, (out / "skipped.jsonl").read_text().splitlines())
-    listed = {line["image"].removeprefix("class0/"): line["reason"] for line in lines}
-    assert listed.keys() == reasons.keys()
-    for name, reason in reasons.items():
-        assert reason in listed[name]
-        assert str(tmp_path) not in listed[name]
-    assert f"{len(reasons)} of {len(reasons) + 3} images were skipped; " in caplog.text
-    assert read_index(out).about["skipped"] == len(reasons)
-    first = contents(out)
-    assert contents(encode(tmp_path / "set", tmp_path / "again", size=256, flips=False)) == first
-
-
-def test_links_are_followed_on_request(tmp_path):
-    write_folder(tmp_path / "elsewhere", pictures(2), np.zeros(2, int))
-    (tmp_path / "set").mkdir()
-    (tmp_path / "set" / "a").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "elsewhere" / "circle").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match="set/a is a link; follow_links=true follows links"):
-        open_source(str(tmp_path / "set"))
-    source = open_source(str(tmp_path / "set"), Selection(follow_links=True))
-    assert len(source) == 2
-    assert source.raw(0).is_file()
-
-
-def test_nothing_but_broken_images(tmp_path):
-    (tmp_path / "set" / "a").mkdir(parents=True)
-    (tmp_path / "set" / "a" / "x.png").write_text("x")
-    with pytest.raises(UserError, match=r"none of '.*set' could be read; a/x\.png: none of PNG"):
-        encode(tmp_path / "set", tmp_path / "l")
-    assert (tmp_path / "l" / "skipped.jsonl").exists()
-    assert not (tmp_path / "l" / "latents.json").exists()
-
-
-def test_a_failing_disk_skips_nothing(images, tmp_path, monkeypatch):
-    def fails(*_, **__):
-        raise OSError(5, "Input/output error")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Image, "open", fails)
-        with pytest.raises(UserError, match=r"0000\.png: Input/output error; try again"):
-            encode(images, tmp_path / "l")
-    assert not shard_files(tmp_path / "l")
-
-
-@pytest.mark.parametrize("number", [2, 13, 107])
-def test_no_error_of_a_file_system_is_an_images(images, monkeypatch, number):
-    """No such file, no permission, a mount that is not connected any more."""
-
-    def fails(*_, **__):
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(Image, "open", fails)
-    with pytest.raises(UserError, match=rf"{os.strerror(number)}; try again"):
-        encoding.pixels(images / "class0" / "0000.png", 8)
-
-
-def test_a_folder_that_goes_away_and_is_back_is_whole(tmp_path, monkeypatch):
-    images, moved, real = write_folder(tmp_path / "set", pictures(20), LABELS), tmp_path / "moved", encoding.pixels
-
-    def goes(*arguments):
-        if images.exists():
-            images.rename(moved)
-        return real(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(encoding, "pixels", goes)
-        with pytest.raises(UserError, match=r"was listed and is gone|No such file or directory; try again"):
-            encode(images, tmp_path / "l", batch_size=1, workers=1)
-    moved.rename(images)
-    assert len(read_index(encode(images, tmp_path / "l", batch_size=1, workers=1))) == 20
 
 
 def test_a_folder_that_a_kill_left_with_the_beginning_of_its_settings_goes_on(images, tmp_path):

@@ -1,3 +1,5 @@
+"""Images of prompts, by a student in its pipeline: those of the pipeline itself, on after a stop, or refused."""
+
 import json
 import shutil
 from dataclasses import replace
@@ -17,8 +19,7 @@ from dit_shd.core.errors import UserError
 from dit_shd.data.autoencoder import read_autoencoder
 from dit_shd.data.latent_origin import Origin, keep_copy, write_record
 from dit_shd.data.pipeline_record import read_record
-from dit_shd.diffusion import assembly, packing, prompt_generation
-from dit_shd.diffusion.adapters import adapter_of
+from dit_shd.diffusion import assembly, prompt_generation
 from dit_shd.diffusion.assembly import assemble
 from dit_shd.diffusion.pipelines import open_pipeline
 from dit_shd.diffusion.prompt_generation import sample_prompts
@@ -182,19 +183,6 @@ def test_bad_input(student, pipeline, prompts, tmp_path):
     assert read_record(student / "student").pipeline == str(pipeline)
 
 
-@pytest.mark.parametrize("kind", ["z_image", "hunyuan_dit", "qwen_image", "wan"])
-def test_one_negative_prompt_is_of_every_prompt(kind, tmp_path):
-    whole = open_pipeline(write_pipeline(kind, tmp_path / "pipeline"))
-    call = {"height": 32, "width": 32, "num_inference_steps": 2, "negative_prompt": "zero", "guidance_scale": 4.0}
-    call |= {"use_resolution_binning": False} if kind == "hunyuan_dit" else {}
-    call |= {"num_frames": 1} if kind == "wan" else {}
-    call |= {"true_cfg_scale": 4.0} if kind == "qwen_image" else {}
-    both = prompt_generation.draw(whole, PROMPTS[:2], 0, range(2), call)
-    for number, prompt in enumerate(PROMPTS[:2]):
-        alone = prompt_generation.draw(whole, [prompt], 0, range(number, number + 1), call)
-        assert np.abs(both[number].astype(int) - alone[0]).max() <= 1
-
-
 def test_the_mark_that_windows_puts_before_a_text_is_in_no_prompt(tmp_path):
     (tmp_path / "prompts.txt").write_text("a nine\na zero\n", encoding="utf-8-sig")
     assert prompt_generation.read_prompts(tmp_path / "prompts.txt") == ["a nine", "a zero"]
@@ -229,55 +217,6 @@ def test_every_pipeline_draws(kind, tmp_path, prompts):
     call |= {"use_resolution_binning": False} if kind in ("pixart", "sana", "hunyuan_dit", "prx") else {}
     out = sample_prompts(make(SampleConfig, {"run": str(folder), "prompts": str(prompts), "call": call, "count": 2}))
     assert np.load(out)["arr_0"].shape[0] == 2
-
-
-def test_a_flux_that_is_not_distilled_for_guidance_is_guided_by_a_second_run(tmp_path):
-    whole, record = assemble(str(write_pipeline("flux", tmp_path / "pipeline")), None)
-    assert prompt_generation.call_arguments(whole, record, {"guidance": 0.5})["guidance_scale"] == 0.5
-    whole.transformer.register_to_config(guidance_embeds=False)
-    call = prompt_generation.call_arguments(whole, record, {"guidance": 4})
-    assert (call["true_cfg_scale"], call["negative_prompt"]) == (4, "")
-    with pytest.raises(UserError, match=r"guidance: wanted 1, for none, or more .*, found 0.5"):
-        prompt_generation.call_arguments(whole, record, {"guidance": 0.5})
-
-
-@pytest.mark.parametrize("kind", ["z_image", "qwen_image"])
-def test_a_guidance_of_1_is_none_and_of_w_is_the_common_convention(kind, tmp_path, monkeypatch):
-    """Z-Image guides by c + g (c - u), Qwen-Image by another argument and only with a negative prompt."""
-    whole, record = assemble(str(write_pipeline(kind, tmp_path / "pipeline")), None)
-    adapter, runs, outputs = adapter_of(record.transformer_class), [], []
-    forward, step = whole.transformer.forward, whole.scheduler.step
-
-    def counted(*args, **kwargs):
-        runs.append(len(kwargs.get("hidden_states", args[0] if args else ())))
-        return forward(*args, **kwargs)
-
-    def recorded(output, t, sample, *args, **kwargs):
-        outputs.append((sample.clone(), t.clone(), output.clone()))
-        return step(output, t, sample, *args, **kwargs)
-
-    monkeypatch.setattr(whole.transformer, "forward", counted)
-    monkeypatch.setattr(whole.scheduler, "step", recorded)
-    for scale, of_prompts in ((1, 1), (4, 2)):
-        runs.clear()
-        given = {"guidance": scale, "num_inference_steps": 2, "height": 16, "width": 16}
-        call = prompt_generation.call_arguments(whole, record, given)
-        prompt_generation.draw(whole, PROMPTS[:2], 0, range(2), call)
-        assert sum(runs) == 2 * 2 * of_prompts, "samples in 2 steps of 2 prompts"
-    sample, t, output = outputs[2]  # the first step that is guided
-    x, guided = (value.flatten(2, 3) if kind == "z_image" and value.ndim == 5 else value for value in (sample, output))
-    side = 16 // whole.vae_scale_factor
-    x, guided = (
-        packing.unpack(value, torch.empty(2, 4, side, side)) if kind == "qwen_image" else value for value in (x, guided)
-    )
-    text, empty = adapter.encode(whole, PROMPTS[:2]), adapter.encode_empty(whole)
-    nothing = text.replaced(torch.tensor([True, True]), empty)
-    with torch.no_grad():
-        c, u = (adapter.predict(whole.transformer, x, (t / 1000).expand(2), text) for text in (text, nothing))
-    relative = (u + 4 * (c - u) - guided).norm() / guided.norm()
-    assert relative < (1e-4 if kind == "z_image" else 0.02)  # Qwen-Image rescales to the conditional norm
-    with pytest.raises(UserError, match="guidance: wanted 0 or more, found -1"):
-        prompt_generation.call_arguments(whole, record, {"guidance": -1})
 
 
 def test_the_pipeline_that_was_used_is_recorded(student, pipeline, prompts, tmp_path):

@@ -1,4 +1,4 @@
-"""Sampling: guidance, determinism, solvers, decoding. Files are in test_sample_files.py."""
+"""Sampling: determinism, solvers, labels, decoding. Guidance is in test_guidance.py, files in test_generation.py."""
 
 import json
 import os
@@ -17,7 +17,6 @@ from dit_shd.core.errors import UserError
 from dit_shd.data.decoder import Decoder
 from dit_shd.data.open_images import open_images
 from dit_shd.data.pixels import grid, to_uint8
-from dit_shd.diffusion.guidance import Guided, guidance_weight
 from dit_shd.diffusion.sample_config import SampleConfig
 from dit_shd.diffusion.sampler import draw, label_plan, of_model, sample
 from dit_shd.diffusion.schedule import Schedule
@@ -30,68 +29,6 @@ QUICK = dict(steps=6, batch_size=4, guided_channels=None)
 @pytest.fixture(scope="module")
 def model(teacher):
     return load(teacher).eval()
-
-
-def test_power_cosine_ramps_from_one_to_the_scale():
-    config, constant = SampleConfig(guidance=3.8), SampleConfig(guidance=3.8, guidance_schedule="constant")
-    for t in (0, 250, 500, 999):
-        expected = 1 + 2.8 * (1 - np.cos(np.pi * (1 - t / 1000) ** 4)) / 2
-        assert guidance_weight(config, t / 1000) == pytest.approx(expected, rel=1e-12)
-        assert guidance_weight(constant, t / 1000) == 3.8
-
-
-def test_guidance_by_hand():
-    """Guided channels extrapolate, the others and the variance are the conditional half's."""
-
-    class Fake(torch.nn.Module):
-        config = type("C", (dict,), {"__getattr__": dict.__getitem__})(num_classes=5, in_channels=2)
-
-        def forward(self, x, t, class_labels, return_dict):
-            return (torch.cat([x, x], 1) * 0 + class_labels.view(-1, 1, 1, 1).float(),)
-
-    config = SampleConfig(guidance=3.0, guidance_schedule="constant", guided_channels=1)
-    out = Guided(Fake(), torch.tensor([1, 2]), config)(torch.zeros(2, 2, 1, 1), 9)
-    assert out[:, :, 0, 0].tolist() == [[5 + 3 * (1 - 5), 1, 1, 1], [5 + 3 * (2 - 5), 2, 2, 2]]
-    plain = Guided(Fake(), torch.tensor([1, 2]), SampleConfig(guidance=1.0))(torch.zeros(2, 2, 1, 1), 9)
-    assert plain[:, 0, 0, 0].tolist() == [1, 2]
-
-
-def test_the_unconditional_half_is_computed_only_where_guidance_weighs():
-    """A model that counts what it is given: half as much where |w - 1| is within the tolerance."""
-    given = []
-
-    class Counts(torch.nn.Module):
-        config = type("C", (dict,), {"__getattr__": dict.__getitem__})(num_classes=5, in_channels=1)
-
-        def forward(self, x, t, class_labels, return_dict):
-            given.append(len(x))
-            return (torch.cat([x, x], 1),)
-
-    config = make(SampleConfig, dict(guidance=3.8))
-    timesteps = Schedule.linear().respaced(250).timesteps
-    for t in timesteps:
-        Guided(Counts(), torch.tensor([1, 2]), config)(torch.zeros(2, 1, 1, 1), int(t))
-    within = [2.8 * (1 - np.cos(np.pi * (1 - t / 1000) ** 4)) / 2 <= 1e-3 for t in timesteps]
-    assert given == [2 if skipped else 4 for skipped in within]
-    assert 0.3 < np.mean(within) < 0.36
-    given.clear()
-    for changes in (dict(guidance=1.0, guidance_tolerance=0.0), dict(guided_channels=0)):
-        Guided(Counts(), torch.tensor([1, 2]), make(SampleConfig, changes))(torch.zeros(2, 1, 1, 1), 9)
-    assert given == [2, 2]
-
-
-def test_skipping_guidance_moves_pixels_by_less_than_a_level():
-    """The packaged teacher at the default tolerance against the full computation, before rounding to uint8."""
-    teacher = load("asset:digits_teacher").eval()
-    pixels = []
-    for tolerance in (0.0, SampleConfig.guidance_tolerance):
-        config = make(SampleConfig, dict(steps=50, guidance_tolerance=tolerance))
-        with torch.no_grad():
-            guided = Guided(teacher, torch.arange(8), config)
-            pixels.append(denoise(guided, config, range(8), (1, 28, 28), torch.device("cpu")).clamp(-1, 1))
-    apart = (pixels[1] - pixels[0]).abs() * 127.5
-    assert apart.max() > 0
-    assert (apart < 1).float().mean() >= 0.999
 
 
 def test_noise_drawn_ahead_is_the_noise_of_its_step():
@@ -305,9 +242,6 @@ def test_without_a_compiler_compile_is_one_line(teacher, tmp_path, root):
     assert done.stderr.splitlines()[-1].startswith("dit-shd sample: compile=true: torch.compile failed")
 
 
-# Models of velocity
-
-
 def test_conventions_give_the_same_images(flow_teacher):
     """The same network, asked in each convention: SiT's answers with the other sign, at the other time."""
     network = load(flow_teacher).eval()
@@ -328,16 +262,6 @@ def test_conventions_give_the_same_images(flow_teacher):
     for prediction in ("velocity_sit", "velocity_repa"):
         found, _ = sample(Other(prediction), 5, **options)
         assert np.abs(found.astype(int) - wanted).max() <= 1  # 1000 (1 - (1 - sigma)) rounds
-
-
-def test_guidance_of_velocity_by_hand(flow_teacher):
-    network = load(flow_teacher).eval()
-    config = SampleConfig(guidance=3.0, guidance_schedule="constant")
-    x, labels = torch.randn(2, 1, 8, 8), torch.tensor([0, 2])
-    t = torch.full((2,), 250.0)
-    conditional = network(x, t, class_labels=labels, return_dict=False)[0]
-    none = network(x, t, class_labels=torch.tensor([3, 3]), return_dict=False)[0]
-    torch.testing.assert_close(Guided(network, labels, config)(x, 0.25), none + 3 * (conditional - none))
 
 
 @pytest.mark.parametrize(

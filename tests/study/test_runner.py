@@ -1,7 +1,6 @@
 """A study from its file to its rows: once each, on after a kill, failures kept; and one of real runs to the page."""
 
 import json
-import re
 import signal
 import subprocess
 import sys
@@ -13,7 +12,6 @@ import yaml
 from pages import words_of
 from studies import LOSSES, STAND_IN, VALUES, calls, run
 
-from dit_shd.cli.commands.study import show
 from dit_shd.cli.program import main
 from dit_shd.core.errors import UserError
 from dit_shd.core.yaml_files import read_yaml
@@ -25,68 +23,6 @@ from dit_shd.study.runner import Runner
 def lasting(value):
     """Both variants of the grid, the second with a word that the stand-in knows."""
     return {"loss": {"output": {}, "shd": {"tracker": value, "losses": LOSSES}}}
-
-
-READER = """import json, sys, numpy
-with numpy.load(sys.argv[1]) as samples:
-    json.dump({"read right": float(samples["arr_0"].mean())}, open(sys.argv[2], "w"))
-"""
-
-
-def test_a_teacher_beside_and_a_program_that_reads_the_samples(study, tmp_path):
-    (tmp_path / "read.py").write_text(READER)
-    evaluators = {**VALUES["evaluators"], "read": {"program": "python read.py {samples} {out}"}}
-    keys = {"models": {"teacher": "asset:x"}, "evaluators": evaluators, "figure": "read right"}
-    with pytest.raises(UserError, match=r"python read\.py .* add programs=true"):
-        run(study(**keys))
-    assert not calls()
-    results, _ = run(study({"programs": True}, **keys))
-    assert {name: row.figures["read right"] for name, row in results.items()} == {
-        "output-seed1": 1, "shd-seed1": 1, "output-seed2": 2, "shd-seed2": 2, "teacher-seed1": 1, "teacher-seed2": 2,
-    }  # fmt: skip
-    assert results["teacher-seed2"].seconds.keys() == {"sample", "evaluate-first", "evaluate-read"}
-    assert calls().count("train") == 4 and calls().count("sample") == 6
-    results, _ = run(study(**keys))  # nothing is left, so that no program runs
-    assert len(results) == 6
-
-
-@pytest.mark.parametrize(
-    ("program", "error"),
-    [
-        ("nosuchprogram {samples} {out}", "nosuchprogram: cannot be run"),
-        ("python -c pass {samples} {out}", "read.json: wanted figures as JSON, .* found no file"),
-        ("sh -c 'echo [1] > $1' {samples} {samples} {out}", r"found no file"),
-        ("sh -c 'echo {{ > $1' {samples} {out}", "found no JSON"),
-        ("sh -c 'echo [1] > $1' {samples} {out}", r"found \[1\]"),
-        ("""sh -c 'echo "{\\"a\\": null}" > $1' {samples} {out}""", "found {.a.: null}"),
-    ],
-)
-def test_a_program_that_gives_no_figures_is_a_failed_row(program, error, study):
-    evaluators = {"read": {"program": program}}
-    results, _ = run(study({"programs": True, "cell": 0}, evaluators=evaluators))
-    (row,) = results.values()
-    assert row.status == "failed" and re.search(error, row.error), row.error
-
-
-def test_a_program_that_was_mended_runs_again_and_nothing_else_does(study, tmp_path):
-    (tmp_path / "read.py").write_text("import sys; open(sys.argv[2], 'w').write('[]')")
-    evaluators = {"read": {"program": "python read.py {samples} {out}"}}
-    results, _ = run(study({"programs": True, "cell": 0}, evaluators=evaluators))
-    assert not results["output-seed1"].done
-    (tmp_path / "read.py").write_text(READER)
-    results, _ = run(study({"programs": True, "cell": 0, "retry": True}, evaluators=evaluators))
-    assert results["output-seed1"].figures == {"read right": 1}
-    assert calls() == ["train", "sample"]
-
-
-def test_a_program_that_writes_nothing_has_not_the_figures_of_other_samples(study, tmp_path):
-    (tmp_path / "read.py").write_text(READER)
-    evaluators = {"read": {"program": "python read.py {samples} {out}"}}
-    asked = {"programs": True, "cell": 0}
-    assert run(study(asked, evaluators=evaluators, sampling={"count": 2}))[0]["output-seed1"].done
-    (tmp_path / "read.py").write_text("")
-    results, _ = run(study(asked, evaluators=evaluators, sampling={"count": 3}))
-    assert "found no file" in results["output-seed1"].error
 
 
 def test_a_second_study_in_the_folder_is_refused(study, tmp_path):
@@ -207,29 +143,6 @@ def test_the_command_ends_in_an_error_where_a_cell_failed(study, capsys):
     assert "4 of 4 cells have ended" in out and "the page:" in out
     assert err.splitlines()[-1].startswith(f"dit-shd study: 2 of 4 cells failed; cell {number}, {name}: failed:")
     assert main([*words, "run=false"]) == 0
-
-
-def test_a_study_that_compares_nothing_has_its_tables_and_page(study, capsys):
-    """Of tuning, say, without baseline and claims: it ended in a TypeError when all cells had ended."""
-    config = study(baseline={})
-    runner = Runner(config, lambda line: None)
-    show(runner, runner.run())
-    page = config.study.with_suffix(".html").read_text()
-    assert "4 of 4 cells have ended" in capsys.readouterr().out
-    assert "<h2>Variants" in page and "<h2>Differences" not in page
-
-
-def test_a_file_of_somebody_else_where_the_page_goes_is_not_overwritten(study, capsys):
-    config = study()
-    page = config.study.with_suffix(".html")
-    page.write_text("my notes")
-    assert main(["study", str(config.study)]) == 2 and not calls()
-    assert "holds something else; move it" in capsys.readouterr().err and page.read_text() == "my notes"
-    page.unlink()
-    page.mkdir()
-    assert main(["study", str(config.study)]) == 2 and "holds something else; move it" in capsys.readouterr().err
-    page.rmdir()
-    assert [main(["study", str(config.study)]) for _ in range(2)] == [0, 0]
 
 
 def test_a_cell_that_failed_is_tried_again_when_asked_to_and_the_failure_stays(study):

@@ -2,110 +2,32 @@
 
 import dataclasses
 import json
-import math
 from dataclasses import replace
 
 import oracle
 import pytest
 import torch
-from language import GPT2, LLAMA, TEXT, causal_lm, lines
-from runs import run
+from language import GPT2, LLAMA, MISTRAL, OPT, SMALL, TEXT, causal_lm, lines
+from text_tasks import batch_of, naive_nats, task
 
 from dit_shd.attention.recording.attach import capture
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
 from dit_shd.core.rng import Draws
-from dit_shd.data.datasets import DATASETS
 from dit_shd.data.packing import PADDING, positions
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.losses import LOSSES
 from dit_shd.distillation.losses.shd import SHD
 from dit_shd.integrations.trainer_batches import IGNORED, query_rows
-from dit_shd.models.loading import load
 from dit_shd.profiling.flops import forward_operations
 from dit_shd.profiling.memory import step_memory
-from dit_shd.tasks.language_modeling import LanguageModeling, TextEvaluation
+from dit_shd.tasks.language_modeling import LanguageModeling
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.dry_run import step_shape
 
-SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-SMALL |= {"intermediate_size": 24, "max_position_embeddings": 32, "vocab_size": 257}
-MISTRAL = {"model_type": "mistral", "sliding_window": 5, **SMALL}
 GEMMA = {"model_type": "gemma3_text", "sliding_window": 5, "head_dim": 4, **SMALL}
 MODELS = {"gpt2": GPT2, "llama": LLAMA, "mistral": MISTRAL, "gemma3_text": GEMMA}
-
-
-def task(path, student=None, evaluation=None, separate=True, prompt_rows=False, **data):
-    data = {"path": path, "length": 16, "document": "line", **data}
-    made = LanguageModeling(separate, prompt_rows, evaluation or TextEvaluation())
-    made.use(DATASETS.build(Plugin("text", data)), student)
-    return made
-
-
-@pytest.mark.parametrize("split", ["all", "validation"])
-def test_text_that_is_learned_is_not_what_is_held_out(tmp_path, split):
-    made = task(lines(tmp_path), split=split)
-    with pytest.raises(UserError, match=f"data.split: {split} has the documents that validate_every evaluates on"):
-        made.check_evaluation(None, None)
-    task(lines(tmp_path)).check_evaluation(None, None)
-
-
-@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"sequences": 0}, {"batch_size": -1}])
-def test_ranges_of_the_evaluation_are_checked_at_once(wrong):
-    with pytest.raises(UserError, match=rf"task\.evaluation\.{next(iter(wrong))}: wanted"):
-        LanguageModeling(evaluation=TextEvaluation(**wrong))
-
-
-def test_prompts_that_leave_nothing_to_learn_are_said_or_refused(tmp_path):
-    file = tmp_path / "x.jsonl"
-    rows = [{"q": "long " * 9, "a": "x"}, {"q": "?", "a": "y"}]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    made = task(str(file), pack=False, prompt="{q}", column="a", split="all")
-    assert any("1 of 2 documents have nothing to learn" in line for line in made.remarks(torch.nn.Identity()))
-    made.check("student", causal_lm(GPT2))
-    file.write_text(json.dumps(rows[0]))
-    made = task(str(file), pack=False, prompt="{q}", column="a", split="all")
-    with pytest.raises(UserError, match=r"the prompts of all 1 documents fill data\.length=16, and nothing is left"):
-        made.check("student", causal_lm(GPT2))
-
-
-def test_a_model_with_another_tokenizer_is_refused(tmp_path):
-    path, options = lines(tmp_path), {"tokenizer": str(tmp_path / "bpe.json"), "vocabulary": 300}
-    made = task(path, **options)
-    model = causal_lm({**GPT2, "vocab_size": 300})
-    made.describe(model)
-    model.save_pretrained(tmp_path / "student")
-    read = load(tmp_path / "student")
-    made.check("student", read)
-    with pytest.raises(
-        UserError, match=r"student: has a tokenizer of its own \(token \d+ is .* wanted data\.tokenizer="
-    ):
-        task(path).check("student", read)
-
-
-def test_an_exported_student_ends_where_its_text_did(tmp_path):
-    """The library's config named tokens 1 and 2 of another vocabulary, which are letters here."""
-    made = task(lines(tmp_path))
-    for config in (GPT2, LLAMA):
-        model = causal_lm(config)
-        made.describe(model)
-        model.save_pretrained(tmp_path / config["model_type"])
-        for name in ("config.json", "generation_config.json"):
-            found = json.loads((tmp_path / config["model_type"] / name).read_text())
-            assert (found["eos_token_id"], found["bos_token_id"]) == (256, 256)
-    chat = causal_lm(GPT2)
-    chat.network.generation_config.eos_token_id = [7, 256]
-    made.describe(chat)
-    assert chat.network.generation_config.eos_token_id == [7, 256]
-    by_chance = causal_lm({**LLAMA, "eos_token_id": 256, "bos_token_id": 1})
-    made.describe(by_chance)
-    assert by_chance.network.config.bos_token_id == by_chance.network.generation_config.bos_token_id == 256
-
-
-def batch_of(made, step=0, positions=range(8), size=8):
-    (batch,) = made.draw(Draws(0, step, positions, size))
-    return batch
 
 
 def test_what_counts_in_a_step_is_counted_once_for_all_its_micro_batches(tmp_path, monkeypatch):
@@ -134,19 +56,6 @@ def instructions(folder):
     rows = [{"q": TEXT[: 3 + i % 7], "a": TEXT[i : i + 4 + i % 9]} for i in range(24)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(file)
-
-
-def naive_nats(model, rows, prompts=None):
-    """-log p of every token but the first of some documents, each run by itself; those of prompts left out."""
-    nats = []
-    for row, skipped in zip(rows, prompts or [0] * len(rows)):
-        logits = model(input_ids=torch.tensor([row])).logits[0].double()
-        each = -logits.log_softmax(-1)[torch.arange(len(row) - 1), row[1:]]
-        nats += each[max(0, skipped - 1) :].tolist()
-    return nats
-
-
-# What counts
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -223,9 +132,6 @@ def test_documents_may_be_let_attend_to_each_other(tmp_path):
     apart, together = task(lines(tmp_path)), task(lines(tmp_path), separate=False)
     assert batch_of(apart).positions is not None and batch_of(together).positions is None
     assert torch.equal(batch_of(apart).target_weight, batch_of(together).target_weight)
-
-
-# What losses on attention take
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -317,98 +223,6 @@ def test_rows_of_prompts_can_take_part(tmp_path):
         one.row_weight(7)
 
 
-# Evaluation
-
-
-@pytest.mark.parametrize("size", [1, 5])
-def test_perplexity_is_over_every_held_out_token(tmp_path, size):
-    model = causal_lm(GPT2)
-    made = task(lines(tmp_path), evaluation=TextEvaluation(batch_size=size), pack=False, length=31, held_out=0.3)
-    held = made.dataset.held_out
-    figures = made.perplexity(model, held)
-    end = held.tokenizer.end
-    rows = [[end, *d.text.encode(), end][:32] for d in held._part("validation")]
-    nats = naive_nats(model, rows)
-    assert figures["tokens"] == len(nats)
-    assert figures["nats"] == pytest.approx(sum(nats) / len(nats), rel=1e-5)
-    assert figures["perplexity"] == pytest.approx(math.exp(sum(nats) / len(nats)), rel=1e-4)
-    assert ("bits_per_byte" in figures) == (held.cut_tokens == 0)
-    assert made.dataset is not held
-
-
-def test_some_held_out_sequences_are_spread_evenly_and_have_no_bits_of_a_byte(tmp_path):
-    """The bytes are those of the whole text."""
-    model, some = causal_lm({**GPT2, "n_positions": 80}), TextEvaluation(sequences=3, batch_size=2)
-    made = task(lines(tmp_path), evaluation=some, pack=False, length=79, held_out=0.3)
-    held = made.dataset.held_out
-    documents, end = list(held._part("validation")), held.tokenizer.end
-    last = len(documents) - 1
-    assert last > 3 and not held.cut_tokens
-    figures = made.perplexity(model, held)
-    nats = naive_nats(model, [[end, *documents[i].text.encode(), end] for i in (0, round(last / 2), last)])
-    assert figures["tokens"] == len(nats)
-    assert figures["nats"] == pytest.approx(sum(nats) / len(nats), rel=1e-5)
-    assert "bits_per_byte" not in figures
-
-
-def test_bits_of_a_uniform_guess_are_those_of_the_vocabulary(tmp_path):
-    model = causal_lm(GPT2, std=0.0)
-    made = task(lines(tmp_path), length=30)
-    figures = made.perplexity(model, made.dataset.held_out)
-    held = made.dataset.held_out
-    assert figures["perplexity"] == pytest.approx(257)
-    assert figures["bits_per_byte"] == pytest.approx(math.log2(257) * figures["tokens"] / held.text_bytes)
-
-
-# Refusals
-
-
-BERT = {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-BERT |= {"intermediate_size": 24, "vocab_size": 257}
-OPT = {"model_type": "opt", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 257}
-OPT |= {"ffn_dim": 24, "word_embed_proj_dim": 16, "max_position_embeddings": 40}
-
-
-@pytest.mark.parametrize(
-    ("config", "options", "message"),
-    [
-        ({**GPT2, "vocab_size": 200}, {}, r"^student: knows 200 tokens, the data's tokenizer has 257$"),
-        (GPT2, {"length": 40}, r"^student: takes 32 tokens, data\.length is 40$"),
-        (BERT, {}, r"^student: BertLMHeadModel attends to tokens to come; wanted a causal language model$"),
-        (OPT, {}, r"^student: in OPTForCausalLM packed documents attend to each other; task\.separate=false"),
-    ],
-)
-def test_models_that_do_not_fit(tmp_path, config, options, message):
-    made = task(lines(tmp_path), **options)
-    with pytest.raises(UserError, match=message):
-        made.check("student", causal_lm(config))
-
-
-def test_a_model_that_fits_is_left_as_it_was(tmp_path):
-    model = causal_lm(GPT2).train()
-    task(lines(tmp_path)).check("student", model)
-    assert model.training
-    task(lines(tmp_path), separate=False).check("student", causal_lm(OPT))
-    with pytest.raises(UserError, match="wanted a causal language model"):
-        task(lines(tmp_path)).check("teacher", torch.nn.Linear(2, 2))
-
-
-def test_a_teacher_that_knows_nothing_of_the_text_is_found_out(tmp_path):
-    made = task(lines(tmp_path))
-    (finding,) = made.check_teacher(causal_lm(GPT2), 0, torch.device("cpu"), measure=True)
-    assert "no better than tokens' frequencies" in finding.fault
-    assert not list(made.check_teacher(causal_lm(GPT2), 0, torch.device("cpu"), measure=False))
-    good = causal_lm(GPT2, std=0.02).train()
-    optimizer = torch.optim.Adam(good.parameters(), 1e-2)
-    for step in range(40):
-        batch = batch_of(made, step)
-        made.losses(made.predict(good, batch), batch)["cross_entropy"].mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    (finding,) = made.check_teacher(good.eval(), 0, torch.device("cpu"), measure=True)
-    assert finding.fault is None and finding.message.startswith("teacher: ")
-
-
 def test_cut_documents_are_said(tmp_path):
     (line,) = task(lines(tmp_path), pack=False, length=10).remarks(torch.nn.Identity())
     assert "tokens are beyond data.length=10" in line
@@ -453,42 +267,3 @@ def test_operations_of_a_model_that_makes_places_of_its_mask_are_counted(tmp_pat
     """OPT takes them of a mask [b,n]: where documents are not packed, training ended before its first step."""
     made = task(lines(tmp_path), pack=False, length=10)
     assert forward_operations(causal_lm(OPT), made) > 0
-
-
-def test_a_text_has_no_block_of_an_image(tmp_path):
-    """It had been the whole map, whatever was asked for."""
-    made = task(lines(tmp_path))
-    models = [causal_lm(LLAMA) for _ in range(2)]
-    (batch,) = made.draw(Draws(0, 0, range(2), 2))
-    with pytest.raises(UserError, match=r"losses: block: wanted joint, found image; .*self_attn reads text alone"):
-        Distiller(made, models[0], [SHD(block="image")]).terms(batch, models[1])
-
-
-def test_a_student_whose_window_hides_what_its_teacher_sees_is_told_so(tmp_path):
-    """Its divergence is infinite, and neither a learning rate nor a precision has to do with it."""
-    data = {"name": "text", "path": lines(tmp_path), "length": 16}
-    causal_lm({**MISTRAL, "sliding_window": None}).save_pretrained(tmp_path / "teacher")
-    values = {"task": {"name": "language_modeling"}, "data": data, "teacher": str(tmp_path / "teacher"), "steps": 1}
-    values |= {"student": {"name": "transformers", "config": MISTRAL}, "losses": [{"name": "shd"}], "batch_size": 2}
-    with pytest.raises(
-        UserError, match=r"first in the loss alone \(plain pass\); shd is infinite where a student hides keys"
-    ):
-        run({**values, "check_teacher": "no", "run": str(tmp_path / "run")})
-
-
-def test_a_student_that_drops_layers_is_refused(tmp_path):
-    """Layers that ran were paired with the teacher's by their order: the first with the third."""
-    made = task(lines(tmp_path), pack=False, length=10)
-    student, teacher = (causal_lm({**OPT, "num_hidden_layers": 4, "layerdrop": drop}) for drop in (0.3, 0.0))
-    distiller = Distiller(made, student.train(), [SHD()])
-    torch.manual_seed(0)
-
-    def train() -> None:
-        for step in range(6):
-            (batch,) = made.draw(Draws(0, step, range(2), 2))
-            distiller.terms(batch, teacher.eval())
-
-    with pytest.raises(
-        UserError, match=r"layers\.\d\.self_attn of the student did not run in this forward, so that layers cannot be"
-    ):
-        train()

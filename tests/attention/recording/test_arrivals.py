@@ -3,7 +3,7 @@
 import pytest
 import torch
 from clients import patterns
-from clients.patterns import E, H, Layer, X, elsewhere, split
+from clients.layers import E, H, Layer, X, elsewhere, split
 from torch import nn
 
 from dit_shd import capture

@@ -1,35 +1,19 @@
-"""The capture in other people's training: blocks of joint maps, choice of layers, compile, recomputation, autocast."""
+"""The capture in other people's training: choice of layers, compile, recomputation, autocast, and what it frees."""
 
 import functools
 import gc
 
-import oracle
 import pytest
 import torch
 import zoo
-from clients.patterns import E, Layer
-from diffusers import DiTTransformer2DModel, SD3Transformer2DModel
-from diffusers.models.attention_processor import AttnProcessor
+from clients.layers import E, Layer
+from small_dits import dit, run, sd3
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from dit_shd import SHD, SHDAttnProcessor, attach_processors, capture, squeeze
+from dit_shd import SHD, attach_processors, capture, squeeze
 from dit_shd.core.errors import UserError
 from dit_shd.models.families.dit import DiT
-
-
-def dit(heads: int, layers: int = 3) -> DiTTransformer2DModel:
-    torch.manual_seed(heads)
-    return DiTTransformer2DModel(
-        num_attention_heads=heads, attention_head_dim=8, in_channels=4, num_layers=layers, sample_size=8,
-        patch_size=2, num_embeds_ada_norm=10,
-    ).eval()  # fmt: skip
-
-
-def run(model):
-    r = torch.Generator().manual_seed(0)
-    x, t, y = torch.randn(2, 4, 8, 8, generator=r), torch.tensor([1, 900]), torch.tensor([1, 2])
-    return model(x, timestep=t, class_labels=y, return_dict=False)[0]
 
 
 def step(teacher, student, called=None):
@@ -187,139 +171,6 @@ def test_cross_attention_is_captured_when_it_is_named():
     assert [c.shape[2:] for c in captures.values()] == [(16, 6)] * 2
 
 
-@pytest.mark.parametrize("name", ["SD3Transformer2DModel", "FluxTransformer2DModel", "CogVideoXTransformer3DModel"])
-def test_a_block_of_a_joint_map_is_the_map_over_its_keys(name):
-    """Renormalised, whatever the order of text and image; the joint map by query type is the same rows."""
-    model, inputs = zoo.build(name), zoo.draw(name)
-    found = {}
-    with torch.no_grad():
-        for block in ("joint", "image", "image-text", "text-image"):
-            with capture(model, block=block) as found[block]:
-                zoo.forward(model, inputs)
-    for layer, image in found["image"].items():
-        n, text = image.shape[2], found["image-text"][layer].shape[3]
-        if layer in found["text-image"]:  # SD3's last block does not use its text rows
-            assert found["text-image"][layer].shape[2:] == (text, n)
-        joint = found["joint"][layer]
-        maps = joint.map()
-        if joint.shape[2] == n + text:  # one projection for both: the map is whole
-            first = 0 if order(model, layer) == "image first" else text
-            maps = maps[:, :, first : first + n]
-        keys = maps[..., :n] if order(model, layer) == "image first" else maps[..., text:]
-        torch.testing.assert_close(image.map(), keys / keys.sum(-1, keepdim=True))
-        both = oracle.maps(image.query, torch.cat([image.key, found["image-text"][layer].key], 2), image.scale)
-        torch.testing.assert_close(both[..., :n], keys)
-
-
-def order(model, layer):
-    """Where the tokens stand, by diffusers' code."""
-    return "image first" if "SD3" in type(model).__name__ else "text first"
-
-
-def test_a_block_needs_to_know_where_the_image_is():
-    model = dit(2)
-    with pytest.raises(UserError, match="no block 'image'"), torch.no_grad(), capture(model, block="image"):
-        run(model)
-    with pytest.raises(UserError, match="block: wanted one of"), capture(model, block="pictures"):  # type: ignore
-        pass
-
-
-def sd3(heads: int) -> SD3Transformer2DModel:
-    """As SD3.5-medium, whose first blocks have a second attention, of the image alone."""
-    torch.manual_seed(heads)
-    return SD3Transformer2DModel(
-        sample_size=8, in_channels=4, out_channels=4, num_layers=2, num_attention_heads=heads, attention_head_dim=8,
-        caption_projection_dim=8 * heads, joint_attention_dim=16, pooled_projection_dim=16, pos_embed_max_size=8,
-        dual_attention_layers=(0,),
-    ).eval()  # fmt: skip
-
-
-def test_layers_of_the_image_alone_have_no_block_and_count_as_having_run():
-    teacher, student = sd3(4), sd3(2)
-    r = torch.Generator().manual_seed(0)
-    x, text, pooled = (torch.randn(2, *shape, generator=r) for shape in ((4, 8, 8), (5, 16), (16,)))
-    for _ in range(2):  # the forward that shows what the model is, and one that is recorded
-        with capture(teacher, block="image") as t, capture(student, block="image") as s:
-            with torch.no_grad():
-                teacher(x, text, pooled, torch.tensor([500.0]))
-            student(x, text, pooled, torch.tensor([500.0]))
-        assert list(s) == ["transformer_blocks.0.attn", "transformer_blocks.1.attn"] and not s.skipped
-        assert SHD()(t, s) > 0
-
-
-def test_where_the_image_is_may_be_told():
-    name = "ErnieImageTransformer2DModel"
-    if name not in zoo.classes():
-        pytest.skip(f"this diffusers has no {name}")
-    model, inputs = zoo.build(name), zoo.draw(name)
-    with torch.no_grad(), capture(model, block="image", image=slice(0, 16)) as captures:
-        zoo.forward(model, inputs)
-    assert {c.shape[2:] for c in captures.values()} == {(16, 16)}
-    with pytest.raises(UserError, match="a run at one end"), capture(model, block="image", image=slice(2, 16)):
-        zoo.forward(model, inputs)
-
-
-@pytest.mark.parametrize("image", [slice(0, 10), slice(5, None)])
-def test_a_place_of_the_image_other_than_the_models_is_refused(image):
-    """Rows of the image had been given the text's W^O."""
-    r = torch.Generator().manual_seed(0)
-    x, text, pooled = (torch.randn(2, *shape, generator=r) for shape in ((4, 8, 8), (5, 16), (16,)))
-    model = sd3(2)
-    with torch.no_grad(), capture(model, image=slice(None, 16)) as captures:
-        model(x, text, pooled, torch.tensor([500.0]))
-    assert captures["transformer_blocks.0.attn"].shape[2:] == (16, 21)
-    says = "the model says that its image is tokens 0 to 15 of 21"
-    with pytest.raises(UserError, match=says), torch.no_grad(), capture(model, image=image):
-        model(x, text, pooled, torch.tensor([500.0]))
-
-
-def test_processors_stay_at_work_show_and_leave():
-    """A pipeline's calls go through them; the module's own processor is inside, and back after detach."""
-    name = "PixArtTransformer2DModel"
-    model, inputs = zoo.build(name), zoo.draw(name)
-    own = model.attn_processors
-    with torch.no_grad():
-        plain = zoo.forward(model, inputs)
-        attached = attach_processors(model)
-        shown = model.attn_processors
-        assert sum(isinstance(p, SHDAttnProcessor) for p in shown.values()) == 2  # attn1 of two blocks
-        assert all(isinstance(shown[k], type(p)) for k, p in own.items())
-        assert torch.equal(zoo.forward(model, inputs), plain)
-        assert list(attached.captures) == ["transformer_blocks.0.attn1", "transformer_blocks.1.attn1"]
-        attached.detach()
-    assert model.attn_processors == own
-    with attach_processors(model) as captures, pytest.raises(RuntimeError, match="boom"):
-        raise RuntimeError("boom")
-    assert model.attn_processors == own
-    assert len(captures) == 0
-
-
-@pytest.mark.parametrize("before", [capture, attach_processors])
-def test_processors_of_a_model_that_was_recorded_before_take_each_layer_once(before):
-    """From the second forward on each had been there twice, and with it a loss and its gradient were twice as large."""
-    name = "PixArtTransformer2DModel"
-    model, inputs = zoo.build(name), zoo.draw(name)
-    with torch.no_grad():
-        with before(model):
-            zoo.forward(model, inputs)
-        with attach_processors(model) as captures:
-            for _ in range(3):
-                zoo.forward(model, inputs)
-                assert list(captures) == ["transformer_blocks.0.attn1", "transformer_blocks.1.attn1"]
-
-
-def test_another_backend_or_none_is_refused_by_layer_and_setting():
-    model = dit(2)
-    model.transformer_blocks[1].attn1.processor._attention_backend = "flash"
-    with pytest.raises(UserError, match=r"blocks\.1\.attn1.*'flash'; use model\.set_attention_backend\('native'\)"):
-        attach_processors(model)
-    model = dit(2)
-    for block in model.transformer_blocks:
-        block.attn1.set_processor(AttnProcessor())
-    with pytest.raises(UserError, match="AttnProcessor2_0 instead"), capture(model):
-        pass
-
-
 def test_a_layer_that_ran_another_way_is_named():
     """Its code reaches the function, but this time it did not."""
     model = dit(2)
@@ -377,40 +228,6 @@ def test_two_processes_under_accelerate_equal_one(by_two):
         torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
 
 
-class Words(torch.nn.Module):
-    """Text before the patches of a picture, by one projection; its tokens are given as numbers, or in a mapping."""
-
-    def __init__(self):
-        super().__init__()
-        self.words, self.patch = torch.nn.Embedding(9, 16), torch.nn.Conv2d(1, 16, 2, 2)
-        self.qkv, self.out = torch.nn.Linear(16, 48), torch.nn.Linear(16, 16)
-
-    def forward(self, latents, tokens):
-        tokens = tokens["numbers"] if isinstance(tokens, dict) else tokens
-        x = torch.cat([self.words(tokens), self.patch(latents).flatten(2).transpose(1, 2)], dim=1)
-        q, k, v = (y.unflatten(2, (2, 8)).transpose(1, 2) for y in self.qkv(x).chunk(3, -1))
-        mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        return (x + self.out(mixed))[:, tokens.shape[1] :]
-
-
-@pytest.mark.parametrize("known", [True, False])
-def test_the_block_of_captions_of_other_lengths(known):
-    """By the lengths of what the model is given; where those are hidden, it is an error and not the whole map."""
-    model, x = Words(), torch.randn(2, 1, 8, 8)
-    with torch.no_grad(), capture(model) as captures:
-        for length in (5, 5, 3):
-            tokens = torch.randint(9, (2, length))
-            model(x, tokens if known else {"numbers": tokens})
-            (layer,) = captures.values()
-            assert layer.shape[2:] == (16 + length, 16 + length)
-            if known or length == 5:
-                assert layer.over_image().shape[2:] == (16, 16)
-                torch.testing.assert_close(layer.over_image().query, layer.query[:, :, length:])
-            else:
-                with pytest.raises(UserError, match=r"where the image stands among 19 tokens .* is not known"):
-                    layer.over_image()
-
-
 def test_captures_without_projections_have_no_w_o():
     """It was that of the first expert, of a model that is asked for its maps alone since it has several."""
     r = torch.Generator().manual_seed(0)
@@ -463,12 +280,3 @@ def test_what_a_step_has_captured_is_freed_with_its_last_user():
         assert held() == before
     finally:
         gc.enable()
-
-
-def test_processors_may_leave_in_the_middle_of_a_forward():
-    model = dit(2)
-    attached = attach_processors(model)
-    run(model)
-    model.transformer_blocks[1].register_forward_hook(lambda *_: attached.detach())
-    run(model)
-    assert not any(isinstance(getattr(x, "processor", None), SHDAttnProcessor) for x in model.modules())

@@ -6,10 +6,11 @@ import copy
 import pytest
 import small_families
 import torch
-from clients.patterns import Doors, E, Layer, X
+from clients.layers import E, Layer, X
+from clients.patterns import Doors
 from torch import nn
 
-from dit_shd import SHD, attach_processors, capture
+from dit_shd import SHD, capture
 from dit_shd.core.errors import UserError
 
 
@@ -163,42 +164,6 @@ def test_pefts_adapters_teach_the_model_that_they_adapt():
         assert len(captures) == len(want)
 
 
-class Weighted(nn.Module):
-    """Attention of PyTorch, which multiplies by itself if its maps are asked for."""
-
-    def __init__(self, maps):
-        super().__init__()
-        self.attn, self.maps = nn.MultiheadAttention(8, 2, batch_first=True), maps
-
-    def forward(self, x):
-        return x + self.attn(x, x, x, need_weights=self.maps)[0]
-
-
-def test_processors_are_attached_once():
-    """A second time was a TypeError of Python about its classes."""
-    model = small_families.diffusers_dit()
-    attached = attach_processors(model)
-    with pytest.raises(UserError, match=r"^attach_processors: DiTTransformer2DModel is recorded .*0\.attn1\); detach"):
-        attach_processors(model)
-    attached.detach()
-    attach_processors(model).detach()
-
-
-@pytest.mark.parametrize("maps", [True, False])
-def test_two_captures_of_a_new_model_see_attention_of_pytorch_once(maps):
-    """Of maps that it makes by itself the outer one had seen products alone, and refused them."""
-    model, x = nn.Sequential(Weighted(maps), Weighted(maps)).eval(), torch.randn(2, 5, 8)
-    for _ in range(2):  # the first forward, and where attention is known
-        with capture(model) as t, capture(model) as s:
-            with torch.no_grad():
-                model(x + 1)
-            model(x)
-        for captures, given in ((t, x + 1), (s, x)):
-            _, want = model[0].attn(given, given, given, average_attn_weights=False)
-            assert list(captures) == ["0.attn", "1.attn"]
-            torch.testing.assert_close(captures["0.attn"].map(), want)
-
-
 def test_a_wrapper_has_methods_of_its_own():
     """DDP's no_sync, an average's update: the class inside does not have them, which was an AttributeError."""
     model = Tuned().eval()
@@ -305,24 +270,6 @@ def test_exchanged_captures_are_refused(model):
         assert SHD()(teacher, student) > 0  # nothing is trained: which is which is not known
 
 
-def test_processors_always_have_the_last_forward():
-    """They stay for long, so another capture takes no forward from them."""
-    model = small_families.diffusers_dit()
-
-    def run(seed):
-        x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
-        model(x, timestep=torch.tensor([1, 9]), class_labels=torch.tensor([0, 2]))
-
-    attached = attach_processors(model)
-    with torch.no_grad():
-        run(0)
-    with capture(model) as captures:
-        run(1)
-    layer = next(iter(captures))
-    assert torch.equal(attached.captures[layer].query, captures[layer].query)
-    attached.detach()
-
-
 def test_captures_of_a_sink_say_where_they_are():
     model, taken = Doors().eval(), {}
     with capture(model) as s:
@@ -332,12 +279,6 @@ def test_captures_of_a_sink_say_where_they_are():
     with pytest.raises(UserError, match="handed to the sink="):
         SHD()(t, s)
     assert SHD()(taken, s).isfinite()
-
-
-def test_attached_processors_are_not_their_captures():
-    attached = attach_processors(small_families.diffusers_dit())
-    with pytest.raises(UserError, match=r"found Attached; give its \.captures"):
-        SHD()(attached, {})
 
 
 def test_a_part_may_be_captured_by_itself():

@@ -1,10 +1,10 @@
-"""A first forward that is eager, and its backward."""
+"""A first forward that is eager, and its backward; two captures of one."""
 
 import gc
 
 import pytest
 import torch
-from clients.patterns import E, Layer
+from clients.layers import E, Layer
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -84,3 +84,29 @@ def test_a_backward_that_fails_leaves_compilation_on():
     del output
     gc.collect()
     assert is_compiled_now()
+
+
+class Weighted(nn.Module):
+    """Attention of PyTorch, which multiplies by itself if its maps are asked for."""
+
+    def __init__(self, maps):
+        super().__init__()
+        self.attn, self.maps = nn.MultiheadAttention(8, 2, batch_first=True), maps
+
+    def forward(self, x):
+        return x + self.attn(x, x, x, need_weights=self.maps)[0]
+
+
+@pytest.mark.parametrize("maps", [True, False])
+def test_two_captures_of_a_new_model_see_attention_of_pytorch_once(maps):
+    """Of maps that it makes by itself the outer one had seen products alone, and refused them."""
+    model, x = nn.Sequential(Weighted(maps), Weighted(maps)).eval(), torch.randn(2, 5, 8)
+    for _ in range(2):  # the first forward, and where attention is known
+        with capture(model) as t, capture(model) as s:
+            with torch.no_grad():
+                model(x + 1)
+            model(x)
+        for captures, given in ((t, x + 1), (s, x)):
+            _, want = model[0].attn(given, given, given, average_attn_weights=False)
+            assert list(captures) == ["0.attn", "1.attn"]
+            torch.testing.assert_close(captures["0.attn"].map(), want)

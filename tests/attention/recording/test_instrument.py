@@ -7,7 +7,8 @@ import pickle
 import pytest
 import small_families
 import torch
-from clients.patterns import Doors, E, X
+from clients.layers import E, X
+from clients.patterns import Doors
 from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import nn
 

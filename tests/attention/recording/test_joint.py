@@ -1,10 +1,14 @@
-"""Blocks of a map of image and text."""
+"""Blocks of a map of image and text, and where the image is found to stand."""
 
+import oracle
 import pytest
 import torch
+import zoo
 from small_attention import Net, inputs
+from small_dits import dit, run, sd3
 
-from dit_shd import capture
+from dit_shd import SHD, capture
+from dit_shd.core.errors import UserError
 
 
 @pytest.mark.parametrize("block", ["image", "image-text", "text-image"])
@@ -18,3 +22,113 @@ def test_a_block_of_some_keys_has_a_softmax_of_its_own(block):
     (layer,), joint = captures.values(), whole["blocks.0"]
     assert layer.mixed is None and joint.mixed is not None
     torch.testing.assert_close(layer.map(), joint.scores(slice(None))[:, :, rows, keys].softmax(-1))
+
+
+@pytest.mark.parametrize("name", ["SD3Transformer2DModel", "FluxTransformer2DModel", "CogVideoXTransformer3DModel"])
+def test_a_block_of_a_joint_map_is_the_map_over_its_keys(name):
+    """Renormalised, whatever the order of text and image; the joint map by query type is the same rows."""
+    model, inputs = zoo.build(name), zoo.draw(name)
+    found = {}
+    with torch.no_grad():
+        for block in ("joint", "image", "image-text", "text-image"):
+            with capture(model, block=block) as found[block]:
+                zoo.forward(model, inputs)
+    for layer, image in found["image"].items():
+        n, text = image.shape[2], found["image-text"][layer].shape[3]
+        if layer in found["text-image"]:  # SD3's last block does not use its text rows
+            assert found["text-image"][layer].shape[2:] == (text, n)
+        joint = found["joint"][layer]
+        maps = joint.map()
+        if joint.shape[2] == n + text:  # one projection for both: the map is whole
+            first = 0 if order(model, layer) == "image first" else text
+            maps = maps[:, :, first : first + n]
+        keys = maps[..., :n] if order(model, layer) == "image first" else maps[..., text:]
+        torch.testing.assert_close(image.map(), keys / keys.sum(-1, keepdim=True))
+        both = oracle.maps(image.query, torch.cat([image.key, found["image-text"][layer].key], 2), image.scale)
+        torch.testing.assert_close(both[..., :n], keys)
+
+
+def order(model, layer):
+    """Where the tokens stand, by diffusers' code."""
+    return "image first" if "SD3" in type(model).__name__ else "text first"
+
+
+def test_a_block_needs_to_know_where_the_image_is():
+    model = dit(2)
+    with pytest.raises(UserError, match="no block 'image'"), torch.no_grad(), capture(model, block="image"):
+        run(model)
+    with pytest.raises(UserError, match="block: wanted one of"), capture(model, block="pictures"):  # type: ignore
+        pass
+
+
+def test_layers_of_the_image_alone_have_no_block_and_count_as_having_run():
+    teacher, student = sd3(4), sd3(2)
+    r = torch.Generator().manual_seed(0)
+    x, text, pooled = (torch.randn(2, *shape, generator=r) for shape in ((4, 8, 8), (5, 16), (16,)))
+    for _ in range(2):  # the forward that shows what the model is, and one that is recorded
+        with capture(teacher, block="image") as t, capture(student, block="image") as s:
+            with torch.no_grad():
+                teacher(x, text, pooled, torch.tensor([500.0]))
+            student(x, text, pooled, torch.tensor([500.0]))
+        assert list(s) == ["transformer_blocks.0.attn", "transformer_blocks.1.attn"] and not s.skipped
+        assert SHD()(t, s) > 0
+
+
+def test_where_the_image_is_may_be_told():
+    name = "ErnieImageTransformer2DModel"
+    if name not in zoo.classes():
+        pytest.skip(f"this diffusers has no {name}")
+    model, inputs = zoo.build(name), zoo.draw(name)
+    with torch.no_grad(), capture(model, block="image", image=slice(0, 16)) as captures:
+        zoo.forward(model, inputs)
+    assert {c.shape[2:] for c in captures.values()} == {(16, 16)}
+    with pytest.raises(UserError, match="a run at one end"), capture(model, block="image", image=slice(2, 16)):
+        zoo.forward(model, inputs)
+
+
+@pytest.mark.parametrize("image", [slice(0, 10), slice(5, None)])
+def test_a_place_of_the_image_other_than_the_models_is_refused(image):
+    """Rows of the image had been given the text's W^O."""
+    r = torch.Generator().manual_seed(0)
+    x, text, pooled = (torch.randn(2, *shape, generator=r) for shape in ((4, 8, 8), (5, 16), (16,)))
+    model = sd3(2)
+    with torch.no_grad(), capture(model, image=slice(None, 16)) as captures:
+        model(x, text, pooled, torch.tensor([500.0]))
+    assert captures["transformer_blocks.0.attn"].shape[2:] == (16, 21)
+    says = "the model says that its image is tokens 0 to 15 of 21"
+    with pytest.raises(UserError, match=says), torch.no_grad(), capture(model, image=image):
+        model(x, text, pooled, torch.tensor([500.0]))
+
+
+class Words(torch.nn.Module):
+    """Text before the patches of a picture, by one projection; its tokens are given as numbers, or in a mapping."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.patch = torch.nn.Embedding(9, 16), torch.nn.Conv2d(1, 16, 2, 2)
+        self.qkv, self.out = torch.nn.Linear(16, 48), torch.nn.Linear(16, 16)
+
+    def forward(self, latents, tokens):
+        tokens = tokens["numbers"] if isinstance(tokens, dict) else tokens
+        x = torch.cat([self.words(tokens), self.patch(latents).flatten(2).transpose(1, 2)], dim=1)
+        q, k, v = (y.unflatten(2, (2, 8)).transpose(1, 2) for y in self.qkv(x).chunk(3, -1))
+        mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return (x + self.out(mixed))[:, tokens.shape[1] :]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_the_block_of_captions_of_other_lengths(known):
+    """By the lengths of what the model is given; where those are hidden, it is an error and not the whole map."""
+    model, x = Words(), torch.randn(2, 1, 8, 8)
+    with torch.no_grad(), capture(model) as captures:
+        for length in (5, 5, 3):
+            tokens = torch.randint(9, (2, length))
+            model(x, tokens if known else {"numbers": tokens})
+            (layer,) = captures.values()
+            assert layer.shape[2:] == (16 + length, 16 + length)
+            if known or length == 5:
+                assert layer.over_image().shape[2:] == (16, 16)
+                torch.testing.assert_close(layer.over_image().query, layer.query[:, :, length:])
+            else:
+                with pytest.raises(UserError, match=r"where the image stands among 19 tokens .* is not known"):
+                    layer.over_image()

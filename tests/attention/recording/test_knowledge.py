@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from clients.patterns import E, Layer, merged, split
+from clients.layers import E, Layer, merged, split
 from torch import nn
 from torch.nn import functional as F
 

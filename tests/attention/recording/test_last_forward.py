@@ -4,7 +4,8 @@ import copy
 
 import pytest
 import torch
-from clients.patterns import Doors, Layer, X, elsewhere, split
+from clients.layers import Layer, X, elsewhere, split
+from clients.patterns import Doors
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 

@@ -7,40 +7,14 @@ import gc
 import accelerate
 import pytest
 import torch
-from clients.patterns import ByHead, ByHeadCast, E, Flat, Layer, Matmul, X, merged, split
+from clients.drawn import drawn, recorded
+from clients.layers import E, Layer, X, merged, split
+from clients.projections import ByHead, ByHeadCast, Matmul
 from torch import nn
 from torch.nn import functional as F
 
 from dit_shd import SHD, capture
 from dit_shd.core.errors import UserError
-
-
-def drawn(model: nn.Module) -> nn.Module:
-    g = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=g) / E**0.5)
-    return model.eval()
-
-
-def recorded(model: nn.Module) -> dict:
-    with torch.no_grad(), capture(model) as captures:
-        model(*X()["args"])
-    return dict(captures)
-
-
-class Scaled(Layer):
-    def forward(self, x):
-        rows = merged(F.scaled_dot_product_attention(*split(self.qkv(x)))).flatten(0, 1)
-        return torch.addmm(self.proj.bias, rows, self.proj.weight.t(), alpha=0.5).view(x.shape)
-
-
-class Grouped(Layer):
-    def __init__(self) -> None:
-        super().__init__(project=lambda: nn.Conv1d(E, E, 1, groups=2))
-
-    def forward(self, x):
-        return self.proj(merged(F.scaled_dot_product_attention(*split(self.qkv(x)))).transpose(1, 2)).transpose(1, 2)
 
 
 @pytest.mark.parametrize("layer", [Layer, ByHead, ByHeadCast, lambda: Layer(project=lambda: Matmul(E, E))])
@@ -66,28 +40,6 @@ def test_a_model_is_not_kept_by_what_is_known_of_it():
     del model
     gc.collect()
     assert all(module() is None for module in gone)
-
-
-def test_parameters_in_one_storage_are_told_apart():
-    """As optimisers and FSDP flatten them; x @ weight.T gives no parameter but a view of the storage."""
-    model = drawn(Flat())
-    for found, block in zip(recorded(model).values(), model.blocks, strict=True):
-        torch.testing.assert_close(found.out.flatten(0, 1), block.proj.weight.t(), rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("layer", [ByHeadCast, Scaled, Grouped])
-def test_what_a_product_really_multiplies_with(layer):
-    """By the product's own result, in the first forward and in one that knows where it is."""
-    model = drawn(layer())
-    x = X()["args"][0]
-    for _ in range(2):
-        (found,) = recorded(model).values()
-        assert found.out is not None, found.why_no_out
-        with torch.no_grad():
-            got = model(x) - (x if layer is ByHeadCast else 0)
-        want = torch.einsum("bhnd,hde->bne", found.mixed, found.out.to(found.mixed.dtype))
-        rest = (got - want).flatten(0, 1)
-        torch.testing.assert_close(rest, rest[:1].expand_as(rest), rtol=0, atol=1e-5)  # a bias
 
 
 @pytest.mark.parametrize("layer", [Layer, ByHead])

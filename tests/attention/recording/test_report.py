@@ -4,7 +4,8 @@ import logging
 
 import pytest
 import torch
-from clients.patterns import ByHand, Cross, Doors, E, Gated, Layer, Looped, X, two
+from clients.layers import E, Layer, X
+from clients.patterns import ByHand, Cross, Doors, Gated, Looped, two
 from torch import nn
 
 from dit_shd import SHD, capture

@@ -3,7 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from clients.patterns import Doors, E, Layer, X
+from clients.layers import E, Layer, X
+from clients.patterns import Doors
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode

@@ -2,7 +2,9 @@
 
 import os
 
+import numpy as np
 import pytest
+from encoded import pictures, write_folder
 from image_sources import labels_by_name, notes, pngs, write_tables
 
 from dit_shd.core.errors import UserError
@@ -61,3 +63,15 @@ def test_a_folder_that_cannot_be_read_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "scandir", refuses)
     with pytest.raises(UserError, match=r"images: .*/b cannot be read \(Permission denied\)"):
         open_source(str(root))
+
+
+def test_links_are_followed_on_request(tmp_path):
+    write_folder(tmp_path / "elsewhere", pictures(2), np.zeros(2, int))
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "a").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "circle").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="set/a is a link; follow_links=true follows links"):
+        open_source(str(tmp_path / "set"))
+    source = open_source(str(tmp_path / "set"), Selection(follow_links=True))
+    assert len(source) == 2
+    assert source.raw(0).is_file()

@@ -1,44 +1,24 @@
-"""A student from its teacher's weights: copies, a widened model given back, runs and what is refused."""
-
-import json
-import logging
-import os
-from typing import ClassVar
+"""A student from its teacher's weights: copies, a widened model given back, merged heads."""
 
 import oracle
 import pytest
 import torch
-from conftest import STUDENT
-from runs import diffusion, drawn, run, weights
-from safetensors.torch import load_file
-from two_process_jobs import said
+from runs import diffusion, drawn
+from small_students import build
 
 from dit_shd.attention.recording.attach import capture
-from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
 from dit_shd.data.datasets import DATASETS
 from dit_shd.diffusion.denoiser import Denoiser
 from dit_shd.distillation.initialisation import regression
-from dit_shd.distillation.initialisation.initialise import Initialisation, initialise, moment_batches
+from dit_shd.distillation.initialisation.initialise import Initialisation, initialise
 from dit_shd.distillation.losses.shd import SHD
 from dit_shd.models.families import FAMILIES
 from dit_shd.models.loading import load
 from dit_shd.tasks.diffusion import Diffusion
-from dit_shd.training.config import TrainConfig
-from dit_shd.training.trainer import Trainer, train
 
 NAMES = ("mdt", "dit")
-SIZES = {k: v for k, v in STUDENT.items() if k != "name"}
-
-
-def build(family="mdt", seed=0, **changes):
-    options = {k: v for k, v in {**SIZES, **changes}.items() if family == "mdt" or k != "decode_layer"}
-    torch.manual_seed(seed)
-    model = FAMILIES.find(family)(**options)
-    for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.3)
-    return model.eval()
 
 
 @pytest.fixture(scope="module")
@@ -260,78 +240,6 @@ def test_heads_that_pass_nothing_on_can_learn(batches, heads):
     assert all((p == 0).all() and (p.grad != 0).any(0).all() for _, p in proj)
 
 
-@pytest.mark.parametrize("at_once", [3, 32, 64])
-@pytest.mark.parametrize("batch_size", [1, 8, 32, 48, 256])
-def test_as_many_images_are_measured_as_were_asked_for(batch_size, at_once):
-    """The first ones of the run, each once, whatever its batch size is; no more at once than fit."""
-
-    class Noted:
-        places: ClassVar = []
-
-        def draw(self, draws):
-            assert len(draws.positions) <= min(at_once, 32)
-            assert (draws.seed, draws.batch_size) == (7, batch_size)
-            self.places += [(draws.step, position) for position in draws.positions]
-            return []
-
-    task = Noted()
-    task.places.clear()
-    list(moment_batches(task, 7, batch_size, 100, at_once))
-    assert task.places == [divmod(i, batch_size) for i in range(100)]
-
-
-def test_images_may_be_measured_in_pieces(shapes):
-    """Sums are over images, so that the weights are those of all at once, to rounding."""
-    task = diffusion(DATASETS.build(Plugin("npz", {"path": str(shapes)})))
-    students = []
-    for at_once in (32, 5):
-        student, teacher = build(seed=1), build(num_attention_heads=4)
-        measured = list(moment_batches(task, 0, 32, 32, at_once))
-        initialise(task, student, teacher, measured, Initialisation("teacher", heads="merge"))
-        students.append(student.state_dict())
-    whole, pieces = students
-    assert all((x - pieces[name]).norm() <= 1e-3 * x.norm() for name, x in whole.items())
-
-
-def teacher_run(values, **changes):
-    return {**values, "initialisation": {"weights": "teacher", **changes}}
-
-
-def test_a_run_begins_with_the_teachers_weights(values, teacher, tmp_path, caplog):
-    with caplog.at_level(logging.INFO, "dit_shd"):
-        config, metrics = run(teacher_run(values, calibration=20), steps=1, checkpoint_every=1)
-    saved = json.loads((config.run / "initialisation.json").read_text())
-    assert saved["layers"]["de_blocks.1"] == "de_blocks.1"
-    assert [head["of"] for head in saved["heads"]["sideblocks.0.attn"]] == [[0, 1], [2, 3]]
-    assert len(saved["channels"]["stream"]) == 8
-    assert len(saved["channels"]["en_inblocks.0.mlp.hidden"]) == 32
-    assert "stream: 8 of 16 channels" in caplog.text
-    assert "de_blocks.1 from de_blocks.1; attn heads: " in caplog.text
-
-    trainer = Trainer.from_config(
-        make(TrainConfig, {**teacher_run(values, calibration=20), "run": str(tmp_path / "again")})
-    )
-    first = {k: v.clone() for k, v in trainer.student.state_dict().items()}
-    average, raw = (
-        load_file(config.run / "checkpoints" / "step_00000001" / f"{n}.safetensors") for n in ("ema_0.9", "distiller")
-    )
-    for name, tensor in average.items():  # the average began with these weights, too
-        torch.testing.assert_close(tensor, 0.9 * first[name] + 0.1 * raw[f"student.{name}"])
-    _, random = run(values, run=str(tmp_path / "random"), steps=1)
-    assert metrics[0]["plain/output"] < random[0]["plain/output"]
-
-
-def test_a_dit_run_keeps_the_teachers_fixed_positions(values, tmp_path):
-    """DiT's position embedding never learns; the student's is that of the channels it kept, also in its export."""
-    teacher = build("dit", num_attention_heads=4)
-    teacher.save_pretrained(tmp_path / "dit")
-    student = {k: v for k, v in {**STUDENT, "name": "dit"}.items() if k != "decode_layer"}
-    changes = {"student": student, "teacher": str(tmp_path / "dit"), "mask_ratio": None}
-    config, _ = run(teacher_run({**values, **changes}, calibration=8), steps=1)
-    kept = json.loads((config.run / "initialisation.json").read_text())["channels"]["stream"]
-    assert torch.equal(weights(config.run)["pos_embed"], teacher.pos_embed[..., kept])
-
-
 def test_a_teacher_in_bfloat16_gives_nearly_the_same(batches):
     students = [build(seed=1), build(seed=1)]
     for student, dtype in zip(students, (torch.float32, torch.bfloat16)):
@@ -353,31 +261,6 @@ def test_a_quantised_teacher_gives_nearly_the_same(batches, tmp_path, precision)
         initialise(Diffusion(), student, quantised, batches["mdt"])
     whole, fewer = (outputs(student, batches["mdt"]) for student in students)
     assert (whole - fewer).norm() < 0.3 * whole.norm()
-
-
-def test_a_resumed_run_is_not_begun_again(values, tmp_path):
-    values = teacher_run(values, calibration=8)
-    straight, _ = run(values, run=str(tmp_path / "straight"))
-    broken = make(TrainConfig, {**values, "run": str(tmp_path / "broken")})
-    for step in train(broken):
-        if step.number == 3:  # the checkpoint is that of step 2
-            break
-    (broken.run / "initialisation.json").unlink()
-    run(values, run=str(tmp_path / "broken"))
-    assert not (broken.run / "initialisation.json").exists()
-    assert all(torch.equal(v, weights(straight.run)[k]) for k, v in weights(broken.run).items())
-
-
-def test_heads_follow_the_matched_plan_of_the_run(values):
-    loss = {"name": "shd", "plan": "matched", "calibration": 2, "method": "joint"}
-    config, _ = run(teacher_run(values, heads="merge", calibration=8), losses=[loss], steps=1)
-    plans = json.loads((config.run / "calibration.json").read_text())["shd"]["plans"]
-    saved = json.loads((config.run / "initialisation.json").read_text())["heads"]
-    assert len(plans) == 4
-    for layer, plan in plans.items():
-        heads = saved[layer]
-        assert [head["of"] for head in heads] == plan
-        assert all(sum(head["shares"]) == pytest.approx(1, abs=1e-5) for head in heads)
 
 
 def test_layers_follow_the_loss_or_what_is_said(batches):
@@ -410,39 +293,6 @@ def test_layers_follow_the_loss_or_what_is_said(batches):
         teacher.en_inblocks[1].mlp.fc1.weight.data.mul_(2)
         assert layers(given) == {**sections, **({"de_blocks.0": "de_blocks.3"} if given else {})}
         assert not torch.equal(student.en_inblocks[0].mlp.fc1.weight, before)
-
-
-@pytest.mark.two_processes("initialisation")
-def test_two_processes_begin_with_the_same(by_two):
-    """As one process does; no weight is far from its, and averages begin with the weights."""
-    assert said(by_two) == [[2, True, [], []]] * 2
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"teacher": None, "losses": []}, "teacher was asked for, but the run has none"),
-        (
-            {"student": {**STUDENT, "attention_head_dim": 16}},
-            r"pos_embed has shape \[1, 16, 32\] in the student, .* none of them larger",
-        ),
-        ({"student": {**STUDENT, "mlp_ratio": 16.0}}, r"en_inblocks\.0\.mlp\.fc1\.weight has shape \[128, 8\]"),
-        ({"student": {**STUDENT, "num_attention_heads": 8, "attention_head_dim": 2}, "losses": []}, "8"),
-        (
-            {"student": {**STUDENT, "patch_size": 4}, "losses": [], "mask_ratio": None},
-            r"x_embedder\.proj\.weight has shape \[8, 1, 4, 4\] in the student",
-        ),
-        (
-            {"initialisation": {"weights": "teacher", "layers": {"de_blocks.9.attn": "de_blocks.0.attn"}}},
-            "no layer 'de_blocks.9.attn'",
-        ),
-        ({"initialisation": {"weights": "teacher", "calibration": -1}}, "initialisation.calibration: wanted 0 or more"),
-    ],
-)
-def test_what_does_not_fit_is_refused_before_anything_is_written(values, changes, message):
-    with pytest.raises(UserError, match=message):
-        run({**teacher_run(values), **changes})
-    assert not os.path.exists(values["run"])
 
 
 def test_a_foreign_teacher_is_refused():

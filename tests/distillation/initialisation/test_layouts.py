@@ -1,13 +1,12 @@
 """Students of fewer heads of LLaMA, GPT-2, ViT and what is written like them: their attention keeps heads elsewhere."""
 
-import json
 from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
-from language import causal_lm, lines
-from runs import run
+from language import causal_lm
+from small_layouts import gpt2, lm
 from widening import random, widened
 
 from dit_shd.core.errors import UserError
@@ -18,21 +17,6 @@ from dit_shd.tasks.classification import Classification
 from dit_shd.tasks.language_modeling import LanguageModeling
 
 OPTIONS = Initialisation(weights="teacher")
-GPT2 = {"model_type": "gpt2", "n_layer": 2, "n_positions": 32, "vocab_size": 64, "resid_pdrop": 0.0}
-GPT2 |= {"embd_pdrop": 0.0, "attn_pdrop": 0.0}
-KEYS = {"model_type", "num_hidden_layers", "n_layer", "max_position_embeddings", "n_positions"}
-
-
-def lm(kind, heads=8, keys=4, width=32, **changes):
-    """A model of heads of width 8, and an MLP of 48 units where the stream is 32 wide."""
-    sizes = {"hidden_size": width, "intermediate_size": width * 3 // 2, "num_hidden_layers": 2}
-    sizes |= {"num_attention_heads": heads, "num_key_value_heads": keys, "head_dim": 8, "max_position_embeddings": 32}
-    options = {"tie_word_embeddings": False, "vocab_size": 64, "pad_token_id": None}
-    return causal_lm({"model_type": kind, **sizes, **options, **changes})
-
-
-def gpt2(heads=4, width=32, **changes):
-    return causal_lm({**GPT2, "n_embd": width, "n_head": heads, "tie_word_embeddings": False, **changes})
 
 
 def opt(heads=4, width=32):
@@ -264,31 +248,6 @@ def test_a_student_of_fewer_heads_learns(kind):
         assert all(p.grad is not None and p.grad.isfinite().all() for p in student.parameters())
         optimizer.step()
     assert losses[2] < losses[0]
-
-
-def test_a_run_begins_with_the_heads_of_its_teacher(tmp_path):
-    """LLaMA of grouped keys and GPT-2, through the trainer: calibration on packed lines, a step, the plan beside it."""
-    for kind, teacher in (("llama", lm("llama")), ("gpt2", gpt2())):
-        teacher = type(teacher)(config={**teacher.network.config.to_dict(), "vocab_size": 257})
-        teacher.save_pretrained(tmp_path / f"{kind}_teacher")
-        sizes = {"n_embd": 16, "n_head": 2, "n_inner": 64} if kind == "gpt2" else {"hidden_size": 16, "head_dim": 8}
-        sizes |= {} if kind == "gpt2" else {"intermediate_size": 24, "num_attention_heads": 4, "num_key_value_heads": 2}
-        config = {**{k: v for k, v in teacher.network.config.to_dict().items() if k in KEYS}, **sizes}
-        values = {
-            "task": {"name": "language_modeling"},
-            "data": {"name": "text", "path": lines(tmp_path), "document": "line", "length": 16},
-            "student": {"name": "transformers", "config": config},
-            "teacher": str(tmp_path / f"{kind}_teacher"),
-            "check_teacher": "no",
-            "losses": [{"name": "shd"}],
-            "initialisation": {"weights": "teacher", "calibration": 8},
-            "batch_size": 4,
-            "run": str(tmp_path / kind),
-        }
-        made, metrics = run(values, steps=1)
-        assert metrics[0]["plain/shd"] > 0
-        heads = json.loads((made.run / "initialisation.json").read_text())["heads"]
-        assert [len(of) for of in heads.values()] == [4, 4] if kind == "llama" else [2, 2]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What SHD counts, and how much: drawn rows, parts of a layer, clamped pairs."""
+"""What SHD counts, and how much: drawn rows, parts of a layer, single samples, clamped pairs."""
 
 from dataclasses import replace
 
@@ -7,6 +7,7 @@ import torch
 from random_captures import random_capture
 
 from dit_shd import SHD
+from dit_shd.attention.capture import Capture
 from dit_shd.distillation.losses import shd
 from dit_shd.squeezing.squeeze import squeeze
 
@@ -72,3 +73,37 @@ def test_row_weights_that_are_none_count_in_the_loss_where_nobody_looks(monkeypa
     weight[1, 2] = -1
     value = SHD().divergence({"a": teacher}, {"a": student}, row_weight=weight).value
     assert value.isnan().tolist() == [False, True]
+
+
+def one_by_one(layers, lengths):
+    """The captures of layers that take their samples one at a time, each with the rows that are no padding."""
+    parts = {}
+    for name, layer in layers.items():
+        for i, n in enumerate(lengths):
+            q, k, v = (x[i : i + 1, :, :n] for x in (layer.query, layer.key, layer.value))
+            parts[name + (f"#{i + 1}" if i else "")] = Capture(
+                q, k, v, layer.scale, out=layer.out, share=1 / len(lengths)
+            )
+    return parts
+
+
+def test_the_samples_of_a_layer_have_one_plan_whatever_their_number():
+    """As Mochi's layers have, which were given groups by a sample's place in the batch, and none beyond the first."""
+    whole = [
+        {"b.0": random_capture(b=3, h=h, bias=False, seed=h), "b.1": random_capture(b=3, h=h, bias=False)}
+        for h in (4, 2)
+    ]
+    loss = SHD(plan="matched")
+    loss.calibrate(*(one_by_one(layers, (7, 4)) for layers in whole))
+    plans = loss.calibrated()["plans"]
+    assert plans.keys() == whole[0].keys()
+    three = [one_by_one(layers, (5, 7, 6)) for layers in whole]
+    for captures in (three, whole):  # samples of one length are one call
+        torch.testing.assert_close(loss(*captures), SHD(plan=plans)(*captures))
+    similar = SHD(plan="matched")
+    similar.calibrate(*whole)
+    again = SHD(plan="matched")
+    again.calibrate(*(one_by_one(layers, (7, 7, 7)) for layers in whole))
+    assert again.calibrated() == similar.calibrated(), "of the maps of all samples"
+    named = {f"{name}{run}": [[0, 3], [1, 2]] for name in whole[0] for run in ("", "#2", "#3")}
+    torch.testing.assert_close(SHD(plan=named)(*three), SHD(plan={n: [[0, 3], [1, 2]] for n in whole[0]})(*three))

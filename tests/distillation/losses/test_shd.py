@@ -5,20 +5,14 @@ import pytest
 import torch
 from random_captures import random_capture
 from small_steps import SMALL, batch_of
-from tiny_pipelines import write_pipeline
 
 from dit_shd import SHD, capture
 from dit_shd.attention.capture import Capture
 from dit_shd.core.errors import UserError
-from dit_shd.core.plugins import Plugin
-from dit_shd.data.text_condition import TextCondition
-from dit_shd.diffusion.adapters import adapter_of_model
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.losses import Layer
 from dit_shd.distillation.losses.output import Output
-from dit_shd.models.families import FAMILIES
 from dit_shd.models.families.mdt import MDTv2
-from dit_shd.models.loading import load
 from dit_shd.squeezing.squeeze import squeeze
 from dit_shd.tasks.diffusion import Diffusion
 
@@ -187,40 +181,6 @@ def test_a_matched_plan_is_found_saved_and_read_back():
         SHD(plan={"b.0": [[0, 1], [2, 3]]})(teacher, student)
 
 
-def one_by_one(layers, lengths):
-    """The captures of layers that take their samples one at a time, each with the rows that are no padding."""
-    parts = {}
-    for name, layer in layers.items():
-        for i, n in enumerate(lengths):
-            q, k, v = (x[i : i + 1, :, :n] for x in (layer.query, layer.key, layer.value))
-            parts[name + (f"#{i + 1}" if i else "")] = Capture(
-                q, k, v, layer.scale, out=layer.out, share=1 / len(lengths)
-            )
-    return parts
-
-
-def test_the_samples_of_a_layer_have_one_plan_whatever_their_number():
-    """As Mochi's layers have, which were given groups by a sample's place in the batch, and none beyond the first."""
-    whole = [
-        {"b.0": random_capture(b=3, h=h, bias=False, seed=h), "b.1": random_capture(b=3, h=h, bias=False)}
-        for h in (4, 2)
-    ]
-    loss = SHD(plan="matched")
-    loss.calibrate(*(one_by_one(layers, (7, 4)) for layers in whole))
-    plans = loss.calibrated()["plans"]
-    assert plans.keys() == whole[0].keys()
-    three = [one_by_one(layers, (5, 7, 6)) for layers in whole]
-    for captures in (three, whole):  # samples of one length are one call
-        torch.testing.assert_close(loss(*captures), SHD(plan=plans)(*captures))
-    similar = SHD(plan="matched")
-    similar.calibrate(*whole)
-    again = SHD(plan="matched")
-    again.calibrate(*(one_by_one(layers, (7, 7, 7)) for layers in whole))
-    assert again.calibrated() == similar.calibrated(), "of the maps of all samples"
-    named = {f"{name}{run}": [[0, 3], [1, 2]] for name in whole[0] for run in ("", "#2", "#3")}
-    torch.testing.assert_close(SHD(plan=named)(*three), SHD(plan={n: [[0, 3], [1, 2]] for n in whole[0]})(*three))
-
-
 def test_the_teacher_is_consumed_layer_by_layer():
     """Nothing of the teacher is held, also in the first call, before which another forward shows their order."""
     import weakref
@@ -286,57 +246,6 @@ def test_without_gradients_none_are_computed():
         torch.testing.assert_close(SHD()(*captures_of_both()), value)
 
 
-@pytest.fixture(scope="module", params=["sd3", "flux"])
-def joint_models(request, tmp_path_factory):
-    """A teacher and a student of half the heads, and what both are given."""
-    folder = write_pipeline(request.param, tmp_path_factory.mktemp("p") / "pipeline")
-    teacher = load(folder).eval()
-    heads = teacher.config.num_attention_heads
-    torch.manual_seed(1)
-    options = {"like": str(folder), "config": {"num_attention_heads": heads // 2}}
-    student = FAMILIES.build(Plugin("diffusers", options)).eval()
-    adapter = adapter_of_model(teacher, None)
-    width, pooled = adapter.text_widths(teacher.config)
-    vector = None if pooled is None else torch.randn(2, pooled)
-    text = TextCondition.of(torch.randn(2, 7, width), pooled=vector)
-    x, t = torch.randn(2, adapter.channels(teacher.config), 8, 4), torch.tensor([0.3, 0.8])
-    return lambda model: adapter.predict(model, x, t, text, None), teacher, student
-
-
-def captured(joint_models, block):
-    run, teacher, student = joint_models
-    with torch.no_grad(), capture(teacher, block=block) as t:
-        run(teacher)
-    with capture(student, block=block) as s:
-        run(student)
-    return dict(t), dict(s)
-
-
-def test_the_image_block_is_the_one_that_capture_cuts(joint_models):
-    """Beside it, layers of the image alone (SD3.5 has some) are compared whole."""
-    teacher, student = captured(joint_models, "joint")
-    names = [name for name, layer in teacher.items() if layer.image is None and ":" not in name]
-    alone = [{name: layer for name, layer in side.items() if name in names} for side in (teacher, student)]
-    expected = SHD()(*captured(joint_models, "image")) + (SHD()(*alone) if names else 0)
-    found = SHD(block="image")(teacher, student)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-    assert abs(found.item() - SHD()(teacher, student).item()) > 1e-4
-
-
-def test_gradients_of_the_block_reach_the_student_alone(joint_models):
-    _, teacher, student = joint_models
-    student.zero_grad()
-    SHD(block="image")(*captured(joint_models, "joint")).backward()
-    gradients = {name for name, p in student.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
-    assert any("to_q" in name or "to_k" in name for name in gradients)
-    assert all(p.grad is None for p in teacher.parameters())
-
-
-def test_a_block_by_another_name_is_refused():
-    with pytest.raises(UserError, match="block: wanted one of joint, image, found 'text'"):
-        SHD(block="text")
-
-
 def test_padding_does_not_count_in_a_matched_plan():
     """Of the real rows heads 0 and 2 are alike, of the padding 0 and 1."""
     teacher, student = captures_of_both(h=4)
@@ -388,10 +297,3 @@ def test_models_of_two_precisions(method, one, other):
         return value.double(), torch.autograd.grad(value, query)[0].double()
 
     torch.testing.assert_close(loss(one, other), loss(torch.float64, torch.float64), rtol=1e-4, atol=1e-6)
-
-
-def test_the_images_block_pairs_layers_of_the_images_queries():
-    """What a run's header says, too, which had listed each block twice."""
-    names = ["a.0", "a.0:text", "a.1", "a.1:text"]
-    assert SHD(block="image").layer_map(names, names) == {"a.0": "a.0", "a.1": "a.1"}
-    assert SHD().layer_map(names, names) == {name: name for name in names}
