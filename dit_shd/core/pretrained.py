@@ -2,6 +2,7 @@
 
 import logging
 import re
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -42,6 +43,8 @@ WEIGHTS = re.compile(
 """How diffusers names files of weights, with the number of a shard and a variant such as fp16."""
 LIBRARY_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 """How timm and transformers name them."""
+READING = threading.RLock()
+"""Held while a library reads a model: diffusers and transformers patch torch for all threads meanwhile."""
 
 _log = logging.getLogger("dit_shd")
 
@@ -108,14 +111,15 @@ def read_weights(cls: type[Model], folder: Path, variant: str | None = None, **o
     chosen = choose_weights((file.name for file in folder.iterdir()), str(folder), variant)
     load: Any = cls.from_pretrained  # its annotation lacks the loading info
     try:  # weights that are no safetensors are read with weights_only by diffusers
-        model, info = load(
-            str(folder),
-            variant=chosen.variant,
-            use_safetensors=chosen.safe,
-            output_loading_info=True,
-            local_files_only=True,
-            **options,
-        )
+        with READING:
+            model, info = load(
+                str(folder),
+                variant=chosen.variant,
+                use_safetensors=chosen.safe,
+                output_loading_info=True,
+                local_files_only=True,
+                **options,
+            )
     except Exception as error:  # of several libraries, for a folder that may be wrong in any way
         torch.set_default_dtype(default)  # diffusers leaves the one that it reads in
         raise UserError(f"{folder}: cannot be read as {cls.__name__}: {_reason(error)}") from error

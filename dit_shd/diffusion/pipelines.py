@@ -15,7 +15,7 @@ from dit_shd.core.installation import require
 from dit_shd.core.json_files import read_object
 from dit_shd.core.launcher import is_first_process
 from dit_shd.core.places import Asset, HubName, find
-from dit_shd.core.pretrained import PIPELINE, asset
+from dit_shd.core.pretrained import PIPELINE, READING, asset
 from dit_shd.data.autoencoder import check_pipeline
 from dit_shd.data.pipeline_record import (
     ENCODERS,
@@ -294,7 +294,7 @@ def open_pipeline(
     opened_by = known if is_pipeline else diffusers.DiffusionPipeline
     variant = _variant(folder, read_index(folder).keys() - components.keys())
     options: dict[str, Any] = {"torch_dtype": dtype, "use_safetensors": True, "local_files_only": True}
-    with quiet():
+    with READING, quiet():
         try:
             pipeline = opened_by.from_pretrained(str(folder), variant=variant, **options, **components)
         except Exception as error:  # of several libraries, for a folder that may be wrong in any way

@@ -1,10 +1,13 @@
 """Folders of models: of which run a model is."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 
 from dit_shd.core.pretrained import config_of_run
+from dit_shd.models import loading
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -34,3 +37,10 @@ def test_a_config_in_the_working_folder_is_of_no_other_place(tmp_path, monkeypat
     (tmp_path / "config.yaml").write_text("steps: 1\n")
     monkeypatch.chdir(tmp_path)
     assert config_of_run(place) is None
+
+
+def test_two_threads_that_read_at_once_leave_torch_as_it_was():
+    """Diffusers has modules made without memory while it reads: what each thread puts back had been the other's."""
+    with ThreadPoolExecutor(2) as threads:
+        devices = list(threads.map(lambda _: next(loading.load("asset:digits_teacher").parameters()).device, range(8)))
+    assert {device.type for device in devices} == {"cpu"} == {torch.nn.Linear(1, 1).weight.device.type}

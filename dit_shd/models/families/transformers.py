@@ -17,7 +17,7 @@ from torch import nn
 from dit_shd.core.errors import UserError, error_line, unknown
 from dit_shd.core.installation import require
 from dit_shd.core.places import Asset, HubName, Place, find
-from dit_shd.core.pretrained import LIBRARY_WEIGHTS, model_folder, of_hub, read_config
+from dit_shd.core.pretrained import LIBRARY_WEIGHTS, READING, model_folder, of_hub, read_config
 from dit_shd.models.blocks import blocks
 from dit_shd.models.families import LibraryModel
 from dit_shd.models.language_model import overridden
@@ -284,7 +284,7 @@ def _read(folder: Path, skeleton: "PreTrainedModel") -> nn.Module:
     import torch
 
     try:
-        with _quiet():
+        with READING, _quiet():
             loaded: Any = type(skeleton).from_pretrained(
                 str(folder),
                 config=skeleton.config,
