@@ -1,11 +1,9 @@
-"""The house itself: rooms, doors and plug-in folders; importing does nothing, the wheel holds only the package.
+"""The house itself: rooms and doors; importing does nothing, the wheel holds only the package.
 
 Which room may import which is import-linter's (pyproject.toml); `make check` runs it.
 """
 
 import ast
-import importlib
-import inspect
 import io
 import re
 import subprocess
@@ -16,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from plugin_folders import PACKAGE, makes_a_folder, plugin_folders
+from package_trees import TREES
+from plugin_folders import PACKAGE, makes_a_folder
 
 import dit_shd
 
@@ -38,12 +37,14 @@ ROOMS = {
     "tasks",
     "training",
 }
-TREES = {file.relative_to(PACKAGE): ast.parse(file.read_text()) for file in sorted(PACKAGE.rglob("*.py"))}
 LAZY = (Path("__init__.py"), Path("__main__.py"))
 """No rooms: the public names, loaded when asked for, and the program, which hears Ctrl-C while it is imported."""
 SEVERAL = {
     "core/test_hub.py": "names on the hub",
     "clients/test_clients.py": "capture on models of others, outside diffusers",
+    "data/sources/test_caption_labels.py": "labels of sets whose captions are wanted",
+    "data/test_captioned_images.py": "images with captions as a reference",
+    "data/test_sampled_images.py": "samplings as sets to be compared",
     "attention/recording/test_families.py": "models of timm and transformers",
     "attention/recording/test_several_calls.py": "parts of a batch, windows and heads in several calls",
     "attention/recording/test_skipped_layers.py": "layers that are skipped, by hand, or there at times alone",
@@ -52,33 +53,33 @@ SEVERAL = {
     "attention/recording/test_zoo.py": "the models that the next one tries",
     "attention/recording/test_zoo_capture.py": "every transformer class of diffusers",
     "distillation/test_combinations.py": "losses of all kinds together",
-    "models/test_public_code.py": "ours beside the public code",
+    "distillation/test_first_look.py": "the first look at a teacher, and what it cannot see",
+    "distillation/initialisation/test_initialised_runs.py": "runs that begin with their teacher's weights",
     "distillation/losses/test_shares_of_shd.py": "what SHD counts, and how much",
+    "integrations/test_other_trainers.py": "trainers with teachers and texts of their own",
+    "integrations/test_packed_trainers.py": "packed and padded texts in a Trainer",
     "integrations/test_trainer_refusals.py": "what add_shd refuses of a trainer and its models",
+    "models/test_public_code.py": "ours beside the public code",
     "reports/test_browser.py": "every page in headless Chromium",
     "squeezing/test_synchronisations.py": "what Python reads of a layer, and NaN where it reads nothing",
     "squeezing/test_causal_memory.py": "squeeze and divergence, both backends",
     "squeezing/test_masked_rows.py": "divergence, weights and gradients where every key is masked",
     "squeezing/test_row_weights.py": "squeeze, divergence and both backends",
+    "study/test_programs.py": "programs of others that read a study's samples",
     "study/test_shared_work.py": "what cells share, from its making to the notes of a page",
     "tasks/test_classification_batches.py": "what a batch of images is, however divided",
     "tasks/test_held_out_text.py": "text that is never learned, and its perplexity",
     "tasks/test_language_models.py": "which models fit a text",
     "tasks/test_laws.py": "laws of every task's runs",
     "tasks/test_tasks.py": "what any task promises, with one of a test's own",
+    "tasks/test_text_to_image_runs.py": "whole runs of every kind of pipeline",
     "training/test_equivalence.py": "a run however it is divided",
     "training/test_kill.py": "a run killed anywhere",
     "training/test_real_size.py": "true sizes",
     "training/test_run_restarts.py": "a run begun again in its folder",
     "training/test_scale.py": "several processes, slices, compilation",
-    "data/test_captioned_images.py": "images with captions as a reference",
-    "data/test_sampled_images.py": "samplings as sets to be compared",
 }
 """Files of tests that are of several files of a room, and what they are about."""
-
-
-PLACEHOLDERS = {"few", "found", "ours", "own", "theirs", "told"}
-"""Names that say who has something and not what it is; captures, settings, student, teacher say it."""
 ANY_TASKS_LOSSES = ("__init__", "output", "shd")
 """Losses of any task; others may be of one task, whose batches they read."""
 
@@ -144,15 +145,6 @@ def test_an_init_is_a_face():
     assert not found
 
 
-def test_contributing_says_where_each_plugin_goes(root):
-    """A row of its table for each plug-in folder: the new file, and the base class."""
-    rows = [line.split(" | ") for line in (root / "CONTRIBUTING.md").read_text().splitlines() if line.count(" | ") > 1]
-    told = {row[1]: row[2].strip("`").rpartition(".")[2] for row in rows}
-    folders = plugin_folders()
-    assert len(folders) >= 6
-    assert {f"`{f.package.replace('.', '/')}/x.py`": f.base.__name__ for f in folders}.items() <= told.items()
-
-
 def test_contributing_draws_every_room(root):
     """The picture is the layers of import-linter."""
     picture = (root / "CONTRIBUTING.md").read_text().split("```")[3]
@@ -161,26 +153,6 @@ def test_contributing_draws_every_room(root):
     (contract,) = [contract for contract in contracts if contract["type"] == "layers"]
     assert lines == contract["layers"]
     assert {room for line in lines for room in line.split(" | ")} == ROOMS
-
-
-@pytest.mark.parametrize("folder", plugin_folders(), ids=lambda folder: folder.package)
-def test_a_plugin_is_a_file_with_one_class(folder):
-    """Each module of a plug-in folder defines exactly one subclass of its base, whose name a config finds."""
-    for name in folder.names():
-        module = importlib.import_module(f"{folder.package}.{name}")
-        classes = [c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__]
-        plugins = [c for c in classes if issubclass(c, folder.base)]
-        assert len(plugins) == 1, f"{module.__name__}: {plugins}"
-        assert not inspect.isabstract(plugins[0])
-        assert folder.find(name) is plugins[0]
-        assert not name.startswith("_")
-
-
-def test_a_plugin_folder_holds_plugins_only():
-    for folder in plugin_folders():
-        path = PACKAGE.parent / folder.package.replace(".", "/")
-        names = {entry.name for entry in path.iterdir() if entry.name not in ("__init__.py", "__pycache__")}
-        assert names == {f"{name}.py" for name in folder.names()}
 
 
 def test_no_package_hides_a_public_name():
@@ -224,63 +196,6 @@ def test_imports_are_absolute():
         for node in ast.walk(tree)
         if isinstance(node, ast.ImportFrom) and node.level
     ]
-
-
-def test_a_config_has_a_type():
-    """`config: Any` is a config of a room above, seen from below."""
-    assert not [
-        f"{file}:{node.lineno}"
-        for file, tree in TREES.items()
-        for node in ast.walk(tree)
-        if (isinstance(node, ast.arg) and node.arg == "config" and _is_any(node.annotation))
-        or (isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "config" and _is_any(node.annotation))
-    ]
-
-
-def test_a_variable_is_named_by_its_noun():
-    places = {
-        f"{file}:{node.lineno}: {name}"
-        for file, tree in TREES.items()
-        for node in ast.walk(tree)
-        if (name := _assigned(node)) in PLACEHOLDERS
-    }
-    assert not sorted(places)
-
-
-def _assigned(node: ast.AST) -> str | None:
-    """The variable that is assigned or the argument that is declared by a node."""
-    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-        return node.id
-    return node.arg if isinstance(node, ast.arg) else None
-
-
-def small_entries(docstring: str) -> list[str]:
-    """Entries of Args and Raises, and first lines of Returns, that begin with a small word; a symbol or `code` may."""
-    strange, section, first = [], "", False
-    for line in docstring.splitlines():
-        indent = len(line) - len(line.lstrip())
-        if not indent and line:
-            section, first = line, True
-        elif indent == 4 and section in ("Args:", "Raises:", "Returns:", "Yields:", "Attributes:"):
-            entry = r" +(.+)" if section in ("Returns:", "Yields:") and first else r" +\*{0,2}\w+: +(.+)"
-            match = re.match(entry, line) if first or section not in ("Returns:", "Yields:") else None
-            strange += [line] if match and re.match(r"[a-z][a-z-]+([ ,.;:']|$)", match[1]) else []
-            first = False
-    return strange
-
-
-def test_entries_of_docstrings_begin_with_a_capital():
-    assert small_entries(
-        "A\n\nArgs:\n    x: small\n        y: of x\n    z: A b\n\nReturns:\n    w [b].\n    it: is"
-    ) == ["    x: small"]
-    assert small_entries("A\n\nReturns:\n    the sum") == ["    the sum"]
-    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    documented = [(f, node) for f, tree in TREES.items() for node in ast.walk(tree) if isinstance(node, kinds)]
-    assert not {f"{f}: {line}" for f, node in documented for line in small_entries(ast.get_docstring(node) or "")}
-
-
-def _is_any(annotation: ast.expr | None) -> bool:
-    return annotation is not None and "Any" in [n.id for n in ast.walk(annotation) if isinstance(n, ast.Name)]
 
 
 def test_tests_mirror_the_tree(root):
@@ -366,6 +281,12 @@ def test_files_are_about_300_lines_and_functions_about_65():
             if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno >= 65:
                 long.append(f"{file}: {node.name}: {node.end_lineno - node.lineno + 1} lines")
     assert not long
+
+
+def test_files_of_tests_are_about_300_lines(root):
+    lines = {file: file.read_text().count("\n") for file in (root / "tests").rglob("*.py")}
+    assert len(lines) > 400
+    assert not {file.relative_to(root).as_posix(): count for file, count in lines.items() if count > 320}
 
 
 def test_no_pickle_is_ever_executed(root):

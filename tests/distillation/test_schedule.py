@@ -4,11 +4,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch._dynamo
+from runs import run
 from small_steps import SMALL, batch_of
 
 from dit_shd.core.config import make, resolve
 from dit_shd.core.errors import UserError
+from dit_shd.core.plugins import Plugin
 from dit_shd.distillation.distiller import Distiller
+from dit_shd.distillation.losses import LOSSES
+from dit_shd.distillation.losses.shd import SHD
 from dit_shd.distillation.schedule import at_step, end_of, ended, schedule, shares_as_steps
 from dit_shd.models.families.mdt import MDTv2
 from dit_shd.tasks.diffusion import Diffusion
@@ -81,3 +86,24 @@ def test_the_weight_of_the_tasks_terms_is_that_of_the_step():
     for step, factor in ((0, 1.0), (2, 0.75), (8, 0.0)):
         total, logs = distiller(replace(batch, step=step))
         torch.testing.assert_close(total.detach(), factor * (logs["noise"] + logs["variational"]))
+
+
+def test_a_weight_goes_along_lines_between_its_steps():
+    loss = SHD(weight={10: 1.0, 0: 0.0, 20: 3.0})
+    assert [loss.weight_at(step) for step in (0, 5, 10, 15, 20, 99)] == [0, 0.5, 1, 2, 3, 3]
+    assert SHD(weight=2.0).weight_at(10**9) == 2.0
+    read = make(TrainConfig, {"losses": [{"name": "shd", "weight": {0: "1e-4", "1e3": 2}}]})  # as YAML reads it
+    assert resolved(read).losses[0].options["weight"] == {0: 1e-4, 1000: 2.0}
+
+
+def test_the_total_follows_the_schedule(values):
+    values["losses"] = [{"name": "shd", "weight": {0: 0.0, 2: 4.0}}]
+    _, metrics = run({**values, "mask_ratio": None}, steps=3)
+    for step, (row, weight) in enumerate(zip(metrics, (0.0, 2.0, 4.0))):
+        rest = row["plain/noise"] + row["plain/variational"]
+        assert row["loss"] == pytest.approx(rest + weight * row["plain/shd"], rel=1e-5), step
+
+
+def test_plug_ins_resolve_schedules(values):
+    filled = LOSSES.filled(Plugin("shd", {"weight": {0: 0.0, 5: 1.0}}))
+    assert filled.options["weight"] == {0: 0.0, 5: 1.0}

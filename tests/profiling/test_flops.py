@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 import transformers
+from counted_steps import DIT, small, step
 from language import LLAMA, causal_lm, lines
 from packaging.version import Version
 from runs import run
@@ -13,7 +14,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformer_oracle import forward as naive
 
 from dit_shd.attention.capture import Capture
-from dit_shd.cli import program
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
@@ -22,7 +22,6 @@ from dit_shd.data.datasets import DATASETS
 from dit_shd.models.bfloat16 import in_bfloat16
 from dit_shd.models.blocks import blocks
 from dit_shd.models.families.dit import DiT
-from dit_shd.models.families.mdt import MDTv2
 from dit_shd.models.families.timm import TimmModel
 from dit_shd.models.lora import Lora, add_lora
 from dit_shd.profiling import meta
@@ -41,8 +40,6 @@ from dit_shd.training import optim
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.dry_run import step_shape
 
-DIT = dict(sample_size=8, in_channels=1, num_classes=3, num_layers=4)
-SHAPE = dict(**DIT, decode_layer=2)
 PLAIN = Diffusion(mask_ratio=None)
 
 
@@ -52,16 +49,6 @@ def config(values, tmp_path):
     changes = {"data": {"name": "npz", "path": "none.npz"}, "teacher": str(tmp_path / "none")}
     estimate = {"teacher": {**values["student"], "num_attention_heads": 4}}
     return make(TrainConfig, {**values, **changes, "estimate": estimate})
-
-
-def step(config, images=None):
-    """A step of a config, as the trainer counts it."""
-    return step_shape(config, images or config.micro_batch_size or config.batch_size)
-
-
-def small(heads=2, width=8):
-    torch.manual_seed(0)
-    return MDTv2(**SHAPE, num_attention_heads=heads, attention_head_dim=width)
 
 
 @pytest.mark.parametrize(("family", "kept"), [("mdt", None), ("mdt", 9), ("dit", None)])
@@ -295,67 +282,6 @@ def test_the_trainer_tells_its_share_of_the_peak(values):
     assert len(rows) == 2
     for row in rows:
         assert row["mfu"] * 1e9 == pytest.approx(row["images_per_second"] * operations, rel=0.01)
-
-
-def text(capsys, *words):
-    code = program.main(["train", *words])
-    seen = capsys.readouterr()
-    return code, seen.out, seen.err
-
-
-@pytest.fixture
-def file(values, tmp_path):
-    import yaml
-
-    path = tmp_path / "config.yaml"
-    changes = {"data": {"name": "npz", "path": "none.npz"}, "teacher": str(tmp_path / "none")}
-    path.write_text(yaml.safe_dump({**values, **changes}))
-    return path
-
-
-def test_dry_run_writes_nothing(file, values, capsys, monkeypatch, tmp_path):
-    """Without data and without a teacher: the counts of step_operations, and no new file."""
-    monkeypatch.chdir(tmp_path)
-    before = sorted(tmp_path.rglob("*"))
-    stand_in = "{name: mdt, num_attention_heads: 4, attention_head_dim: 4, sample_size: 8, patch_size: 2, "
-    stand_in += "in_channels: 1, num_classes: 3, num_layers: 4, decode_layer: 2}"
-    code, out, _ = text(capsys, str(file), "dry_run=true", f"estimate.teacher={stand_in}")
-    assert code == 0 and sorted(tmp_path.rglob("*")) == before
-    expected = step_operations(step(make(TrainConfig, values)), small(2, 4), small(4, 4)).total
-    (total,) = [line for line in out.splitlines() if line.startswith("total")][:1]
-    assert float(total.split()[3]) == pytest.approx(expected / 1e9, abs=0.005)
-    assert f"{8 * expected / 1e12:.3g} TFLOP" in out
-    assert "none is not here" in out and "measured on" in out
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ([], "teacher: wanted a run folder"),
-        ([], "to count without it, say what it will be: estimate.teacher='{name: mdt, size: B/2}'"),
-        (["teacher=null"], "losses need a teacher"),
-        (
-            ["student={name: dit, size: S/2}", "estimate.teacher={name: mdt, size: S/2}"],
-            "mask_ratio: the student (DiT) has no masked pass",
-        ),
-        (["estimate.teacher={name: mdt, size: Q/2}"], "no size 'Q/2'"),
-        (["estimate.mfu=x"], "estimate.mfu"),
-        (["losses=[{name: shd, passes: [side]}]"], "losses.0.passes: wanted one or more of plain, masked"),
-        (["losses=[{name: shd, passes: [masked]}]", "mask_ratio=null"], "losses.0.passes: wanted one or more of plain"),
-        (
-            ["evaluation.every=1", "evaluation.steps=2000", "estimate.teacher={name: mdt, size: S/2}"],
-            "evaluation: steps: wanted 1 to 1000, found 2000",
-        ),
-    ],
-)
-def test_dry_run_says_what_is_missing(file, capsys, words, message):
-    code, out, err = text(capsys, str(file), "dry_run=true", *words)
-    assert (code, out) == (2, "") and message in err
-
-
-def test_without_a_teacher_nothing_of_one_is_told(file, capsys):
-    code, out, _ = text(capsys, str(file), "dry_run=true", "losses=[]", "teacher=null", "estimate.measure=false")
-    assert code == 0 and "teacher, forward" not in out and "measured" not in out
 
 
 @pytest.mark.parametrize(("config", "share"), [("dit_b2_alone", 0.85), ("language/babyllama_llama_teacher", 0.7)])

@@ -1,14 +1,17 @@
-"""The text of a dry run: what is said of several processes."""
+"""The text of a dry run: its counts, what is missing, what is said of several processes."""
 
 import ast
 from dataclasses import replace
 from functools import cache
 
 import pytest
+from counted_steps import small, step
 
+from dit_shd.cli import program
 from dit_shd.core.config import make
 from dit_shd.core.shipped_configs import read_config
 from dit_shd.profiling.estimate import DryRun
+from dit_shd.profiling.flops import step_operations
 from dit_shd.reports.dry_run import dry_run_text
 from dit_shd.training.checks import fsdp2_refusal
 from dit_shd.training.config import TrainConfig
@@ -86,3 +89,64 @@ def test_times_of_small_models_are_words_and_of_others_numbers():
     assert not any("e-" in row or "under" in row for row in rows[1:-2])
     long = dry_run_text(replace(run, steps=10**9))
     assert "under" not in long and "e-" not in "".join(line for line in long.splitlines() if "days of" in line)
+
+
+def text(capsys, *words):
+    code = program.main(["train", *words])
+    seen = capsys.readouterr()
+    return code, seen.out, seen.err
+
+
+@pytest.fixture
+def file(values, tmp_path):
+    import yaml
+
+    path = tmp_path / "config.yaml"
+    changes = {"data": {"name": "npz", "path": "none.npz"}, "teacher": str(tmp_path / "none")}
+    path.write_text(yaml.safe_dump({**values, **changes}))
+    return path
+
+
+def test_dry_run_writes_nothing(file, values, capsys, monkeypatch, tmp_path):
+    """Without data and without a teacher: the counts of step_operations, and no new file."""
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    stand_in = "{name: mdt, num_attention_heads: 4, attention_head_dim: 4, sample_size: 8, patch_size: 2, "
+    stand_in += "in_channels: 1, num_classes: 3, num_layers: 4, decode_layer: 2}"
+    code, out, _ = text(capsys, str(file), "dry_run=true", f"estimate.teacher={stand_in}")
+    assert code == 0 and sorted(tmp_path.rglob("*")) == before
+    expected = step_operations(step(make(TrainConfig, values)), small(2, 4), small(4, 4)).total
+    (total,) = [line for line in out.splitlines() if line.startswith("total")][:1]
+    assert float(total.split()[3]) == pytest.approx(expected / 1e9, abs=0.005)
+    assert f"{8 * expected / 1e12:.3g} TFLOP" in out
+    assert "none is not here" in out and "measured on" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "teacher: wanted a run folder"),
+        ([], "to count without it, say what it will be: estimate.teacher='{name: mdt, size: B/2}'"),
+        (["teacher=null"], "losses need a teacher"),
+        (
+            ["student={name: dit, size: S/2}", "estimate.teacher={name: mdt, size: S/2}"],
+            "mask_ratio: the student (DiT) has no masked pass",
+        ),
+        (["estimate.teacher={name: mdt, size: Q/2}"], "no size 'Q/2'"),
+        (["estimate.mfu=x"], "estimate.mfu"),
+        (["losses=[{name: shd, passes: [side]}]"], "losses.0.passes: wanted one or more of plain, masked"),
+        (["losses=[{name: shd, passes: [masked]}]", "mask_ratio=null"], "losses.0.passes: wanted one or more of plain"),
+        (
+            ["evaluation.every=1", "evaluation.steps=2000", "estimate.teacher={name: mdt, size: S/2}"],
+            "evaluation: steps: wanted 1 to 1000, found 2000",
+        ),
+    ],
+)
+def test_dry_run_says_what_is_missing(file, capsys, words, message):
+    code, out, err = text(capsys, str(file), "dry_run=true", *words)
+    assert (code, out) == (2, "") and message in err
+
+
+def test_without_a_teacher_nothing_of_one_is_told(file, capsys):
+    code, out, _ = text(capsys, str(file), "dry_run=true", "losses=[]", "teacher=null", "estimate.measure=false")
+    assert code == 0 and "teacher, forward" not in out and "measured" not in out
