@@ -129,6 +129,7 @@ class Recording(LastForward):
     @contextmanager
     def forward(self, door: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Generator[list[Any]]:
         """A call of the model, or of one of its methods; within a call of the model other calls are part of it."""
+        self.check_thread(changes=not self.keeps_teacher and not any(self._depth))
         outputs, main, unseen = list[Any](), not door, self.unseen
         if self._depth[0] or (self._depth[1] and not main) or self._is_students():
             yield outputs

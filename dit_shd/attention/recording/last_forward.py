@@ -1,5 +1,6 @@
 """The mapping that a recording is to its users."""
 
+import threading
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 
@@ -16,9 +17,27 @@ class LastForward(Mapping[str, Capture]):
 
     def __init__(self, name: str):
         self.name = name
+        self._thread = threading.get_ident()
         self.unseen = False
         """Whether the model has run as a part of a compiled program since its last forward that was recorded."""
         self._found: dict[str, Capture] = {}
+
+    def check_thread(self, changes: bool) -> None:
+        """Refuse a forward of another thread, whose captures would be taken for this one's.
+
+        Args:
+            changes: Whether another thread may go on now.
+
+        Raises:
+            UserError: It may not.
+        """
+        thread = threading.get_ident()
+        if thread != self._thread and not changes:
+            raise UserError(
+                f"capture: this {self.name} is recorded by another thread, which would have this forward's captures; "
+                "open capture in the thread that runs the model, and give each thread a model of its own"
+            )
+        self._thread = thread
 
     @abstractmethod
     def flush(self) -> None:
