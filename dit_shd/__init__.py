@@ -56,13 +56,15 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    """Import the public names when they are first asked for (PEP 562): `import dit_shd` itself loads nothing."""
-    if name == "__version__":
-        return _version()
-    if name in _HOME:
-        return getattr(importlib.import_module(_HOME[name]), name)
-    raise AttributeError(f"module 'dit_shd' has no attribute '{name}'")
+if not TYPE_CHECKING:  # a checker is to find a name that is misspelt
+
+    def __getattr__(name: str) -> object:
+        """Import the public names when they are first asked for (PEP 562): `import dit_shd` itself loads nothing."""
+        if name == "__version__":
+            return _version()
+        if name in _HOME:
+            return getattr(importlib.import_module(_HOME[name]), name)
+        raise AttributeError(f"module 'dit_shd' has no attribute '{name}'")
 
 
 def __dir__() -> list[str]:

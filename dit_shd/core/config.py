@@ -113,6 +113,7 @@ def cast(hint: Any, value: object, where: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
+    value = plain_number(value)
     if origin is Annotated:
         if PLACE in args[1:] and isinstance(value, (str, Path)):
             return expanded(value, where)
@@ -183,6 +184,11 @@ def _scalar(hint: Any, value: object, where: str) -> object:
     elif isinstance(hint, type) and isinstance(value, hint):
         return value
     raise wrong(where, type_name(hint), value)
+
+
+def plain_number(value: Any) -> Any:
+    """Python's own number for one of NumPy or PyTorch; anything else as it is."""
+    return value.item() if hasattr(value, "dtype") and getattr(value, "shape", None) == () else value
 
 
 def _number(value: object) -> float | None:

@@ -16,8 +16,9 @@ def unknown(where: str, key: str, known: Collection[str]) -> UserError:
 
 
 def describe(value: object) -> str:
-    """A value and its type, for an error."""
-    return f"{shortened(repr(value))} ({type(value).__name__})"
+    """A value and its type, for an error; the type alone of what takes several lines, such as a model."""
+    text, kind = repr(value), type(value).__name__
+    return kind if "\n" in text else f"{shortened(text)} ({kind})"
 
 
 def shortened(text: str) -> str:

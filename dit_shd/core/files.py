@@ -17,6 +17,8 @@ from dit_shd.core.errors import UserError, error_line
 FULL = {errno.ENOSPC, errno.EDQUOT}
 NO_SYNC = {errno.EINVAL, errno.EBADF, errno.ENOTSUP}
 """Errors of file systems that cannot sync a folder."""
+MANY = 256
+"""Files of a folder beyond which the system writes all that it has to disk, as one after the other takes minutes."""
 PART, OLD = ".dit_shd.part", ".dit_shd.old"
 """Ends of hidden names of what is being written, and of what it replaces: a kill leaves them, and nobody else's."""
 _log = logging.getLogger("dit_shd")
@@ -145,10 +147,15 @@ def atomic_folder(final: Path) -> Generator[Path]:
 
 
 def _publish(part: Path, final: Path, old: Path) -> None:
-    for path in [*part.rglob("*"), part]:
+    paths = [*part.rglob("*"), part]
+    at_once = len(paths) > MANY and hasattr(os, "sync")
+    for path in paths:
         if path.is_file():
             _own_permissions(path)
-        sync(path)
+        if not at_once:
+            sync(path)
+    if at_once:
+        os.sync()
     if final.exists():
         os.replace(final, old)
     os.replace(part, final)
@@ -212,6 +219,20 @@ def cannot_be_written(final: Path, error: Exception, remedy: str = REMEDY) -> Us
     words = os.strerror(number) if number else error_line(error)
     reason = "the disk is full" if number in FULL else words
     return UserError(f"{final}: cannot be written: {reason}; {remedy}")
+
+
+def make_folder_of(out: Path) -> None:
+    """Make the folder of a file that is to be written.
+
+    Raises:
+        UserError: It cannot be made, or nothing can be written in it.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"out={out}: wanted a path in a folder, found {error.strerror}") from error
+    if not os.access(out.parent, os.W_OK):
+        raise UserError(f"out={out}: this folder cannot be written to; choose another out=FILE")
 
 
 def _umask() -> int:

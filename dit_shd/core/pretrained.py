@@ -44,7 +44,7 @@ WEIGHTS = re.compile(
 LIBRARY_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 """How timm and transformers name them."""
 READING = threading.RLock()
-"""Held while a library reads a model: diffusers and transformers patch torch for all threads meanwhile."""
+"""Held while a model is read or made: diffusers and transformers patch torch for all threads while they read."""
 
 _log = logging.getLogger("dit_shd")
 

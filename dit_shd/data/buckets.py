@@ -88,10 +88,11 @@ def encode_buckets(config: EncodeConfig, prompts: PromptEncoder) -> dict[str, in
     counts: dict[str, int] = {}
     for number in np.unique(chosen):
         prompts.check_sides(encode.shape(*shapes[number])[1:])
+    sha256 = source.sha256()
     for number in np.unique(chosen):
         height, width = shapes[number]
         name = f"{height}x{width}"
-        part = Subset(source, np.flatnonzero(chosen == number))
+        part = Subset(source, np.flatnonzero(chosen == number), sha256)
         if not any(part.captions or ()):
             continue
         prompts.record = replace(prompts.record, size=(height, width))
@@ -132,10 +133,11 @@ class Subset(ImageSource):
     Args:
         source: With captions.
         numbers: The numbers of the images, ascending.
+        sha256: Of the source, which looks at each of its files for it.
     """
 
-    def __init__(self, source: ImageSource, numbers: np.ndarray) -> None:
-        self._source, self._numbers = source, numbers
+    def __init__(self, source: ImageSource, numbers: np.ndarray, sha256: str) -> None:
+        self._source, self._numbers, self._sha256 = source, numbers, sha256
         self.labels, self.classes, self.notes = source.labels[numbers], source.classes, source.notes
         assert source.captions is not None, "buckets are of images with captions"
         self.captions = [source.captions[number] for number in numbers]
@@ -147,7 +149,7 @@ class Subset(ImageSource):
         return self._source.name(int(self._numbers[number]))
 
     def sha256(self) -> str:
-        return fingerprint([self._source.sha256(), self._numbers.astype("<i8").tobytes()])
+        return fingerprint([self._sha256, self._numbers.astype("<i8").tobytes()])
 
 
 def _choose(source: ImageSource, shapes: Sequence[Shape], workers: int) -> list[int]:

@@ -203,10 +203,20 @@ def open_tensors(file: Path) -> "safe_open":
 
 
 def mapped(file: Path, name: str) -> np.ndarray:
-    """A tensor of a shard, whose rows are read from the file when they are used."""
+    """A tensor of a shard, whose rows are read from the file when they are used.
+
+    Raises:
+        UserError: The system maps no more files.
+    """
     from safetensors import safe_open
 
-    return safe_open(file, "pt").get_tensor(name).numpy()  # numpy's own get_tensor reads all of it
+    try:
+        return safe_open(file, "pt").get_tensor(name).numpy()  # numpy's own get_tensor reads all of it
+    except RuntimeError as error:
+        raise UserError(
+            f"{file}: cannot be mapped ({error_line(error, 120)}); Linux maps vm.max_map_count files at once: encode "
+            "with a larger shard_size, or raise it"
+        ) from error
 
 
 def damaged(file: Path, reason: object) -> UserError:

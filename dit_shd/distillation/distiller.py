@@ -128,6 +128,8 @@ class Distiller(nn.Module):
         learned = self._learned(batch, by_name(teachers), losses, student)
         for name, loss in losses.items():
             term = learned[name]
+            if not isinstance(term, Term):
+                raise UserError(f"losses.{name}: term() wants to return Term(value), found {type(term).__name__}")
             mean, weight = term.value.mean(), loss.weight_at(batch.step)
             _check_term(name, term.value, len(batch.indices), self.student if weight else None)
             terms[name] = weight * mean if weight else _nothing(loss, mean)

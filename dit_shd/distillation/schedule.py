@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 
+from dit_shd.core.config import plain_number
 from dit_shd.core.errors import UserError
 
 Weight = float | dict[int, float]
@@ -20,7 +21,8 @@ def schedule(weight: Weight, name: str) -> dict[int, float]:
     Raises:
         UserError: A negative factor, or a key that is no step.
     """
-    points = weight if isinstance(weight, dict) else {0: weight}
+    given = weight if isinstance(weight, dict) else {0: weight}
+    points = {plain_number(step): plain_number(factor) for step, factor in given.items()}
     for step, factor in points.items():
         if isinstance(step, bool) or not isinstance(step, int) or step < 0:
             share = "; shares of a run are for its YAML" if isinstance(step, str) else ""

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dit_shd.core.errors import UserError
-from dit_shd.core.files import refuse_input, write_text
+from dit_shd.core.files import make_folder_of, refuse_input, write_text
 from dit_shd.core.json_files import finite, read_object
 from dit_shd.data.image_sets import ImageSet, settings_file
 from dit_shd.evaluation.features import FeatureNetwork
@@ -136,7 +135,7 @@ def check_before(out: Path, record: dict[str, Any], force: bool) -> None:
                 f"out={out}: there stand the settings that {run['samples']['path']} was sampled with; choose another "
                 "out=FILE"
             )
-    _writable(out)
+    make_folder_of(out)
     if out.exists() and not force and _of_same_inputs(out, record) is None:
         raise _another(out)
 
@@ -244,20 +243,6 @@ def evaluator_difference(record: Mapping[str, Any], other: Mapping[str, Any]) ->
     return None
 
 
-def _writable(out: Path) -> None:
-    """Make the folder of a file that is to be written.
-
-    Raises:
-        UserError: It cannot be made, or nothing can be written in it.
-    """
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"out={out}: wanted a path in a folder, found {error.strerror}") from error
-    if not os.access(out.parent, os.W_OK):
-        raise UserError(f"out={out}: this folder cannot be written to; choose another out=FILE")
-
-
 def new_file(out: Path, force: bool | None = None, inputs: Iterable[str | Path] = ()) -> None:
     """Refuse, before the work, a file that could not be written after it, or that nobody said to replace.
 
@@ -270,7 +255,7 @@ def new_file(out: Path, force: bool | None = None, inputs: Iterable[str | Path] 
         UserError: It is there already, is one of the inputs or a folder, or cannot be written.
     """
     _check_file(out)
-    _writable(out)
+    make_folder_of(out)
     for used in inputs:
         refuse_input(out, used)
     if out.exists() and not force:

@@ -19,8 +19,9 @@ def evaluated(model: nn.Module) -> Generator[None]:
     try:
         yield
     finally:
-        for module, training in modes:
-            module.training = training
+        for module, training in modes:  # from the outside in
+            if module.training != training:
+                module.train(training)  # which some adapters take their weights apart by
 
 
 @contextmanager

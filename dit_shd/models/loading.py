@@ -11,6 +11,7 @@ import torch
 from diffusers import ModelMixin
 from torch import Tensor, nn
 
+from dit_shd.core.config import cast
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import Asset, HubName, find
 from dit_shd.core.pretrained import (
@@ -58,8 +59,9 @@ def load(source: str | Path, precision: Precision = "no", device: torch.device =
     Raises:
         UserError: No such model, weights that are not finite, or of a velocity by their looks that do not say so.
     """
+    cast(Precision, precision, "precision")
     if is_quantised(precision):
-        model = _read_quantised(source, precision, device)
+        model = _read_quantised(source, precision, torch.device(device))
     else:
         model = _read(source, torch.bfloat16 if precision == "bf16" else None)
         model = in_bfloat16(model) if precision == "bf16" else model

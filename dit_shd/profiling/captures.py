@@ -96,7 +96,9 @@ def forward_of(
         )
     try:
         if not real:
-            return _forward_of_shapes(spec, task, pass_name, read, layers)
+            batch = example(task, pass_name, model, meta.META)
+            shapes = tuple(tuple(x.shape) for x in vars(batch).values() if isinstance(x, torch.Tensor))
+            return _forward_of_shapes(spec, task, pass_name, read, layers, shapes)
         return _forward(spec.build() if _is_empty(model) else model, task, pass_name, read, layers)
     except NotImplementedError as error:
         raise UserError(f"{spec.cls.__name__}: its forward reads values, so that it cannot be counted") from error
@@ -104,8 +106,9 @@ def forward_of(
 
 @lru_cache(maxsize=64)
 def _forward_of_shapes(
-    spec: meta.ModelSpec, task: Task[Any], pass_name: str, read: frozenset[Reads], layers: Named
+    spec: meta.ModelSpec, task: Task[Any], pass_name: str, read: frozenset[Reads], layers: Named, shapes: object
 ) -> tuple[Forward, Batch]:
+    """By the shapes of the task's example, too: it may have been given other data since."""
     return _forward(spec.skeleton(), task, pass_name, read, layers)
 
 

@@ -46,13 +46,19 @@ class Memory:
         """Bytes of one of several processes under DDP, which holds the gradients twice."""
         return self.total + self.parts["gradients"]
 
-    def divided(self, processes: int) -> int:
-        """Bytes of one of several processes under FSDP2: what a pass or the step adds, and a share of others."""
+    def divided(self, processes: int, accumulates: bool) -> int:
+        """Bytes of one of several processes under FSDP2: what a pass or the step adds, and a share of others.
+
+        Args:
+            processes: Their number.
+            accumulates: Whether a step is of several passes or micro batches: gradients are whole until its last one.
+        """
         of_pass = sum(self.parts[use] for use in OF_PASS)
         step = -(-(of_pass + self.parts[OF_STEP]) // processes) if self.parts[OF_STEP] else 0
         of_pass += self.gathered
         shared = {use: size for use, size in self.parts.items() if use not in (*OF_PASS, OF_STEP)}
         whole = 0 if self.divides_teacher else shared.pop(TEACHER)
+        of_pass += shared.pop("gradients") if accumulates else 0
         return max(of_pass, step) + whole + sum(-(-size // processes) for size in shared.values())
 
 

@@ -132,8 +132,9 @@ def _several(run: DryRun) -> str:
     """What one process and each of several hold, and how long a run is."""
     memory, count = run.memory_of_several, PROCESSES
     held = {"1 GPU": (run.memory.total, 1), f"{count} GPUs, DDP": (memory.replicated, count)}
+    accumulates = len(run.task.passes) > 1 or count * memory.images < run.batch_size
     if run.fsdp2_refusal is None:
-        held[f"{count} GPUs, FSDP2"] = (memory.divided(count), count)
+        held[f"{count} GPUs, FSDP2"] = (memory.divided(count, accumulates), count)
     images = [run.memory.images, *[memory.images] * (len(held) - 1)]
     unit, bytes_of_it = _unit(run.memory.total)
     rows = [["images of a micro batch", *map(str, images)]]
@@ -143,8 +144,9 @@ def _several(run: DryRun) -> str:
         total = hours(run.all_operations, peak, run.assumed.mfu)
         rows.append([f"days of training, {name}", *(_time(total / gpus / 24, DAY) for _, gpus in held.values())])
     divided = "all that is not of a pass" + ("" if memory.divides_teacher else ", but for the teacher")
-    gathered = f"a pass gathers {memory.gathered / bytes_of_it:.2f} {unit} of weights, the student's all"
-    note = f"FSDP2 divides {divided}; {gathered}" if run.fsdp2_refusal is None else run.fsdp2_refusal
+    whole = f"a pass gathers {memory.gathered / bytes_of_it:.2f} {unit} of weights, the student's all"
+    whole += "; gradients are whole until a step's last pass" if accumulates else ""
+    note = f"FSDP2 divides {divided}; {whole}" if run.fsdp2_refusal is None else run.fsdp2_refusal
     return f"{_table(['processes', *held], rows)}\nDDP holds the gradients twice; {note}"
 
 

@@ -83,7 +83,7 @@ def divergence_job(
     _check(teacher, student, squeeze, temperature, measure, backend)
     if check:
         _check_sums(squeeze)
-    row_weight = check_row_weight(row_weight, teacher, "attention_kl")
+    row_weight = check_row_weight(row_weight, teacher, "attention_kl", check)
     if squeeze.of is not teacher:  # its weights serve any capture, its sums and maps this one alone
         squeeze = replace(squeeze, row_sums=None, maps={})
     leaves = () if student.bias is None else student.bias.leaves

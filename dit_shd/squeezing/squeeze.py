@@ -122,7 +122,7 @@ def squeeze(
     given, capture = capture, capture.detach()
     if check:
         _check_finite(capture)
-    row_weight = check_row_weight(row_weight, capture, "squeeze")
+    row_weight = check_row_weight(row_weight, capture, "squeeze", check)
     wide = wide_dtype(capture.query)
     if method in ("constant", "hard") or heads == h:
         fixed = tuple(_fixed(groups, method, seed).tolist())
@@ -160,17 +160,22 @@ def plan_of(plan: PlanLike, heads: int, groups: int) -> Plan:
     return contiguous(heads, groups) if isinstance(plan, str) else check_plan(plan, heads, groups)
 
 
-def check_row_weight(weight: Tensor | None, capture: Capture, where: str) -> Tensor | None:
+def check_row_weight(weight: Tensor | None, capture: Capture, where: str, values: bool = False) -> Tensor | None:
     """Weights of query rows [b,n], detached, in float32 (float64 if the query is).
 
+    `values` has the numbers looked at on a GPU, too, which synchronises with it.
+
     Raises:
-        ValueError: Another shape.
+        ValueError: No tensor, another shape, or a number below 0 or that is none.
     """
     if weight is None:
         return None
     b, _, n, _ = capture.shape
-    if weight.shape != (b, n):
-        raise ValueError(f"{where}: row_weight: wanted [b,n] = [{b},{n}], found {list(weight.shape)}")
+    if not isinstance(weight, Tensor) or weight.shape != (b, n):
+        found = list(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
+        raise ValueError(f"{where}: row_weight: wanted a tensor [b,n] = [{b},{n}], found {found}")
+    if (values or weight.device.type == "cpu") and not bool(((weight >= 0) & weight.isfinite()).all()):
+        raise ValueError(f"{where}: row_weight: wanted finite numbers of 0 or more, found others")
     return weight.detach().to(capture.query.device, wide_dtype(capture.query))
 
 

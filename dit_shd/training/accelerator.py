@@ -3,12 +3,11 @@
 import os
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
 
-from dit_shd.core.devices import accelerator, current_device
+from dit_shd.core.devices import accelerator
 from dit_shd.core.distributed import PATIENCE, joining
 from dit_shd.core.errors import UserError
 from dit_shd.tasks import Task
@@ -32,10 +31,8 @@ def make_accelerator(config: TrainConfig, task: Task[Any]) -> Accelerator:
         task: With one pass a step, a loss may leave parameters without a gradient; with several each pass needs all.
 
     Raises:
-        UserError: What the launcher says is not enough to find the others, or asks for models to be wrapped; or torch's
-            autocast is on.
+        UserError: What the launcher says is not enough to find the others, or asks for models to be wrapped.
     """
-    refuse_autocast(current_device())
     for name, instead in REFUSED.items():
         if os.environ.get(name, "").lower() not in ("", "0", "no", "false"):
             raise UserError(
@@ -55,13 +52,3 @@ def make_accelerator(config: TrainConfig, task: Task[Any]) -> Accelerator:
                 InitProcessGroupKwargs(timeout=PATIENCE),
             ],
         )
-
-
-def refuse_autocast(device: torch.device) -> None:
-    """Refuse a block of torch.autocast around a run, which would decide on its precision.
-
-    Raises:
-        UserError: It is on.
-    """
-    if torch.is_autocast_enabled(device.type):
-        raise UserError("precision: the run is inside of torch.autocast, which would decide; leave it for the run")

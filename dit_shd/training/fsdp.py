@@ -49,8 +49,13 @@ def shard(model: nn.Module, transformer: nn.Module, device: torch.device, frozen
 def synchronised(model: nn.Module, last: bool) -> Generator[None]:
     """A forward and backward whose gradients are averaged over all processes only if it is the step's last one.
 
-    Those of a divided model are averaged each time: until then every process would hold them whole.
+    Until then each process holds them whole, also of a divided model: which parameters have one in a part of a batch
+    may differ from process to process, and they are averaged by what has one.
     """
+    if is_sharded(model):
+        model.set_requires_gradient_sync(last)  # type: ignore[operator]
+        yield
+        return
     waits: Any = getattr(model, "no_sync", nullcontext)  # not accelerate's, which syncs a launcher's only process
-    with nullcontext() if last or is_sharded(model) else waits():
+    with nullcontext() if last else waits():
         yield

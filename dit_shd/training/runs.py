@@ -11,6 +11,9 @@ from typing import Any
 from torch import nn
 
 from dit_shd.core.config import make
+from dit_shd.core.devices import current_device
+from dit_shd.core.errors import UserError
+from dit_shd.core.rng import kept_generators
 from dit_shd.core.shipped_configs import read_config
 from dit_shd.models.loading import load
 from dit_shd.training.config import TrainConfig
@@ -21,6 +24,7 @@ WHOLE = ("teacher", "base_weight", "layers")
 """Keys whose mappings, by names or steps of the user's, are values as a whole."""
 GROUPS = ("optimizer",)
 """Keys with a `name` of which the other keys are not that name's alone."""
+_one_run = threading.Lock()
 CURVE = (420, 120)
 """Width and height of the curve in a notebook, in pixels."""
 
@@ -52,7 +56,7 @@ class TrainedRun:
         return f"<p>{head}</p>{_curve([row['loss'] for row in rows if 'loss' in row])}<table>{cells}</table>"
 
 
-def train(config: str | Path | Mapping[str, object], progress: bool = True, **changes: Any) -> TrainedRun:
+def train(config: str | Path | Mapping[str, object], *, progress: bool = True, **changes: Any) -> TrainedRun:
     """Train to the end, or go on with a run that is in its folder already; Ctrl-C saves and ends.
 
     For the steps one by one: `dit_shd.training.trainer.train(config)`.
@@ -66,12 +70,20 @@ def train(config: str | Path | Mapping[str, object], progress: bool = True, **ch
         The run, whose step is smaller than steps where it was interrupted.
 
     Raises:
-        UserError: A config that cannot work; nothing has been written then.
+        UserError: A config that cannot work; nothing has been written then. Or another run trains in this process.
     """
-    values = dict(config) if isinstance(config, Mapping) else read_config(config)
-    trainer = Trainer.from_config(make(TrainConfig, merged(values, changes)))
-    done, total = trainer.first_step, trainer.config.steps
+    if not isinstance(config, (str, Path, Mapping)):
+        raise UserError(f"train: wanted values, a YAML file or a name, found {type(config).__name__}")
+    if not _one_run.acquire(blocking=False):
+        raise UserError(
+            "train: another run trains in this process, and both would draw from torch's one generator; wait"
+        )
     with ExitStack() as stack:
+        stack.callback(_one_run.release)
+        stack.enter_context(kept_generators(current_device()))
+        values = dict(config) if isinstance(config, Mapping) else read_config(config)
+        trainer = Trainer.from_config(make(TrainConfig, merged(values, changes)))
+        done, total = trainer.first_step, trainer.config.steps
         if threading.current_thread() is threading.main_thread():
             stack.enter_context(trainer.stop.listening())
         bar = stack.enter_context(_bar(trainer, progress))

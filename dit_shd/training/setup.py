@@ -10,9 +10,11 @@ import torch
 from torch import nn
 
 from dit_shd.core.config import checked, resolve
+from dit_shd.core.devices import current_device
 from dit_shd.core.distributed import run_on_main
 from dit_shd.core.dtensor import is_sharded
 from dit_shd.core.files import write_text
+from dit_shd.core.pretrained import READING
 from dit_shd.core.run_files import RUN_CONFIG
 from dit_shd.core.yaml_files import dump, read_yaml
 from dit_shd.data.datasets import DATASETS
@@ -44,6 +46,7 @@ from dit_shd.training.run_folder import RunFolder, is_begun
 from dit_shd.training.run_place import refuse_other
 from dit_shd.training.services import Services
 from dit_shd.training.state import TrainState
+from dit_shd.training.surroundings import refuse_surroundings
 from dit_shd.training.teacher_check import check_teachers
 from dit_shd.training.tracker import Tracker
 from dit_shd.training.warm_start import take_weights
@@ -67,6 +70,7 @@ def build(config: TrainConfig) -> Run:
     Raises:
         UserError: A config that cannot work; nothing has been written then.
     """
+    refuse_surroundings(current_device())
     parts = models_and_task(config)
     check(parts)
     parts = with_micro_batch(parts)
@@ -127,7 +131,8 @@ def models_and_task(config: TrainConfig) -> Parts:
     task, dataset = TASKS.build(config.task, "task"), DATASETS.build(config.data, "data")
     task.check_data(dataset)
     config = sized(config, {**dataset.sizes, **task.student_options()})
-    student = FAMILIES.build(config.student, "student").train()
+    with READING:
+        student = FAMILIES.build(config.student, "student").train()
     if config.gradient_checkpointing:
         blocks.recompute(student)
     losses = [LOSSES.build(plugin, f"losses.{i}") for i, plugin in enumerate(config.losses)]

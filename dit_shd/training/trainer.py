@@ -15,13 +15,13 @@ from dit_shd.core.prefetch import prefetch
 from dit_shd.core.signals import StopRequest
 from dit_shd.models.batch_norms import Statistics, kept_statistics, restore, statistics
 from dit_shd.training import diagnosis, fsdp, optim, setup
-from dit_shd.training.accelerator import refuse_autocast
 from dit_shd.training.batches import Passes
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.diagnosis import Diagnosis
 from dit_shd.training.gradient_norms import gradient_norms
 from dit_shd.training.run import Run
 from dit_shd.training.step import Step
+from dit_shd.training.surroundings import refuse_autocast
 
 Terms = dict[str, Tensor]
 

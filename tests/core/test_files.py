@@ -50,3 +50,16 @@ def test_leftovers_of_others_are_theirs(tmp_path):
     (tmp_path / ".results.part").mkdir()
     recover(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {".notes.old", ".rsync.part", ".results.part", "student"}
+
+
+@pytest.mark.parametrize(("files", "synced"), [(3, 5), (300, 1)])
+def test_a_folder_of_many_files_is_written_to_disk_at_once(tmp_path, monkeypatch, files, synced):
+    """One after the other takes minutes for tens of thousands of images."""
+    calls = []
+    monkeypatch.setattr(os, "fsync", calls.append)
+    monkeypatch.setattr(os, "sync", lambda: calls.append("all"))
+    with atomic_folder(tmp_path / "images") as folder:
+        for number in range(files):
+            (folder / f"{number}.png").write_bytes(b"x")
+    assert len(list((tmp_path / "images").iterdir())) == files
+    assert len(calls) - calls.count("all") == synced and ("all" in calls) == (files > 256)

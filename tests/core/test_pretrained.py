@@ -41,6 +41,6 @@ def test_a_config_in_the_working_folder_is_of_no_other_place(tmp_path, monkeypat
 
 def test_two_threads_that_read_at_once_leave_torch_as_it_was():
     """Diffusers has modules made without memory while it reads: what each thread puts back had been the other's."""
-    with ThreadPoolExecutor(2) as threads:
-        devices = list(threads.map(lambda _: next(loading.load("asset:digits_teacher").parameters()).device, range(8)))
+    with ThreadPoolExecutor(4) as threads:
+        devices = list(threads.map(lambda _: next(loading.load("asset:digits_teacher").parameters()).device, range(32)))
     assert {device.type for device in devices} == {"cpu"} == {torch.nn.Linear(1, 1).weight.device.type}

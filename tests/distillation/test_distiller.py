@@ -259,6 +259,13 @@ def test_a_loss_of_weight_zero_adds_no_gradient_that_is_nan(student, batch):
     assert all(torch.isfinite(p.grad).all() for p in student.parameters() if p.grad is not None)
 
 
+def test_a_loss_that_returns_no_term_is_refused(student, batch):
+    steep = Steep()
+    steep.term = lambda student, *_: student.prediction.mean()
+    with pytest.raises(UserError, match=r"term\(\) wants to return Term\(value\), found Tensor"):
+        Distiller(TASK, student, [steep])(batch)
+
+
 def test_a_loss_that_has_ended_is_not_computed_and_its_teacher_does_not_run(student, teachers, batch):
     """The total and gradients are those without it; its projectors' gradients are 0, since DDP waits for them."""
     hints, (_, alone) = Hints(), (Distiller(TASK, student, losses) for losses in ([], []))
@@ -300,8 +307,8 @@ def test_a_loss_on_cross_attention_wants_the_layers_of_those_beside_it():
     student, teacher = pixart(2), pixart(4).eval()
     task = TextToImage(side=8, text_tokens=5)
     (batch,) = task.example(student, 2, torch.device("cpu"))
-    maps = [{f"transformer_blocks.{i}.{name}": f"transformer_blocks.{i}.{name}" for i in (0, 1)} for name in
-            ("attn1", "attn2")]  # fmt: skip
+    names = [[f"transformer_blocks.{i}.{name}" for i in (0, 1)] for name in ("attn1", "attn2")]
+    maps = [dict(zip(each, each)) for each in names]
     with pytest.raises(UserError, match=r"blocks\.0\.attn2 of the student is no self-attention .* those of shd, too"):
         Distiller(task, student, [SHD(), SHD(layers=maps[1])])(batch, teacher)
     crossed = SHD(layers=dict(zip(maps[0], maps[1])))

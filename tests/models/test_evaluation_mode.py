@@ -59,3 +59,21 @@ def test_a_model_from_which_two_threads_sample_is_as_it_was_and_learns():
     model(torch.randn(2, 1, 8, 8), torch.tensor([1, 2]), torch.tensor([0, 1])).sample.sum().backward()
     learned = [m for m in tables if m.relative_position_bias_table.grad is not None]
     assert len(learned) == len(tables) - 1  # all but the side block's, which is of the masked pass
+
+
+def test_what_acts_in_train_is_called_again():
+    """A layer of loralib merges in eval() and takes it apart in train(): its adapters had no gradient any more."""
+
+    class Merging(nn.Module):
+        merged = False
+
+        def train(self, mode=True):
+            self.merged = not mode
+            return super().train(mode)
+
+    model = nn.Sequential(Merging(), nn.Sequential(Merging(), nn.Linear(1, 1))).train()
+    model[1].eval()
+    with evaluated(model):
+        assert model[0].merged and model[1][0].merged
+    assert not model[0].merged and model[1][0].merged
+    assert model.training and model[0].training and not model[1].training and not model[1][1].training

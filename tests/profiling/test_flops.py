@@ -209,8 +209,9 @@ def test_memory_by_count(config, name, states):
     assert parts["losses (gradients held, tiles)"] == held + 64 * 2**20 + 4 * 3 * 4 * 16 * 16
     assert found.total == sum(parts.values())
     of_pass = parts["activations"] + parts["losses (gradients held, tiles)"]
-    assert found.divided(8) == pytest.approx(of_pass + found.gathered + (found.total - of_pass) / 8, abs=8)
-    assert found.replicated == found.total + 4 * weights
+    assert found.divided(8, False) == pytest.approx(of_pass + found.gathered + (found.total - of_pass) / 8, abs=8)
+    whole = found.divided(8, True) - found.divided(8, False)
+    assert whole == pytest.approx(4 * weights * 7 / 8, abs=8) and found.replicated == found.total + 4 * weights
 
 
 def test_adamw_copies_what_it_trains_after_the_passes():
@@ -227,7 +228,7 @@ def test_adamw_copies_what_it_trains_after_the_passes():
     two_states_fewer = copies - of_pass - 2 * copies
     assert adamw.total - adan.total == pytest.approx(two_states_fewer, abs=2000)
     of_pass += adamw.gathered  # which a step no longer holds
-    assert of_pass > copies and adamw.divided(2) == pytest.approx((adamw.total - copies) / 2 + of_pass, abs=8)
+    assert of_pass > copies and adamw.divided(2, False) == pytest.approx((adamw.total - copies) / 2 + of_pass, abs=8)
 
 
 def test_memory_of_what_losses_read_where_blocks_run_again():
@@ -264,7 +265,7 @@ def test_memory_of_large_models(config):
     low = step_memory(step(make(TrainConfig, {"teacher_precision": "int8"}), 3), student, teacher)
     assert low.parts["teacher's weights"] < 0.5 * plain.parts["teacher's weights"]
     assert low.gathered == held(student) + max(held(block) for block in blocks(student))
-    assert low.divided(10**9) >= low.parts["teacher's weights"] + low.gathered
+    assert low.divided(10**9, False) >= low.parts["teacher's weights"] + low.gathered
     of_teacher = found["teacher's weights"] + max(held(block) for block in blocks(teacher))  # one more than offloaded
     assert plain.gathered == of_student + of_teacher
 

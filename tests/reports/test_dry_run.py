@@ -77,7 +77,9 @@ def test_several_processes_share_the_batch(micro, images):
     (said,) = [line.split()[-3:] for line in lines if line.startswith("images of a micro batch")]
     (held,) = [line.split()[-3:] for line in lines if line.startswith("MiB of each")]
     assert said == [str(images[0]), str(images[1]), str(images[1])]
-    assert held == [f"{x / 2**20:.2f}" for x in (run.memory.total, alone.replicated, alone.divided(8))]
+    assert held == [
+        f"{x / 2**20:.2f}" for x in (run.memory.total, alone.replicated, alone.divided(8, accumulates=True))
+    ]
 
 
 def test_times_of_small_models_are_words_and_of_others_numbers():

@@ -8,6 +8,7 @@ import torch
 from random_captures import naive, random_capture
 
 from dit_shd.attention.bias import DenseBias
+from dit_shd.core.errors import UserError
 from dit_shd.squeezing.divergence import attention_kl
 from dit_shd.squeezing.squeeze import squeeze
 
@@ -128,9 +129,9 @@ def test_weights_of_1_are_none_at_all():
 
 def test_weights_of_another_shape_are_refused():
     teacher, (student, _) = random_capture(h=4), student_of()
-    with pytest.raises(ValueError, match=r"squeeze: row_weight: wanted \[b,n\] = \[2,7\], found \[2, 5\]"):
+    with pytest.raises(ValueError, match=r"squeeze: row_weight: wanted a tensor \[b,n\] = \[2,7\], found \[2, 5\]"):
         squeeze(teacher, 2, row_weight=torch.ones(2, 5))
-    with pytest.raises(ValueError, match=r"attention_kl: row_weight: wanted \[b,n\] = \[2,7\], found \[7\]"):
+    with pytest.raises(ValueError, match=r"attention_kl: row_weight: wanted a tensor \[b,n\] = \[2,7\], found \[7\]"):
         attention_kl(teacher, student, squeeze(teacher, 2), row_weight=torch.ones(7))
 
 
@@ -144,3 +145,19 @@ def test_a_bias_that_learns_gets_no_gradient_from_rows_of_weight_0():
     assert bias.grad is not None
     assert not bias.grad[:, :, 3].any()
     assert bias.grad[:, :, 2].any()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -1.0])
+def test_weights_that_are_none_are_refused(bad):
+    """They had counted as 0, and their rows had been left out without a word."""
+    teacher, student = random_capture(h=4), random_capture(h=2)
+    weights = WEIGHTS.clone()
+    weights[0, 1] = bad
+    with pytest.raises(ValueError, match="squeeze: row_weight: wanted finite numbers of 0 or more"):
+        squeeze(teacher, 2, row_weight=weights)
+    squeezed = squeeze(teacher, 2)
+    for given, words in ((weights, "finite numbers of 0 or more"), (weights.numpy(), "a tensor .*, found ndarray")):
+        with pytest.raises(ValueError, match=f"attention_kl: row_weight: wanted {words}"):
+            attention_kl(teacher, student, squeezed, row_weight=given)
+    with pytest.raises(UserError, match=r"wanted 1 to 4 student heads for a teacher of 4, found 2\.0"):
+        squeeze(teacher, 2.0)

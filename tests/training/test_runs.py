@@ -2,9 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 
 import dit_shd
+from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
+from dit_shd.training import runs
+from dit_shd.training.config import TrainConfig
 
 
 def test_train_sample_and_evaluate_from_python(values, shapes, tmp_path):
@@ -28,6 +32,33 @@ def test_train_sample_and_evaluate_from_python(values, shapes, tmp_path):
         samples.save(saved)
     with pytest.raises(UserError, match="wanted classes 0 to 2, found 0 to 3"):
         dit_shd.sample(run.path, labels=[0, 3], steps=2)
+
+
+def test_a_run_leaves_the_callers_generator_alone_and_takes_numbers_of_numpy(values, tmp_path):
+    """A random search that drew its learning rates from torch had tried one of them again and again."""
+    torch.manual_seed(5)
+    drawn = torch.rand(2).tolist()
+    torch.manual_seed(5)
+    found = []
+    for number in range(2):
+        found.append(torch.rand(()).item())
+        dit_shd.train(values, progress=False, run=str(tmp_path / f"{number}"), steps=np.int64(1), seed=np.int64(number))
+    assert found == drawn
+
+
+def test_two_runs_at_once_in_a_process_are_refused(values):
+    """Both would draw from torch's one generator: neither could be repeated."""
+    with runs._one_run, pytest.raises(UserError, match="another run trains in this process"):
+        dit_shd.train(values, progress=False)
+
+
+def test_what_is_no_config_and_no_precision_is_refused(values, teacher):
+    with pytest.raises(TypeError):
+        dit_shd.train(values, {"steps": 9})
+    with pytest.raises(UserError, match="train: wanted values, a YAML file or a name, found TrainConfig"):
+        dit_shd.train(make(TrainConfig, values))
+    with pytest.raises(UserError, match=r"precision: wanted no | bf16 | .*, found 'fp16'"):
+        dit_shd.load(teacher, precision="fp16")
 
 
 def test_figures_are_a_mapping_and_a_table(files):

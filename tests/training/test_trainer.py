@@ -105,19 +105,6 @@ def test_a_clipped_step_is_as_long_as_the_rate_times_the_limit(values, tmp_path)
     assert norms[0] == norms[1] > 0.01
 
 
-def test_a_block_of_autocast_around_a_run_decides_nothing(values, tmp_path):
-    """A block of enabled=False kept the first step's weights in bfloat16 for all steps; others are refused."""
-    values |= {"precision": "bf16", "optimizer": {"lr": 1e-2}}
-    alone = run(values, steps=5)[1]
-    with torch.autocast("cpu", torch.bfloat16, enabled=False):
-        assert run(values, steps=5, run=str(tmp_path / "inside"))[1] == alone
-    trainer = Trainer.from_config(make(TrainConfig, {**values, "run": str(tmp_path / "begun")}))
-    with torch.autocast("cpu", torch.bfloat16):
-        for begin in (lambda: next(trainer.run_steps()), lambda: run(values, run=str(tmp_path / "refused"))):
-            with pytest.raises(UserError, match=r"precision: the run is inside of torch\.autocast"):
-                begin()
-
-
 def test_no_masked_pass(values):
     _, metrics = run({**values, "mask_ratio": None}, steps=1)
     assert not any(k.startswith("masked") for k in metrics[0])

@@ -3,10 +3,8 @@
 other_training.py has the others of them.
 """
 
-import json
-import os
 import sys
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import torch
 from runs import run, train_by_two
@@ -14,7 +12,6 @@ from small_families import diffusers_dit
 from small_runs import deep_teacher, tiny
 
 from dit_shd.core import plugins
-from dit_shd.training import fsdp
 
 NAMES = "hints", "teachers", "sharded", "bad", "sharded_projectors", "sharded_diffusers"
 SLICES = hasattr(torch.cpu.Stream(), "record_event")
@@ -112,31 +109,10 @@ def prepare(folder, names=NAMES):
             run(configs(folder)["sharded"][0], run=str(folder / "resumed"))
 
 
-@contextmanager
-def gradients_counted(file):
-    """Write how many weights of a model in slices have a gradient after each pass."""
-    counts, synchronised = [], fsdp.synchronised
-
-    @contextmanager
-    def counting(model, last):
-        with synchronised(model, last):
-            yield
-        counts.append(sum(p.grad is not None for p in model.parameters()))
-
-    fsdp.synchronised = counting
-    try:
-        yield
-    finally:
-        fsdp.synchronised = synchronised
-    if os.environ["RANK"] == "0":
-        file.write_text(json.dumps(counts))
-
-
 def work(folder, names=NAMES):
     with trusted(folder):
         for name, (values, changes) in configs(folder, names).items():
-            with gradients_counted(folder / name / "gradients.json") if name == "sharded" else nullcontext():
-                train_by_two(values, folder / name / "two", **changes)
+            train_by_two(values, folder / name / "two", **changes)
         if SLICES and "sharded" in names:
             values, changes = configs(folder)["sharded"]
             train_by_two(values, folder / "resumed", **changes, steps=5)

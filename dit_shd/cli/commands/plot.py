@@ -12,7 +12,7 @@ from typing import ClassVar
 from dit_shd.cli.commands import Command
 from dit_shd.core.config import REQUIRED, check_ranges, checked, option
 from dit_shd.core.errors import UserError
-from dit_shd.core.files import refuse_input
+from dit_shd.core.files import make_folder_of, refuse_input
 from dit_shd.core.lock import LOCK, is_held
 from dit_shd.core.places import Place
 from dit_shd.core.run_files import DRAWN, EVALUATIONS, RUN_CONFIG, TIMING
@@ -71,6 +71,7 @@ def plot(config: PlotConfig) -> Path:
     for file in (file for folder in folders.values() for file in folder.iterdir() if not is_page(file)):
         refuse_input(page, file)
     _refuse_overwrite(page, config.force)
+    make_folder_of(page)
     announced = False
     while True:
         training = config.watch and any(map(is_training, folders.values()))

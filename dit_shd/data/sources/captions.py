@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dit_shd.core.errors import UserError, error_line
-from dit_shd.core.names import printable
+from dit_shd.core.names import counted, printable
 from dit_shd.data.sources.base import BrokenImage, ImageSource, Raw, fingerprint
 from dit_shd.data.sources.caption_cells import (
     NAMES,
@@ -117,6 +117,7 @@ def of_folder(listing: Listing, images: Sequence[str], column: str | None) -> Fo
     captions: dict[str, list[str]] = {}
     several: set[str] = set()
     used: list[str] = []
+    notes: list[str] = []
     for file in listing.others:
         folder, name = posixpath.split(file)
         stem, suffix = posixpath.splitext(name)
@@ -126,18 +127,21 @@ def of_folder(listing: Listing, images: Sequence[str], column: str | None) -> Fo
                     several.add(image)
                 captions[image] = listed
             used.append(file)
+    if missing := sorted(captions.keys() - {*listing.images}):
+        notes.append(f"missing: {counted(missing)} images that {', '.join(map(printable, used))} names")
     stems = _by_stem(listing.others, (".txt", ".json") if column is None else (".json",))
     beside = [stems.get(os.path.splitext(image)[0], []) for image in images]
     used += [file for files in beside for file in files]
     broken: list[str] = []
     cells = [captions.get(image) or _beside(listing.root, each, column, broken) for image, each in zip(images, beside)]
-    texts, notes = of_cells(cells)
-    notes += unread(broken)
+    texts, remarks = of_cells(cells)
+    notes += [*remarks, *unread(broken)]
     if column is not None and not any(texts) and not broken:
         where = printable(str(listing.root))
         raise UserError(f"caption_column: none of {len(texts)} images in '{where}' has {column} in {KEYED}")
-    counted = f"{len(several)} images have several captions in metadata; the last of each is taken"
-    return FolderCaptions(texts, used, [counted, *notes] if several else notes)
+    if several:
+        notes.insert(0, f"{len(several)} images have several captions in metadata; the last of each is taken")
+    return FolderCaptions(texts, used, notes)
 
 
 def _of_metadata(path: Path, folder: str, column: str | None) -> list[tuple[str, list[str]]]:

@@ -24,6 +24,7 @@ from dit_shd.core.config import resolve
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin, PluginFolder
 from dit_shd.core.precision import true_float32
+from dit_shd.core.pretrained import READING
 
 PROMPTS = 256
 """Of one forward."""
@@ -163,7 +164,8 @@ def build_network(plugin: Plugin, where: str = "features") -> FeatureNetwork:
     """
     parameters = signature(FEATURES.find(plugin.name)).parameters
     try:
-        network: FeatureNetwork = FEATURES.build(plugin, where)
+        with READING:
+            network: FeatureNetwork = FEATURES.build(plugin, where)
     except UserError as error:  # a network names its keys as those of `features`
         keys = rf"(?<![\w./])features\.(?=(?:{'|'.join(parameters)})\b)"
         raise UserError(re.sub(keys, f"{where}.", str(error))) from error

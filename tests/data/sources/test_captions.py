@@ -217,6 +217,17 @@ def test_captions_that_are_not_utf_8_are_counted(folder, tmp_path, tar):
     assert note.startswith("1 captions are not UTF-8 throughout, and have \ufffd where they are not (") and "a" in note
 
 
+def test_images_that_metadata_names_and_that_are_not_there_are_counted(folder):
+    """A download that broke off had been taken for the whole."""
+    names = [*sorted(path.name for path in folder.iterdir()), "gone.png", "lost.png"]
+    rows = [json.dumps({"file_name": name, "text": name}) for name in names]
+    (folder / "metadata.jsonl").write_text("\n".join(rows))
+    source = captioned(folder)
+    assert [note for note in source.notes if "missing" in note] == [
+        "missing: 2 (gone.png, lost.png) images that metadata.jsonl names"
+    ]
+
+
 def test_metadata_of_captions_are_not_called_unused(folder):
     write_metadata(folder)
     assert any("has no column of labels" in note for note in open_source(str(folder)).notes)

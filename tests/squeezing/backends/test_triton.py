@@ -109,7 +109,8 @@ def compare(
     wants = torch.autograd.grad(want, fine_leaves, upstream.double())
     founds = torch.autograd.grad(value, leaves, upstream)
     for one, other in zip(founds, wants):
-        assert (one.double() - other).norm() <= tolerance * other.norm() + 1e-7
+        rounding = 1e-5 if teacher.key.shape[2] == 1 else 1e-7  # of one key the gradient is a difference that is 0
+        assert (one.double() - other).norm() <= tolerance * other.norm() + rounding
 
 
 CASES = {
