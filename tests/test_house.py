@@ -211,7 +211,7 @@ def test_tests_mirror_the_tree(root):
 
 def test_public_names_are_typed_and_completed():
     """What __getattr__ finds, a type checker reads under TYPE_CHECKING from the same place, and dir() names it."""
-    (block,) = [node for node in TREES[Path("__init__.py")].body if isinstance(node, ast.If)]
+    block, _ = [node for node in TREES[Path("__init__.py")].body if isinstance(node, ast.If)]  # and not TYPE_CHECKING
     typed = {alias.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
     assert typed == dit_shd._HOME
     assert set(dit_shd.__all__) == set(typed)

@@ -172,8 +172,8 @@ def check_row_weight(weight: Tensor | None, capture: Capture, where: str, values
         return None
     b, _, n, _ = capture.shape
     if not isinstance(weight, Tensor) or weight.shape != (b, n):
-        found = list(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
-        raise ValueError(f"{where}: row_weight: wanted a tensor [b,n] = [{b},{n}], found {found}")
+        given = list(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
+        raise ValueError(f"{where}: row_weight: wanted a tensor [b,n] = [{b},{n}], found {given}")
     if (values or weight.device.type == "cpu") and not bool(((weight >= 0) & weight.isfinite()).all()):
         raise ValueError(f"{where}: row_weight: wanted finite numbers of 0 or more, found others")
     return weight.detach().to(capture.query.device, wide_dtype(capture.query))

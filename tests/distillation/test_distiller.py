@@ -259,13 +259,6 @@ def test_a_loss_of_weight_zero_adds_no_gradient_that_is_nan(student, batch):
     assert all(torch.isfinite(p.grad).all() for p in student.parameters() if p.grad is not None)
 
 
-def test_a_loss_that_returns_no_term_is_refused(student, batch):
-    steep = Steep()
-    steep.term = lambda student, *_: student.prediction.mean()
-    with pytest.raises(UserError, match=r"term\(\) wants to return Term\(value\), found Tensor"):
-        Distiller(TASK, student, [steep])(batch)
-
-
 def test_a_loss_that_has_ended_is_not_computed_and_its_teacher_does_not_run(student, teachers, batch):
     """The total and gradients are those without it; its projectors' gradients are 0, since DDP waits for them."""
     hints, (_, alone) = Hints(), (Distiller(TASK, student, losses) for losses in ([], []))

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 from language import LLAMA, causal_lm
+from small_distillers import TASK
 
 from dit_shd import SHD
 from dit_shd.core.config import make
@@ -17,6 +18,13 @@ from dit_shd.distillation.losses.output import Output
 from dit_shd.tasks.language_modeling import LanguageModeling, TokenBatch
 from dit_shd.training import checks
 from dit_shd.training.config import TrainConfig
+
+
+def test_a_loss_that_returns_no_term_is_refused(student, batch):
+    smooth = Smooth()
+    smooth.term = lambda student, *_: student.prediction.mean()
+    with pytest.raises(UserError, match=r"term\(\) wants to return Term\(value\), found Tensor"):
+        Distiller(TASK, student, [smooth])(batch)
 
 
 class Smooth(Loss):
