@@ -90,8 +90,8 @@ def test_it_is_counted_without_memory(training):
             output = task.predict(each, batch).prediction
         assert output.shape == (2, 4, 8, 8)
         counts.append(counter.get_total_flops())
-    attention = 4 * 2 * 31**2 * 32 * 2 * 2  # which is not counted where it is fused: blocks, images, two products
-    assert counts[1] - attention == counts[0] > attention
+    attention = 4 * 2 * 31**2 * 32 * 2 * 2  # blocks, images, two products: fused, torch counts it from 2.15 on
+    assert counts[1] - counts[0] in (0, attention) and counts[0] > attention
 
 
 def test_a_student_s_blocks_read_the_text_of_their_sources():
