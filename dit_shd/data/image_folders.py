@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from dit_shd.core import hashing
 from dit_shd.core.errors import UserError
 from dit_shd.core.names import counted, printable
+from dit_shd.core.progress import progress_bar
 from dit_shd.data import preprocessing
 from dit_shd.data.broken_images import BrokenFileError, broken_error, opened_image
 from dit_shd.data.image_sets import ImageSet
@@ -71,21 +72,16 @@ class StoredImages(ImageSet):
         by_remark: dict[str, list[str]] = {}
         shapes: dict[int, tuple[int, int, int]] = {}
         broken: dict[str, UserError] = {}
-        for number in range(count):
-            try:
-                shapes[number] = self._checked_shape(number, by_remark)
-            except BrokenFileError as error:
-                if not self._lenient:
-                    raise
-                broken[self._named(number)[1]] = error
-                continue
-            first = next(iter(shapes))
-            if shapes[number] != shapes[first] and self._crop is None:
-                raise UserError(
-                    f"{printable(self._named(number)[0])}: wanted (y, x, c) = {shapes[first]} like "
-                    f"{printable(Path(self._named(first)[1]).name)}, found {shapes[number]}; images of one set must "
-                    "have one shape (a reference of any shapes: crop=true; statistics: size=N)"
-                )
+        with progress_bar(count, "image", "checking images", delay=2) as bar:
+            for number in range(count):
+                try:
+                    shapes[number] = self._checked_shape(number, by_remark)
+                    self._check_alike(shapes, number)
+                except BrokenFileError as error:
+                    if not self._lenient:
+                        raise
+                    broken[self._named(number)[1]] = error
+                bar.update()
         if not shapes:
             raise next(iter(broken.values()))
         self._numbers = list(shapes)
@@ -93,6 +89,15 @@ class StoredImages(ImageSet):
         self.lossy = LOSSY in by_remark
         notes = [f"of {len(shapes)} images {counted(files)} are {remark}" for remark, files in by_remark.items()]
         return [f"left out: {counted([*broken])} of {count}, broken files", *notes] if broken else notes
+
+    def _check_alike(self, shapes: Mapping[int, tuple[int, int, int]], number: int) -> None:
+        first = next(iter(shapes))
+        if shapes[number] != shapes[first] and self._crop is None:
+            raise UserError(
+                f"{printable(self._named(number)[0])}: wanted (y, x, c) = {shapes[first]} like "
+                f"{printable(Path(self._named(first)[1]).name)}, found {shapes[number]}; images of one set must "
+                "have one shape (a reference of any shapes: crop=true; statistics: size=N)"
+            )
 
     def _checked_shape(self, number: int, by_remark: dict[str, list[str]]) -> tuple[int, int, int]:
         """(y, x, c) of an image, without its pixels; remarks on it are added to `by_remark`."""

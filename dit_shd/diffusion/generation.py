@@ -23,6 +23,7 @@ from dit_shd.core.distributed import agree, joined, launched, run_on_main
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import atomic_file, atomic_folder
 from dit_shd.core.lock import locked
+from dit_shd.core.progress import progress_bar
 from dit_shd.core.resumable import SETTINGS, Progress, check_same, claim, read_settings, share_of_missing
 from dit_shd.data.datasets import DATASETS
 from dit_shd.data.image_prompts import MODEL
@@ -230,13 +231,14 @@ def _finish(folder: Path, record: dict[str, Any], out: Path, count: int) -> None
 
 def _write_images(shards: Shards, folder: Path) -> None:
     """Write every image as <number>_<class>.png."""
-    number = 0
-    with atomic_folder(folder.absolute()) as part:
+    number, bar = 0, progress_bar(shards.shape[0], "image", "writing", delay=2)
+    with atomic_folder(folder.absolute()) as part, bar:
         for images, labels in shards:
             for image, label in zip(images, labels):
                 name = f"{number:05d}_{int(label)}.png"
                 Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(part / name)
                 number += 1
+                bar.update()
 
 
 def _draw_grid(shards: Shards, file: Path) -> None:

@@ -92,7 +92,7 @@ class Samples(NamedTuple):
 def sample(
     model: nn.Module | str | Path,
     count: int | None = None,
-    labels: Sequence[int] | Sequence[str] | int | str = "random",
+    labels: Sequence[int] | Sequence[str] | np.ndarray | Tensor | int | str = "random",
     **options: Any,
 ) -> Samples:
     """Images uint8 [count,y,x,c] (with vae=None latents float32 [count,c,y,x]) and their labels int64 [count].

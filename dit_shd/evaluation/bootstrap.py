@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from tqdm import tqdm
 
+from dit_shd.core.progress import progress_bar
 from dit_shd.evaluation.feature_set import FeatureSet
 from dit_shd.evaluation.metrics import NORMAL, Metric
 
@@ -53,13 +53,15 @@ def intervals(
     lowest: dict[str, float] = {}
     resampled_figures: dict[str, list[float]] = {name: [] for name in names}
     generator = torch.Generator().manual_seed(seed)
-    for _ in tqdm(range(resamples), unit="resampling", desc="intervals", disable=None):
-        drawn = resampled(samples, generator)
-        for metric in metrics:
-            for name, value in metric.compute(drawn, reference).items():
-                if name in resampled_figures:
-                    resampled_figures[name].append(value)
-                    lowest[name] = metric.lowest
+    with progress_bar(resamples, "resampling", "intervals") as bar:
+        for _ in range(resamples):
+            drawn = resampled(samples, generator)
+            for metric in metrics:
+                for name, value in metric.compute(drawn, reference).items():
+                    if name in resampled_figures:
+                        resampled_figures[name].append(value)
+                        lowest[name] = metric.lowest
+            bar.update()
     ends = {}
     for name in names:
         std = float(torch.tensor(resampled_figures[name], dtype=torch.float64).std())

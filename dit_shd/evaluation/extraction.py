@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from dit_shd.core.errors import UserError
+from dit_shd.core.progress import progress_bar
 from dit_shd.data.image_sets import ImageSet
 from dit_shd.evaluation.feature_set import FeatureSet, Moments, require_finite
 from dit_shd.evaluation.features import FeatureNetwork, Features
@@ -30,7 +30,7 @@ def extract_features(
     moments, spatial_moments = Moments(), Moments()
     prompts = images.prompts
     texts, cut = (None, 0) if prompts is None or not network.reads_text else network.embed(prompts)
-    with tqdm(total=images.shape[0], unit="image", desc=f"features of {images.name}", disable=None) as bar:
+    with progress_bar(images.shape[0], "image", f"features of {images.name}") as bar:
         for batch in images.batches(batch_size):
             features = _checked(network.extract(batch), network.title, moments.n)
             moments.add(features.pooled)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dit_shd.core.precision import true_float32
+from dit_shd.core.progress import progress_bar
 
 SPARE = 8
 """Neighbours kept beyond the k-th while rounding leaves their order open."""
@@ -40,13 +41,13 @@ def manifold(samples: Tensor, reference: Tensor, k: int, density_k: int, block: 
     """Which samples [n,d] lie in the balls of the reference [m,d] to the k-th neighbour, and the other way round."""
     frame = _Frame.around(samples, reference)
     x, y = _Low(samples, frame), _Low(reference, frame)
-    (sample_radii,) = _radii(x, (k,), block)
-    reference_radii, density_radii = _radii(y, (k, density_k), block)
+    (sample_radii,) = _radii(x, (k,), block, "samples")
+    reference_radii, density_radii = _radii(y, (k, density_k), block, "reference")
     rows_up, columns_up = frame.up(sample_radii), frame.up(torch.maximum(reference_radii, density_radii))
     sample_inside = torch.zeros(len(samples), dtype=torch.bool, device=samples.device)
     reference_inside = torch.zeros(len(reference), dtype=torch.bool, device=samples.device)
     counts = torch.zeros(len(reference), dtype=torch.long, device=samples.device)
-    for i in _blocks(len(samples), block):
+    for i in _shown(len(samples), block, "samples in balls of the reference"):
         left = x[i]
         for j in _blocks(len(reference), block):
             lower = frame.lower(left, y[j])
@@ -110,7 +111,7 @@ class _Low:
         return (points - self.frame.centre).float().mul_(1 / self.frame.unit)
 
 
-def _radii(low: _Low, ks: tuple[int, ...], block: int) -> list[Tensor]:
+def _radii(low: _Low, ks: tuple[int, ...], block: int, what: str) -> list[Tensor]:
     """For each k [n]: each point's (k+1)-th smallest squared distance within the set, itself counted, in float64.
 
     The matrix of distances is symmetric, so each pair of blocks is computed once and serves both.
@@ -118,7 +119,7 @@ def _radii(low: _Low, ks: tuple[int, ...], block: int) -> list[Tensor]:
     n, kept = len(low.points), min(len(low.points), max(ks) + 1 + SPARE)
     lowest = torch.full((n, kept), torch.inf, device=low.points.device)
     which = torch.zeros((n, kept), dtype=torch.long, device=low.points.device)
-    for i in _blocks(n, block):
+    for i in _shown(n, block, f"neighbours among the {what}"):
         left = low[i]
         for j in _blocks(n, block):
             if j.start < i.start:
@@ -178,6 +179,14 @@ def _merge(lowest: Tensor, which: Tensor, distances: Tensor, start: int) -> tupl
     values, columns = distances.topk(min(c, distances.shape[1]), dim=1, largest=False, sorted=False)
     values, indices = torch.cat([lowest, values], 1).topk(c, dim=1, largest=False)
     return values, torch.cat([which, columns + start], 1).gather(1, indices)
+
+
+def _shown(n: int, block: int, desc: str) -> Iterator[slice]:
+    """The blocks, with a bar where they take their time."""
+    with progress_bar(n, "point", desc, delay=2) as bar:
+        for rows in _blocks(n, block):
+            yield rows
+            bar.update(rows.stop - rows.start)
 
 
 def _blocks(n: int, block: int) -> Iterator[slice]:

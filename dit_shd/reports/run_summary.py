@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from dit_shd.core.errors import UserError
-from dit_shd.core.json_files import read_lines
+from dit_shd.core.json_files import read_last_lines
 from dit_shd.core.run_files import CHECKPOINTS, EVALUATIONS, METRICS, RUN_CONFIG, STUDENT, TIMING
 from dit_shd.core.weight_files import parameters
 from dit_shd.core.yaml_files import read_yaml
 from dit_shd.data.sampled_weights import are_of_earlier
+
+PACE = 50
+"""Logged steps by which the time that is left is told."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class RunSummary:
     checkpoints: list[int]
     """Steps of the checkpoints, oldest first."""
     metrics: list[dict[str, Any]]
+    """The last row of each log, and of times the last PACE."""
     timing: list[dict[str, Any]]
     evaluations: list[dict[str, Any]]
     students: list[Path]
@@ -53,7 +57,7 @@ class RunSummary:
     @property
     def seconds_a_step(self) -> float | None:
         """The median of the last logged steps; None where none is logged."""
-        seconds = sorted(float(row["seconds"]) for row in self.timing[-50:] if "seconds" in row)
+        seconds = sorted(float(row["seconds"]) for row in self.timing if "seconds" in row)
         return seconds[len(seconds) // 2] if seconds else None
 
 
@@ -76,9 +80,9 @@ def read_run(path: Path, running: bool = False) -> RunSummary:
         path=path,
         settings=read_yaml(path / RUN_CONFIG),
         checkpoints=sorted(int(step) for step in checkpoints if step.isdecimal()),
-        metrics=read_lines(path / METRICS),
-        timing=read_lines(path / TIMING),
-        evaluations=read_lines(path / EVALUATIONS),
+        metrics=read_last_lines(path / METRICS, 1),
+        timing=read_last_lines(path / TIMING, PACE),
+        evaluations=read_last_lines(path / EVALUATIONS, 1),
         students=[student for student in students if (student / "config.json").is_file()],
         results=sorted([*path.glob("*results.json")], key=_changed),
         running=running,

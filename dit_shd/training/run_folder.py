@@ -31,7 +31,7 @@ from dit_shd.core.distributed import run_on_main
 from dit_shd.core.errors import UserError, error_line
 from dit_shd.core.files import atomic_folder, cannot_be_written, recover, remove, sync, write_text
 from dit_shd.core.hashing import sha256
-from dit_shd.core.json_files import read_lines
+from dit_shd.core.json_files import cut_last_lines, read_lines
 from dit_shd.core.lock import LOCK, Lock
 from dit_shd.core.resumable import differences
 from dit_shd.core.run_files import CHECKPOINTS, LOGS, METRICS, RUN_CONFIG, STUDENT
@@ -226,7 +226,7 @@ class RunFolder:
         """Drop the rows of later steps, which the newest checkpoint does not have: they are about to be taken again."""
         for file in map(self.path.joinpath, LOGS):
             if file.exists():
-                write_text(file, "".join(json.dumps(row) + "\n" for row in read_lines(file) if _step(row) <= step))
+                cut_last_lines(file, lambda row: _step(row) <= step)
 
     def metrics(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl."""

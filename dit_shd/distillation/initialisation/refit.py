@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
-from tqdm import tqdm
 
+from dit_shd.core.progress import progress_bar
 from dit_shd.distillation.initialisation.layouts import is_transposed
 from dit_shd.distillation.initialisation.regression import RegressionMoments
 from dit_shd.models.blocks import named_blocks
+from dit_shd.models.evaluation_mode import evaluated
 from dit_shd.tasks import Batch
 
 Predict = Callable[[nn.Module, Any], object]
@@ -80,19 +81,18 @@ def refit(
     """
     if not maps:
         return
-    training = [module for module in student.modules() if module.training]
-    student.eval()  # what dropout hides of an input is none of it
     new, old = _Inputs(student, predict, batches), _Inputs(teacher, predict, batches)
-    order = _in_order(student, maps, predict, batches)
-    for names in tqdm(order, unit="map", desc="initialisation", disable=None):
-        moments = RegressionMoments()
-        for batch, z, x in zip(batches, new.of(names[0]), old.of(maps[names[0]].source)):
-            if z is not None and x is not None:
-                moments.add(*_counting(batch, z, x))
-        for name in names:
-            _fit(student.get_submodule(name), maps[name].weights(), moments)
-    for module in training:
-        module.training = True
+    with evaluated(student):  # what dropout hides of an input is none of it
+        order = _in_order(student, maps, predict, batches)
+        with progress_bar(len(order), "map", "initialisation") as bar:
+            for names in order:
+                moments = RegressionMoments()
+                for batch, z, x in zip(batches, new.of(names[0]), old.of(maps[names[0]].source)):
+                    if z is not None and x is not None:
+                        moments.add(*_counting(batch, z, x))
+                for name in names:
+                    _fit(student.get_submodule(name), maps[name].weights(), moments)
+                bar.update()
 
 
 def _in_order(
