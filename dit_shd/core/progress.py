@@ -21,7 +21,7 @@ def progress_bar(total: int, unit: str, desc: str, delay: float = 0) -> "tqdm[An
     """
     from tqdm.auto import tqdm
 
-    terminal = sys.stderr.isatty()
+    terminal = sys.stderr.isatty() or "ipykernel" in sys.modules
     return tqdm(
         total=total,
         unit=unit,

@@ -4,6 +4,8 @@ import threading
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 
+import torch
+
 from dit_shd.attention.capture import Capture
 from dit_shd.core.errors import UserError
 
@@ -25,12 +27,16 @@ class LastForward(Mapping[str, Capture]):
     def check_thread(self, changes: bool) -> None:
         """Refuse a forward of another thread, whose captures would be taken for this one's.
 
+        What is computed again in a backward, in a thread of autograd's on a GPU, is none of another's.
+
         Args:
             changes: Whether another thread may go on now.
 
         Raises:
             UserError: It may not.
         """
+        if torch._C._current_graph_task_id() != -1:  # as torch.utils.checkpoint asks
+            return
         thread = threading.get_ident()
         if thread != self._thread and not changes:
             raise UserError(

@@ -5,6 +5,7 @@ import threading
 import torch
 from small_attention import Net, inputs
 from small_families import diffusers_dit
+from torch.utils.checkpoint import checkpoint
 
 from dit_shd import attach_processors, capture
 from dit_shd.core.errors import UserError
@@ -42,6 +43,17 @@ def test_a_model_that_one_thread_records_is_not_run_by_another():
             assert isinstance(error, UserError) and "this Net is recorded by another thread" in str(error)
         assert all(captures[name].query is query for name, query in first.items())
     assert isinstance(in_a_thread(lambda: model(x)), torch.Tensor)
+
+
+def test_a_model_that_a_backward_of_another_thread_runs_again():
+    """On a GPU autograd has threads of its own, in which checkpoints are computed again."""
+    model, x = Net(), inputs()
+    with capture(model):
+        checkpoint(model, x.requires_grad_(), use_reentrant=False).sum().backward()
+        wanted, x.grad = x.grad, None
+        y = checkpoint(model, x, use_reentrant=False).sum()
+        assert in_a_thread(y.backward) is None
+    torch.testing.assert_close(x.grad, wanted)
 
 
 def test_processors_serve_threads_that_take_turns():
