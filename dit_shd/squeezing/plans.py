@@ -19,7 +19,7 @@ def contiguous(heads: int, groups: int) -> Plan:
     Raises:
         UserError: The number of groups g is not in 1..h.
     """
-    if not isinstance(groups, int) or not 1 <= groups <= heads:
+    if not hasattr(groups, "__index__") or not 1 <= groups <= heads:
         raise UserError(f"squeeze: wanted 1 to {heads} student heads for a teacher of {heads}, found {groups!r}")
     small, larger = divmod(heads, groups)
     sizes = [small + (i < larger) for i in range(groups)]

@@ -49,8 +49,8 @@ def shard(model: nn.Module, transformer: nn.Module, device: torch.device, frozen
 def synchronised(model: nn.Module, last: bool) -> Generator[None]:
     """A forward and backward whose gradients are averaged over all processes only if it is the step's last one.
 
-    Until then each process holds them whole, also of a divided model: which parameters have one in a part of a batch
-    may differ from process to process, and they are averaged by what has one.
+    Until then each process holds them whole, also of a divided model: FSDP2 averages those that are there, and which
+    these are may differ by process in a part of a batch, as of a loss that looks at some classes alone.
     """
     if is_sharded(model):
         model.set_requires_gradient_sync(last)  # type: ignore[operator]

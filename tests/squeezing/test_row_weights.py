@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import oracle
 import pytest
 import torch
@@ -159,5 +160,6 @@ def test_weights_that_are_none_are_refused(bad):
     for given, words in ((weights, "finite numbers of 0 or more"), (weights.numpy(), "a tensor .*, found ndarray")):
         with pytest.raises(ValueError, match=f"attention_kl: row_weight: wanted {words}"):
             attention_kl(teacher, student, squeezed, row_weight=given)
+    assert squeeze(teacher, np.int64(2)).heads == 2
     with pytest.raises(UserError, match=r"wanted 1 to 4 student heads for a teacher of 4, found 2\.0"):
         squeeze(teacher, 2.0)
