@@ -1,5 +1,6 @@
 """What SHD counts, and how much: drawn rows, parts of a layer, single samples, clamped pairs."""
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -66,9 +67,15 @@ def test_a_bias_learns_alone():
     assert gradients[0].abs().max() > 1e-3
 
 
+def as_given(weight, capture, *_):
+    return weight.to(capture.query)
+
+
 def test_row_weights_that_are_none_count_in_the_loss_where_nobody_looks(monkeypatch):
     """A GPU is not waited for from the second call on."""
     monkeypatch.setattr(shd, "rows_of", lambda given, *_: given)
+    for module in ("squeeze", "divergence"):  # which look at those of a CPU
+        monkeypatch.setattr(sys.modules[f"dit_shd.squeezing.{module}"], "check_row_weight", as_given)
     teacher, student, weight = random_capture(h=4), random_capture(h=2, seed=1), WEIGHTS.clone()
     weight[1, 2] = -1
     value = SHD().divergence({"a": teacher}, {"a": student}, row_weight=weight).value
