@@ -1,4 +1,4 @@
-"""Models in evaluation for a while, each of whose modules is then in its own mode again."""
+"""What a model is for a while: in evaluation, and one thread's alone."""
 
 import threading
 from collections.abc import Generator

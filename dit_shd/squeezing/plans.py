@@ -19,8 +19,13 @@ def contiguous(heads: int, groups: int) -> Plan:
     Raises:
         UserError: The number of groups g is not in 1..h.
     """
-    if not hasattr(groups, "__index__") or not 1 <= groups <= heads:
-        raise UserError(f"squeeze: wanted 1 to {heads} student heads for a teacher of {heads}, found {groups!r}")
+    wanted = f"squeeze: wanted 1 to {heads} student heads for a teacher of {heads}, found {groups!r}"
+    try:
+        groups = index(groups)  # of NumPy, too
+    except TypeError as error:
+        raise UserError(wanted) from error
+    if not 1 <= groups <= heads:
+        raise UserError(wanted)
     small, larger = divmod(heads, groups)
     sizes = [small + (i < larger) for i in range(groups)]
     starts = [sum(sizes[:i]) for i in range(groups)]

@@ -161,5 +161,6 @@ def test_weights_that_are_none_are_refused(bad):
         with pytest.raises(ValueError, match=f"attention_kl: row_weight: wanted {words}"):
             attention_kl(teacher, student, squeezed, row_weight=given)
     assert squeeze(teacher, np.int64(2)).heads == 2
-    with pytest.raises(UserError, match=r"wanted 1 to 4 student heads for a teacher of 4, found 2\.0"):
-        squeeze(teacher, 2.0)
+    for heads, shown in ((2.0, r"2\.0"), (torch.zeros(2), "tensor"), (None, "None")):
+        with pytest.raises(UserError, match=rf"wanted 1 to 4 student heads for a teacher of 4, found {shown}"):
+            squeeze(teacher, heads)
