@@ -3,6 +3,8 @@
 import os
 from typing import TYPE_CHECKING
 
+from dit_shd.core.errors import UserError
+
 if TYPE_CHECKING:
     import torch
 
@@ -39,3 +41,23 @@ def own_device() -> "torch.device":
     number = int(os.environ.get("LOCAL_RANK", "0")) % of_kind.device_count()
     of_kind.set_device(number)  # what follows, streams among it, is made on the current one
     return torch.device(kind.type, number)
+
+
+def find_device(name: "str | int | torch.device", float64: bool = False) -> "torch.device":
+    """The device of this name, as torch has it; `auto` is a CUDA GPU if there is one.
+
+    Raises:
+        UserError: No such device here, or one without float64 where that is wanted.
+    """
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, dtype=torch.float64 if float64 else None, device=device)
+    except (RuntimeError, TypeError, AssertionError) as error:
+        reason = str(error).splitlines()[0][:80]
+        wanted = "a device with float64" if float64 else "a device of this machine"
+        raise UserError(f"device: wanted auto or {wanted}, found '{name}' ({reason}); try device=cpu") from error
+    return device

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dit_shd.core import environment
 from dit_shd.core.config import REQUIRED, changed, check_ranges, checked, option, resolve
+from dit_shd.core.devices import find_device
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import Place
 from dit_shd.core.plugins import Plugin
@@ -26,7 +27,7 @@ from dit_shd.data.open_images import open_images
 from dit_shd.evaluation import results
 from dit_shd.evaluation.bootstrap import SEED, intervals
 from dit_shd.evaluation.comparability import ONE_MODEL, check_alike, of_one_model, reasons_against, sampled_differently
-from dit_shd.evaluation.extraction import extract_features, find_device
+from dit_shd.evaluation.extraction import extract_features
 from dit_shd.evaluation.feature_set import FeatureSet
 from dit_shd.evaluation.features import FeatureNetwork, build_network
 from dit_shd.evaluation.metrics import METRICS
@@ -146,13 +147,13 @@ def evaluate(
     config.check()
     sets = [open_images(text, "samples") for text in config.files()]
     reference = open_reference(config.reference, "reference", sets[0].shape[1:] if config.crop else None)
-    network = build_network(config.features)
+    network, device = build_network(config.features), find_device(config.device, float64=True)
     check_alike(sets)
     for samples in sets:
         network.check(samples.shape[1:], "samples")
         reference.check(samples, network)
     chosen, left_out = select_metrics(config.metrics, sets[0], reference, network)
-    job = _Job(config, reference, network.to(find_device(config.device)), chosen, left_out, say, write_page, sampling)
+    job = _Job(config, reference, network.to(device), chosen, left_out, say, write_page, sampling)
     return job.run(sets[0], job.head(sets[0]), plain=True)[0] if len(sets) == 1 else _several(job, sets)
 
 

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dit_shd.core.errors import UserError
 from dit_shd.core.progress import progress_bar
 from dit_shd.data.image_sets import ImageSet
 from dit_shd.evaluation.feature_set import FeatureSet, Moments, require_finite
@@ -54,25 +53,6 @@ def extract_features(
         is_fid=network.is_fid,
         balanced=prompts is None and _are_balanced(images.labels),
     )
-
-
-def find_device(name: str) -> torch.device:
-    """The device of this name; `auto` is a CUDA GPU if there is one.
-
-    Raises:
-        UserError: No such device, or one without float64.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, dtype=torch.float64, device=device)
-    except (RuntimeError, TypeError, AssertionError) as error:
-        reason = str(error).splitlines()[0][:80]
-        raise UserError(
-            f"device: wanted auto or a device with float64, found '{name}' ({reason}); try device=cpu"
-        ) from error
-    return device
 
 
 def _numbered(prompts: Sequence[str]) -> Tensor:

@@ -10,13 +10,13 @@ import numpy as np
 from torch import Tensor
 
 from dit_shd.core.config import make
+from dit_shd.core.devices import find_device
 from dit_shd.core.errors import UserError
 from dit_shd.core.plugins import Plugin
 from dit_shd.data.image_sets import HasImages, pixels_of
 from dit_shd.evaluation import results
 from dit_shd.evaluation.evaluate import EvaluateConfig
 from dit_shd.evaluation.evaluate import evaluate as evaluate_files
-from dit_shd.evaluation.extraction import find_device
 from dit_shd.evaluation.feature_set import FeatureSet
 from dit_shd.evaluation.features import build_network
 from dit_shd.evaluation.reference import Reference, open_reference

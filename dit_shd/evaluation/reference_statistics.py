@@ -10,13 +10,14 @@ import numpy as np
 from dit_shd import __version__
 from dit_shd.core import environment
 from dit_shd.core.config import REQUIRED, check_ranges, checked, option
+from dit_shd.core.devices import find_device
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import Place
 from dit_shd.core.plugins import Plugin
 from dit_shd.data.image_sets import spread
 from dit_shd.data.open_images import open_images
 from dit_shd.evaluation import results
-from dit_shd.evaluation.extraction import extract_features, find_device
+from dit_shd.evaluation.extraction import extract_features
 from dit_shd.evaluation.features import build_network
 from dit_shd.evaluation.statistics_file import is_statistics, write_statistics
 
@@ -71,7 +72,7 @@ def write_reference_statistics(config: StatisticsConfig) -> Path:
     if config.keep_images > n:
         raise UserError(f"keep_images: wanted 0 to {n}, the number of images, found {config.keep_images}")
     network.check(images.shape[1:], "images")
-    network.to(find_device(config.device))
+    network.to(find_device(config.device, float64=True))
     about = {
         "network": network.title,
         "network_sha256": network.sha256,

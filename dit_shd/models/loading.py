@@ -12,6 +12,7 @@ from diffusers import ModelMixin
 from torch import Tensor, nn
 
 from dit_shd.core.config import cast
+from dit_shd.core.devices import find_device
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import Asset, HubName, find
 from dit_shd.core.pretrained import (
@@ -43,25 +44,25 @@ from dit_shd.models.quantization import (
 from dit_shd.models.shape import is_conditional, shape_of
 from dit_shd.models.transformer import LatentTransformer
 
-CPU = torch.device("cpu")
 _log = logging.getLogger("dit_shd")
 
 
-def load(source: str | Path, precision: Precision = "no", device: torch.device = CPU) -> ModelMixin:
+def load(source: str | Path, precision: Precision = "no", device: str | int | torch.device = "cpu") -> ModelMixin:
     """Load a model; of a pipeline its transformer.
 
     Args:
         source: A run folder, a diffusers folder, a checkpoint file, `asset:NAME` (ships with dit_shd), or
             `hub:OWNER/NAME[@REVISION]` of the Hugging Face hub.
         precision: Of the weights: no is float32; in fewer than 16 bits they are quantised as they are read.
-        device: Where a quantised model is to run, and is read to; others are read to the CPU.
+        device: Where the model is put, `auto` for a CUDA GPU if there is one; a quantised model is read there.
 
     Raises:
-        UserError: No such model, weights that are not finite, or of a velocity by their looks that do not say so.
+        UserError: No such model or device; weights that are not finite, or look like a velocity's and do not say so.
     """
     cast(Precision, precision, "precision")
+    place = find_device(device)
     if is_quantised(precision):
-        model = _read_quantised(source, precision, torch.device(device))
+        model = _read_quantised(source, precision, place)
     else:
         model = _read(source, torch.bfloat16 if precision == "bf16" else None)
         model = in_bfloat16(model) if precision == "bf16" else model
@@ -69,6 +70,8 @@ def load(source: str | Path, precision: Precision = "no", device: torch.device =
     reason = velocity.of_model(model)
     if reason is not None:
         raise UserError(f"{source}: refused, because {velocity.explain(reason)}")
+    if place.type != "cpu" and not is_quantised(precision):
+        nn.Module.to(model, place)  # in place
     return model
 
 
@@ -90,9 +93,7 @@ def check_finite(where: str, model: nn.Module) -> None:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    return tensor.dtype.itemsize == 1 or bool(
-        torch.isfinite(tensor).all()
-    )  # what has 8 bits has finite scales beside it
+    return tensor.dtype.itemsize == 1 or bool(torch.isfinite(tensor).all())  # 8 bits have finite scales beside them
 
 
 def _is_bad_statistic(buffer: Tensor) -> bool:
@@ -180,10 +181,8 @@ def _read_quantised(source: str | Path, precision: Precision, device: torch.devi
     cls: Any = None if name is None else families().get(str(name)) or _diffusers_class(str(name))
     if folder is None or cls is None:
         library = _library(values)
-        actual = (
-            "none; dit-shd convert makes one of a checkpoint file" if library is None else f"one of {library.library}"
-        )
-        raise unread(source, precision, actual)
+        made = "none; dit-shd convert makes one of a checkpoint file"
+        raise unread(source, precision, made if library is None else f"one of {library.library}")
     quantised = config_for(precision, device, cls, values)
     options: dict[str, Any] = {"torch_dtype": torch.bfloat16, CONFIG: quantised}
     if device.type != "cpu":

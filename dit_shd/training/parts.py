@@ -13,6 +13,7 @@ from dit_shd.distillation.losses import Loss
 from dit_shd.distillation.teachers import Teachers
 from dit_shd.models import loading
 from dit_shd.models.offload import offload_blocks
+from dit_shd.models.quantization import is_quantised
 from dit_shd.tasks import Task
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.warm_start import WarmStart
@@ -70,7 +71,8 @@ def load_teachers(config: TrainConfig, task: Task[Any]) -> dict[str, nn.Module]:
     """
     teachers: dict[str, nn.Module] = {}
     for name, source in config.teachers.items():
-        teacher = loading.load(source, config.teacher_precision, own_device()).eval().requires_grad_(False)
+        read_to = own_device() if is_quantised(config.teacher_precision) else "cpu"  # others move later
+        teacher = loading.load(source, config.teacher_precision, read_to).eval().requires_grad_(False)
         task.check_model(source, teacher)
         check_teacher(source, teacher, config.task.options)
         if config.teacher_offload == "blocks":

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dit_shd.core import devices
+from dit_shd.core.errors import UserError
 
 
 @pytest.fixture
@@ -38,3 +39,16 @@ def test_a_process_makes_its_own_device_the_current_one(machine, monkeypatch, co
         monkeypatch.setenv("LOCAL_RANK", rank)
     assert devices.own_device() == torch.device("cuda", number)
     assert chosen == [number]
+
+
+def test_auto_is_the_gpu_where_there_is_one(monkeypatch):
+    for available, kind in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda found=available: found)
+        assert devices.find_device("auto") == torch.device(kind)
+
+
+@pytest.mark.parametrize("name", ["abacus", None, "cpu:x", 1.5])
+@pytest.mark.parametrize(("float64", "wanted"), [(False, "a device of this machine"), (True, "a device with float64")])
+def test_what_is_no_device_is_told_in_one_line(name, float64, wanted):
+    with pytest.raises(UserError, match=rf"^device: wanted auto or {wanted}, found '{name}' \(.+\); try device=cpu$"):
+        devices.find_device(name, float64)

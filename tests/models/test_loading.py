@@ -51,6 +51,15 @@ def test_weights_are_found_whatever_is_around_them(tmp_path, state, how):
     assert same(loading.load(tmp_path / "x.pt").to_public(), state)
 
 
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_model_is_put_on_the_device_that_is_named(tmp_path, state, precision):
+    torch.save(state, tmp_path / "x.pt")
+    model = loading.load(tmp_path / "x.pt", precision, device="meta")
+    assert {tensor.device.type for tensor in (*model.parameters(), *model.buffers())} == {"meta"}
+    with pytest.raises(UserError, match=r"^device: wanted auto or a device of this machine, found 'nowhere'"):
+        loading.load(tmp_path / "no such file", precision, device="nowhere")
+
+
 def test_which_weights_of_lightning_may_be_said(tmp_path, state):
     torch.save(WRAPPED["Lightning's average"](state), tmp_path / "x.ckpt")
     for weights, wanted in (("ema", state), ("model", other(state))):

@@ -5,6 +5,7 @@ with capture(teacher) as t, capture(student) as s:
     t["de_blocks.0.attn"].query             # [b,h,n,d]
 """
 
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any, NoReturn
@@ -19,6 +20,8 @@ from dit_shd.attention.recording.processors import SHDAttnProcessor, processor_o
 from dit_shd.attention.recording.recorder import Recorder
 from dit_shd.attention.recording.selection import Layers, Selection
 from dit_shd.core.errors import UserError
+
+_log = logging.getLogger("dit_shd")
 
 
 class Capturing(AbstractContextManager[Recording]):
@@ -158,7 +161,7 @@ def attach_processors(
     recording = Recording(model, selection, None, at, keeps_teacher=False)
     with ExitStack() as stack:
         for name, module in _with_processors(model, selection).items():  # first: known layers have no other recorder
-            recorder = recording.recorders[name] = Recorder(name, module, recording)
+            recorder = recording.recorders[name] = _AtProcessor(name, module, recording)
             stack.enter_context(_processing(module, recorder))
         stack.enter_context(_opened(recording))
         return Attached(recording, stack.pop_all())
@@ -179,6 +182,23 @@ def _with_processors(model: nn.Module, selection: Selection) -> dict[str, nn.Mod
     if selection.layers is None:
         return {n: m for n, m in takers.items() if not discovery.is_cross(m)} or takers
     return takers
+
+
+class _AtProcessor(Recorder):
+    """Takes what one attention module does, as long as the processor that tells it is the module's."""
+
+    replaced = False
+
+    def begin(self) -> None:
+        current = getattr(self.module, "processor", None)
+        if not self.replaced and getattr(current, "recorder", None) is not self:
+            self.replaced = True
+            _log.warning(
+                "attach_processors: %s: its processor was replaced since (by %s), so that it is not recorded any more; "
+                "detach() and attach again, or use capture(model)",
+                *(self.name, type(current).__name__),
+            )
+        super().begin()
 
 
 def _processing(module: Any, recorder: Recorder) -> ExitStack:

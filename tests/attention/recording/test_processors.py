@@ -4,7 +4,7 @@ import pytest
 import small_families
 import torch
 import zoo
-from diffusers.models.attention_processor import AttnProcessor
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from small_dits import dit, run
 
 from dit_shd import SHD, SHDAttnProcessor, attach_processors, capture
@@ -75,6 +75,25 @@ def test_processors_are_attached_once():
         attach_processors(model)
     attached.detach()
     attach_processors(model).detach()
+
+
+def test_a_processor_that_was_replaced_is_told_once_and_the_others_leave(caplog):
+    """The layer was missing among the captures without a word, and so in the loss."""
+    model = dit(2)
+    attached = attach_processors(model)
+    run(model)
+    assert len(attached.captures) == 3
+    other = AttnProcessor2_0()
+    model.transformer_blocks[1].attn1.set_processor(other)
+    for _ in range(2):
+        run(model)
+    assert list(attached.captures) == ["transformer_blocks.0.attn1", "transformer_blocks.2.attn1"]
+    (line,) = [message for message in caplog.messages if "replaced" in message]
+    assert line.startswith("attach_processors: transformer_blocks.1.attn1: its processor was replaced since (by Attn")
+    attached.detach()
+    run(model)
+    assert model.transformer_blocks[1].attn1.processor is other
+    assert not isinstance(model.transformer_blocks[0].attn1.processor, SHDAttnProcessor)
 
 
 def test_processors_always_have_the_last_forward():
