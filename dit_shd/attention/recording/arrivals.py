@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dit_shd.attention.recording import projection as at
-from dit_shd.attention.recording.arrangement import Arrangement, rows_of, rows_of_result
+from dit_shd.attention.recording.arrangement import Arrangement, rows_of
 from dit_shd.attention.recording.discovery import NO_PROJECTION, is_dropping_adapter, plain
 from dit_shd.attention.recording.fingerprints import fingerprints
 from dit_shd.attention.recording.parameters import Parameters
@@ -25,11 +25,8 @@ from dit_shd.attention.recording.products import Product, is_product, products
 from dit_shd.attention.recording.projection import Projection
 from dit_shd.attention.recording.results import AttentionResult, Part
 from dit_shd.attention.recording.storage import same_memory
-from dit_shd.attention.recording.unit_response import matrix
+from dit_shd.attention.recording.unit_response import is_diagonal, is_of_weights, matrix
 from dit_shd.attention.recording.weight_samples import local
-
-NEAR = 0.02
-"""How far a module's result may be from that of the weights it seems to have, relatively: half precision's rounding."""
 
 _BENDS = {
     torch.sigmoid, Tensor.sigmoid, F.sigmoid, F.hardsigmoid, F.logsigmoid, torch.tanh, Tensor.tanh, F.tanh,
@@ -185,12 +182,12 @@ class Arrivals:
         try:
             rows = entered.given, hold.arrangement, hold.first, k, entered.module
             weight, bias = matrix(lambda x: entered.module(x, *args, **kwargs), *rows)
-            weight = weight if _near(made, entered.given, hold, weight, bias) else None
+            weight = weight if is_of_weights(made, entered.given, hold.arrangement, weight, bias) else None
         except Exception:  # it takes no such rows, so it is not linear in them
             weight = None
         finally:
             self.busy = False
-        if weight is not None and not _diagonal(weight):
+        if weight is not None and not is_diagonal(weight):
             del hold.result.arrivals[entered.known[hold.result] :]
             if not self._stays(entered):
                 projection = at.PassingProjection(
@@ -227,6 +224,12 @@ class Arrivals:
             for entered in self._entered:
                 entered.products.append((product, made))
             for hold in self._look(product.rows, product.arrangements, wide=True, tire=True):
+                if function is torch.einsum and not self._is_linear(product, hold, made):
+                    place, shape = self._names.get(module, "") or "the model", list(made.shape)
+                    hold.result.reason = (
+                        f"an einsum in {place} makes {shape} of it, which are no rows [...,e], so W^O is not known"
+                    )
+                    continue
                 projection = self._place(product, hold, module, ordinal)
                 if projection is not None:
                     self._arrived(hold, projection, made)
@@ -259,6 +262,19 @@ class Arrivals:
                 else:
                     continue
                 break
+
+    def _is_linear(self, product: Product, hold: _Holds, made: Tensor) -> bool:
+        """Whether a product's result [...,e] is its rows times one matrix: not by head, nor tokens after features."""
+        width = rows_of(product.rows, hold.arrangement).shape[-1]
+        self.busy = True
+        try:
+            weight, bias = matrix(product.of, product.rows, hold.arrangement, 0, width)
+            whole = made.shape[-1] == weight.shape[1]  # else it has heads still
+            return whole and is_of_weights(made, product.rows, hold.arrangement, weight, bias)
+        except Exception:  # it takes no such rows
+            return False
+        finally:
+            self.busy = False
 
     def _place(self, product: Product, hold: _Holds, module: nn.Module, ordinal: int) -> Projection | None:
         """What holds the weights of a product."""
@@ -298,19 +314,3 @@ class Arrivals:
             return matrix(call, torch.empty_like(like, device=weight.device), arrangement, first, k)[0]
 
         return at.FunctionProjection(self._names[held.module], hold.first, ref(held.module), held.name, evaluate)
-
-
-def _near(made: Tensor, given: Tensor, hold: _Holds, weight: Tensor, bias: Tensor) -> bool:
-    """Whether a module's result is that of weights [k,e] on its rows."""
-    rows, k = rows_of(local(given), hold.arrangement), len(weight)
-    if rows.shape[-1] != k:
-        return True  # columns of something else take part: what it is was not measured
-    wide = torch.promote_types(weight.dtype, torch.float32)
-    want = rows.to(wide) @ weight.to(wide) + bias.to(wide)
-    result = rows_of_result(local(made), hold.arrangement).to(wide)
-    return result.numel() == want.numel() and bool((result.reshape(want.shape) - want).norm() <= NEAR * want.norm())
-
-
-def _diagonal(weight: Tensor) -> bool:
-    """Whether weights [k,e] only scale."""
-    return weight.shape[0] == weight.shape[1] and bool((weight - weight.diagonal().diag()).count_nonzero() == 0)

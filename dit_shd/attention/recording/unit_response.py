@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dit_shd.attention.recording.arrangement import Arrangement, rows_of_result, unit_rows
+from dit_shd.attention.recording.arrangement import Arrangement, rows_of, rows_of_result, unit_rows
 from dit_shd.attention.recording.weight_samples import local
 from dit_shd.core.rng import kept_generators
+
+NEAR = 0.02
+"""How far a result may be from that of the weights it seems to have, relatively: half precision's rounding."""
 
 
 @torch.no_grad()
@@ -34,6 +37,22 @@ def matrix(
         if scale > 1:
             weight = (_made(function, unit * scale, arrangement, k) - bias) / scale
     return weight, bias[0]
+
+
+def is_of_weights(made: Tensor, given: Tensor, arrangement: Arrangement, weight: Tensor, bias: Tensor) -> bool:
+    """Whether what a function made is the rows that it was given times weights [k,e]."""
+    rows, k = rows_of(local(given), arrangement), len(weight)
+    if rows.shape[-1] != k:
+        return True  # columns of something else take part: what it is was not measured
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    want = rows.to(wide) @ weight.to(wide) + bias.to(wide)
+    result = rows_of_result(local(made), arrangement).to(wide)
+    return result.numel() == want.numel() and bool((result.reshape(want.shape) - want).norm() <= NEAR * want.norm())
+
+
+def is_diagonal(weight: Tensor) -> bool:
+    """Whether weights [k,e] only scale."""
+    return weight.shape[0] == weight.shape[1] and bool((weight - weight.diagonal().diag()).count_nonzero() == 0)
 
 
 @contextmanager

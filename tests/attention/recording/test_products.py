@@ -4,7 +4,7 @@ import pytest
 import torch
 from clients.drawn import drawn, recorded
 from clients.layers import E, Layer, X, merged, split
-from clients.projections import ByHeadCast, Flat
+from clients.projections import ByHead, ByHeadCast, Flat
 from torch import nn
 from torch.nn import functional as F
 
@@ -43,3 +43,27 @@ def test_what_a_product_really_multiplies_with(layer):
         want = torch.einsum("bhnd,hde->bne", found.mixed, found.out.to(found.mixed.dtype))
         rest = (got - want).flatten(0, 1)
         torch.testing.assert_close(rest, rest[:1].expand_as(rest), rtol=0, atol=1e-5)  # a bias
+
+
+class Einsum(ByHead):
+    """Its own parameters, or cast ones: what a product of each holds, and the einsum that takes the rows [b,h,n,d]."""
+
+    def __init__(self, equation, cast):
+        super().__init__()
+        self.equation, self.cast = equation, cast
+
+    def forward(self, x):
+        a = F.scaled_dot_product_attention(*split(self.qkv(x)))
+        weight = self.out.double() if self.cast else self.out
+        return torch.einsum(self.equation, a.to(weight.dtype), weight).to(x.dtype)
+
+
+@pytest.mark.parametrize("cast", [False, True])
+@pytest.mark.parametrize("equation", ["bhnd,hde->bhne", "bhnd,hde->ben", "bhnd,hdf->bnhf", "bhnd,hdf->nbhf"])
+def test_an_einsum_whose_result_is_no_rows_has_no_projection(equation, cast):
+    """Of each head by itself, or of features before tokens: W^O had its numbers in another order without a word."""
+    (found,) = recorded(drawn(Einsum(equation, cast))).values()
+    assert found.out is None
+    assert "which are no rows [...,e]" in found.why_no_out
+    (found,) = recorded(drawn(Einsum("bhnd,hde->bne", cast))).values()
+    assert found.out is not None
