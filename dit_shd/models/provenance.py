@@ -144,7 +144,7 @@ def _from_metadata(name: str, values: Mapping[str, Any]) -> Provenance:
     licenses = [item.strip().lower() for item in _list(values.get("license")) if isinstance(item, str) and item.strip()]
     license = inherited([Provenance(text) for text in licenses]).license if licenses else None
     lists = {key: tuple(str(x) for x in _list(values.get(key)) if str(x).strip()) for key in LISTS}
-    if license is None and (not _is_ours(values) or lists["learned_from"]):
+    if license is None and not (_is_ours(values) and all(x.endswith(f"({MAKER})") for x in lists["learned_from"])):
         license = "unknown"
     named = _other(licenses, values) if license == "other" else license
     itself = f"{name} ({named or MAKER})"

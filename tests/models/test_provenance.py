@@ -69,6 +69,20 @@ def test_a_chain_of_distillations_keeps_its_terms(values, tmp_path):
     assert provenance.provenance(tmp_path / "third.safetensors").learned_from[-1] == "restricted (cc-by-nc-4.0)"
 
 
+def test_a_chain_of_weights_of_ones_own_is_free_to_the_end(values, tmp_path):
+    """The second student of a teacher that was trained here was `unknown`, and its card said to ask the makers."""
+    base = {key: value for key, value in values.items() if key not in ("teacher", "losses")} | {"steps": 1}
+    first, _ = run({**base, "run": str(tmp_path / "first")})
+    learns = {**base, "losses": [{"name": "output"}]}
+    second, _ = run({**learns, "run": str(tmp_path / "second"), "teacher": str(first.run)})
+    third, _ = run({**learns, "run": str(tmp_path / "third"), "teacher": str(second.run)})
+    assert head(third.run)["learned_from"] == [
+        f"{name} (its maker chooses the licence)" for name in ("second", "first")
+    ]
+    assert [provenance.provenance(str(each.run)).license for each in (first, second, third)] == [None] * 3
+    assert "license" not in head(third.run)
+
+
 def test_cards_of_models_without_a_teacher_and_of_the_demos(values, tmp_path):
     alone, _ = run({**values, "steps": 1, "losses": [], "teacher": None})
     card = head(alone.run)
