@@ -3,6 +3,8 @@
 import sys
 from typing import TYPE_CHECKING, Any
 
+from dit_shd.core.launcher import is_first_process
+
 if TYPE_CHECKING:
     from tqdm import tqdm
 
@@ -11,7 +13,7 @@ LOG_SECONDS = 10
 
 
 def progress_bar(total: int, unit: str, desc: str, delay: float = 0) -> "tqdm[Any]":
-    """A bar on standard error.
+    """A bar on standard error; of several processes the first one shows it.
 
     Args:
         total: The number of steps.
@@ -29,4 +31,5 @@ def progress_bar(total: int, unit: str, desc: str, delay: float = 0) -> "tqdm[An
         mininterval=0.1 if terminal else LOG_SECONDS,
         delay=delay if terminal else LOG_SECONDS,
         leave=not delay,
+        disable=not is_first_process(),
     )

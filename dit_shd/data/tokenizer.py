@@ -72,7 +72,7 @@ class Tokenizer:
         So a template may be that of a chat (<|user|>{question}<|assistant|>), and no text can break out of it. Spaces
         at its end are the text's.
         """
-        whole = self._as_it_stands(documents, [d.halves[0] for d in documents])
+        whole = self._as_it_stands(documents, [d.halves[0] if d.prompt else None for d in documents])
         return [self._by_pieces(d) if tokens is None else tokens for d, tokens in zip(documents, whole)]
 
     def encode_texts(self, documents: Sequence[Document], prompts: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -129,6 +129,8 @@ class Tokenizer:
         """The tokens of a prompt, its texts and special tokens one after the other."""
         prompt, _ = document.halves
         parts, at, piece = [np.zeros(0, np.int32)], 0, lambda text: self.encode([text])[0]
+        if not prompt:
+            return parts[0]
         for begin, end in document.template if self._special else ():
             for match in self._letters.finditer(prompt, begin, end):
                 parts += [piece(prompt[at : match.start()]), np.array([self._special[match[0]]], np.int32)]

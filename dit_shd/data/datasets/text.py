@@ -14,6 +14,7 @@ from torch import Tensor
 from dit_shd.core.errors import UserError
 from dit_shd.core.installation import require
 from dit_shd.core.places import Place, expanded
+from dit_shd.core.progress import progress_bar
 from dit_shd.core.rng import Draws, stream
 from dit_shd.data.datasets import Dataset
 from dit_shd.data.document_rows import Columns, Document
@@ -24,7 +25,8 @@ from dit_shd.data.tokenizer import BYTES, Tokenizer, open_tokenizer
 Split = Literal["train", "validation", "test", "all"]
 PARTS = ("train", "validation", "test")
 """In the order of `counts`."""
-
+AT_ONCE = 4096
+"""Documents whose tokens are made together."""
 
 _log = logging.getLogger("dit_shd")
 
@@ -105,11 +107,15 @@ class Text(Dataset):
         """Become the sequences of a split."""
         documents = self._part(split)
         known = self.tokenizer
-        prompts = known.encode_prompts(documents)
-        texts = known.encode_texts(documents, prompts)
-        rows = [np.concatenate([known.begin, p, t, [known.end]]).astype(np.int32) for p, t in zip(prompts, texts)]
         begin = len(known.begin)  # one begin token is predicted by nothing; of several (GLM) the others are no text
-        masked = [begin + len(p) if len(p) or begin > 1 else 0 for p in prompts]
+        rows, masked = list[np.ndarray](), list[int]()
+        with progress_bar(len(documents), "document", f"tokens of {split}", delay=2) as bar:
+            for part in (documents[i : i + AT_ONCE] for i in range(0, len(documents), AT_ONCE)):
+                prompts = known.encode_prompts(part)
+                for p, t in zip(prompts, known.encode_texts(part, prompts)):
+                    rows.append(np.concatenate([known.begin, p, t, [known.end]], dtype=np.int32, casting="unsafe"))
+                    masked.append(begin + len(p) if len(p) or begin > 1 else 0)
+                bar.update(len(part))
         self._sequences = Sequences.of(rows, masked, self.length, self.pack)
         self.text_bytes = sum(len(d.halves[1].encode()) for d in documents)
         """Of the texts, prompts apart, with the spaces that begin them."""

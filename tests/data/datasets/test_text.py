@@ -159,3 +159,14 @@ def test_answers_to_prompts_are_not_divided_by_position(tmp_path):
     with pytest.raises(UserError, match=r"^data\.by: position would cut answers in two .*; wanted document for texts"):
         text(str(table), prompt="{question}\n", by="position")
     assert text(str(table), by="position", held_out=0.5).documents
+
+
+@pytest.mark.parametrize("at_once", [1, 7])
+def test_documents_become_the_same_tokens_in_parts(tmp_path, monkeypatch, at_once):
+    path = lines(tmp_path)
+    whole = text(path, document="line")
+    monkeypatch.setattr("dit_shd.data.datasets.text.AT_ONCE", at_once)
+    parts = text(path, document="line")
+    assert len(whole) == len(parts) > 1 and len(whole.documents) > 7
+    for key, tensor in whole.batch(np.arange(len(whole)), DRAWS).items():
+        assert torch.equal(parts.batch(np.arange(len(parts)), DRAWS)[key], tensor)
