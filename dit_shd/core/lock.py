@@ -21,7 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,23 @@ TIMEOUT_SECONDS = 120
 
 _NO_FLOCK = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 _log = logging.getLogger("dit_shd")
+
+
+@contextmanager
+def alone_in(folder: Path) -> Generator[None]:
+    """A block that processes of one host run in turn, for a folder; where the kernel locks none, at once.
+
+    For what is done in a moment: others wait for it, where a Lock refuses them.
+    """
+    import fcntl
+
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
 
 
 class Lock:

@@ -11,6 +11,7 @@ import numpy as np
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import make_folder_of, refuse_input, write_text
 from dit_shd.core.json_files import finite, read_object
+from dit_shd.core.lock import alone_in
 from dit_shd.data.image_sets import ImageSet, settings_file
 from dit_shd.evaluation.features import FeatureNetwork
 
@@ -275,12 +276,15 @@ def write(out: Path, record: dict[str, Any]) -> None:
 def publish(candidates: Sequence[Path], record: dict[str, Any], force: bool) -> Path:
     """Write a complete record at the first name that is its own; another evaluation may have come in between.
 
+    One at a time in a folder: two that end at once would find the same name free.
+
     Raises:
         UserError: Without `force` another result is there.
     """
-    out = place(candidates, record)
-    check_after(out, record, force)
-    write(out, record)
+    with alone_in(candidates[0].absolute().parent):
+        out = place(candidates, record)
+        check_after(out, record, force)
+        write(out, record)
     return out
 
 

@@ -39,8 +39,9 @@ def heads_among_rows(query: Tensor, mask: Tensor | None, tokens: Tokens) -> bool
 
     transformers puts them there where a text is continued and its mask is not empty.
     """
-    one_token = [n for n, _ in tokens.sizes[:1]] == [len(query)] == [tokens.samples]
-    return one_token and mask is not None and query.shape[2] not in {1, *tokens.lengths.values()}
+    one_token = [n for n, _ in tokens.sizes[:1]] == [len(query)] == [tokens.samples] and 1 in tokens.lengths.values()
+    of_heads = mask is not None and (mask.ndim < 2 or mask.shape[-2] == 1 or (mask.ndim == 4 and mask.shape[1] > 1))
+    return one_token and of_heads and query.shape[2] not in {1, *tokens.lengths.values()}
 
 
 def check_heads(queries: Sequence[Tensor], values: Sequence[Tensor], tokens: Tokens) -> None:

@@ -51,12 +51,13 @@ def joined(calls: Sequence[Call], tokens: Tokens) -> list[Call]:
     if known is not None and all(x.key.shape[2] == known[0].shape[2] for x in calls):
         return [_of_rows(calls, *known)]  # chunks of queries, each over all keys
     samples = sum(len(x.query) for x in calls)
-    if samples == tokens.samples:  # parts of the batch
+    if samples == tokens.samples or _are_slices(calls):  # parts of the batch, in which frames or windows may be, too
         same = len({(x.query.shape[2], x.key.shape[1:3], x.causal, _shape(x.mask)) for x in calls}) == 1
         return [_of_samples(calls)] if same else [replace(x, share=len(x.query) / samples) for x in calls]
     if len(batches) > 1 or not _are_all([x.query for x in calls], tokens):
         return list(calls)
     if known is None and all(x.query.shape[2] == x.key.shape[2] for x in calls):  # packed, each with memory of its own
+        _refuse_unknown(calls, tokens)
         starts = [0, *accumulate(x.key.shape[2] for x in calls)][:-1]
         key, value = (torch.cat([getattr(x, part) for x in calls], 2) for part in ("key", "value"))
         return [_of_rows(calls, key, value, starts, packed=True)]
@@ -77,6 +78,30 @@ def _refuse_heads(calls: Sequence[Call], tokens: Tokens) -> None:
     raise ValueError(
         f"its heads come in {len(calls)} calls of scaled_dot_product_attention, and a map of a layer is of all; give "
         f"it all heads at once (the first call has {first.query.shape[1]})"
+    )
+
+
+def _are_slices(calls: Sequence[Call]) -> bool:
+    """Whether calls are slices of one batch, one after the other in memory."""
+    for part in ("query", "key", "value"):
+        pieces: list[Tensor] = [getattr(x, part) for x in calls]
+        if len({(storage(x), x.stride()) for x in pieces}) == 1 and all(
+            x.shape[2] > 1 and b.storage_offset() - x.storage_offset() == len(x) * x.stride(0)
+            for x, b in pairwise(pieces)
+        ):
+            return True
+    return False
+
+
+def _refuse_unknown(calls: Sequence[Call], tokens: Tokens) -> None:
+    """Refuse calls that are alike and share no memory, where they may be frames of some samples or documents of all."""
+    b, _, n, _ = calls[0].query.shape
+    one = any(len({storage(getattr(x, part)) for x in calls}) == 1 for part in ("query", "key", "value"))
+    if one or (tokens.samples or 1) < 2 or b < 2 or any(x.query.shape[2] != n for x in calls):
+        return
+    raise ValueError(
+        f"its rows come in {len(calls)} calls of scaled_dot_product_attention, {b} at a time, each with memory of its "
+        "own: whether frames of some samples or documents of all is not known; give it all at once, or take slices"
     )
 
 

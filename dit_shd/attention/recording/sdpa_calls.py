@@ -169,7 +169,8 @@ class Call:
             mask = mask[:, None] if mask is not None and mask.ndim == 3 else mask
         if query.ndim == key.ndim == value.ndim == 5:
             heads = heads_beside_windows(key, tokens)
-            if mask is not None and mask.ndim == 5:
+            if mask is not None and mask.ndim > 2:
+                mask = mask[(None,) * (5 - mask.ndim)]
                 mask = windows_as_samples(mask.expand(*query.shape[:3], *mask.shape[3:]), heads)
             query, key, value, result = (windows_as_samples(x, heads) for x in (query, key, value, result))
         if not query.ndim == key.ndim == value.ndim == 4:
