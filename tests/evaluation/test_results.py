@@ -2,6 +2,8 @@
 
 import json
 import os
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
 from dit_shd.data.image_sets import CRC, NpzImages
+from dit_shd.evaluation import results
 from dit_shd.evaluation.features.digits import ASSET, DigitsFeatures
 from dit_shd.evaluation.reference_statistics import StatisticsConfig, write_reference_statistics
 from dit_shd.evaluation.results import new_file
@@ -84,6 +87,28 @@ def test_an_evaluation_that_came_in_between_is_not_lost(files, monkeypatch):
         "results.json": str(other),
         "set.results.json": str(files["samples"]),
     }
+
+
+def test_two_evaluations_that_end_at_once_are_both_kept(files, monkeypatch):
+    """Each found the name free before the other had written it."""
+    run(files)
+    folder = files["folder"] / "at_once"
+    record = json.loads((files["samples"].parent / "results.json").read_text())
+    other = {**record, "samples": {**record["samples"], "sha256": "1" * 64, "path": "other.npz"}}
+    write = results.write
+    monkeypatch.setattr(results, "write", lambda *given: (time.sleep(0.2), write(*given)))
+    folder.mkdir()
+    places = {"set": record, "other": other}
+    threads = [
+        threading.Thread(target=results.publish, args=([folder / "results.json", folder / f"{name}.json"], each, False))
+        for name, each in places.items()
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    kept = {json.loads(text)["samples"]["sha256"] for text in records(folder).values()}
+    assert kept == {record["samples"]["sha256"], "1" * 64}
 
 
 def test_another_result_is_never_overwritten_without_force(files):

@@ -73,6 +73,36 @@ def test_compiled_blocks_that_are_computed_again_train_from_the_first_step_on(of
     assert is_compiled_now()
 
 
+@torch.compile(backend="aot_eager")
+def modulate(x, scale):
+    return x * (1 + scale).tanh()
+
+
+class Modulated(Recomputed):
+    """Blocks that call a compiled function, as those of OpenSora and SiT may."""
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = checkpoint(
+                lambda given, block=block: block(modulate(given, given.mean(1, keepdim=True))), x, use_reentrant=False
+            )
+        return x
+
+
+@pytest.mark.usefixtures("_once")
+def test_blocks_that_call_compiled_functions_and_are_computed_again_train_from_the_first_step_on():
+    """No module is compiled: the first forward was eager, and its backward ended in a CheckpointError."""
+    torch.manual_seed(0)
+    teacher, student, x = Modulated(), Modulated(), torch.randn(2, 5, E)
+    for _ in range(2):
+        with capture(teacher) as t, capture(student) as s:
+            with torch.no_grad():
+                teacher(x)
+            output = student(x).square().mean()
+        (output + SHD()(t, s)).backward()
+    assert is_compiled_now()
+
+
 @pytest.mark.usefixtures("_once")
 def test_a_backward_that_fails_leaves_compilation_on():
     model, x = Recomputed().compiled(), torch.randn(2, 5, E, requires_grad=True)

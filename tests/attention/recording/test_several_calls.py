@@ -49,19 +49,55 @@ def test_parts_of_a_batch_are_one_layer(parts, apart):
     torch.testing.assert_close(found[1], found[0])
 
 
+class Frames(Attention):
+    """Each frame of [b,t,n,e] by itself, with the frames in the batch; some at a time."""
+
+    def __init__(self, some=8, copied=(), heads=4):
+        super().__init__(heads=heads)
+        self.some, self.copied = some, copied
+
+    def forward(self, x, mask=None):
+        of = [z.split(self.some) for z in self.heads_of(x.flatten(0, 1))]
+        of = [[part.clone() for part in parts] if i in self.copied else parts for i, parts in enumerate(of)]
+        made = torch.cat([F.scaled_dot_product_attention(*one) for one in zip(*of)])
+        return self.proj(made.transpose(1, 2).flatten(2)).unflatten(0, x.shape[:2])
+
+
+@pytest.mark.parametrize("copied", [(), (0, 1)])
+@pytest.mark.parametrize("some", [1, 2, 4])
+@pytest.mark.parametrize("heads", [4, 1])
+def test_frames_in_parts_of_the_batch_are_samples(some, copied, heads):
+    """Frames of several samples had been taken for documents of one sequence, of one alpha, without a word."""
+    x = torch.randn(2, 4, 6, E)
+    model, whole = Net(depth=1, make=Frames, some=some, copied=copied, heads=heads), Net(depth=1, make=Frames)
+    whole.blocks[0].heads = heads
+    whole.load_state_dict(model.state_dict())
+    for _ in range(2):
+        found, want = (recorded(each, x)["blocks.0"] for each in (model, whole))
+        assert found.shape == want.shape == (8, heads, 6, 6)
+        torch.testing.assert_close(found.map(), want.map())
+
+
+def test_frames_with_memory_of_their_own_are_refused_where_they_may_be_documents():
+    with pytest.raises(UserError, match="whether frames of some samples or documents of all is not known"):
+        recorded(Net(depth=1, make=Frames, some=2, copied=(0, 1, 2)), torch.randn(2, 4, 6, E))
+
+
 class InWindows(Attention):
     """Windows of 3 tokens in a dimension of their own, before the heads or after them."""
 
-    def __init__(self, heads_first=False, heads=4, size=3):
+    def __init__(self, heads_first=False, heads=4, size=3, short=False):
         super().__init__(heads=heads)
-        self.heads_first, self.size = heads_first, size
+        self.heads_first, self.size, self.short = heads_first, size, short
 
     def forward(self, x, mask=None):
         windows = x.shape[1] // self.size
         of = [z.unflatten(2, (windows, self.size)) for z in self.heads_of(x)]  # [b,h,w,n,d]
         if not self.heads_first:
             of = [z.transpose(1, 2) for z in of]
-        mask = mask if mask is None else mask[None, None] if self.heads_first else mask[None, :, None]  # [w,n,n]
+        if mask is not None:  # [w,n,n]
+            mask = mask if self.heads_first else mask[:, None]
+            mask = mask if self.short else mask[(None,) * (5 - mask.ndim)]
         made = F.scaled_dot_product_attention(*of, attn_mask=mask)
         made = made if self.heads_first else made.transpose(1, 2)
         return self.proj(made.flatten(2, 3).transpose(1, 2).flatten(2))
@@ -78,12 +114,13 @@ class AsSamples(InWindows):
         return self.proj(made.flatten(2, 3).transpose(1, 2).flatten(2))
 
 
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("masked", "short"), [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize("heads_first", [False, True])
-def test_windows_in_a_dimension_of_their_own_are_samples(heads_first, masked):
+def test_windows_in_a_dimension_of_their_own_are_samples(heads_first, masked, short):
     """As timm's Twins and Hiera have them; with a bias of each window, as shifted windows have."""
     given = {"mask": torch.randn(2, 3, 3)} if masked else {}
-    model, other = Net(depth=1, make=InWindows, heads_first=heads_first), Net(depth=1, make=AsSamples)
+    model = Net(depth=1, make=InWindows, heads_first=heads_first, short=short)
+    other = Net(depth=1, make=AsSamples)
     other.load_state_dict(model.state_dict())
     for _ in range(2):
         found, want = (recorded(each, images(), **given)["blocks.0"] for each in (model, other))
