@@ -93,3 +93,29 @@ def _wrong(what: str, query: Tensor, tokens: Tokens, view: str) -> ValueError:
         f"{what}: wanted a query [b,h,n,d], found {list(query.shape)}, where its module was given {tokens.samples} "
         f"samples; give scaled_dot_product_attention q, k and v as {view}"
     )
+
+
+def heads_beside_windows(query: Tensor, key: Tensor, tokens: Tokens) -> int:
+    """Which dimension of queries and keys in windows is the heads', of [b,windows,h,n,d] or [b,h,windows,n,d].
+
+    The queries or the keys of all windows are the tokens that the module was given: windows that see their neighbours
+    have more keys, pooled ones fewer queries. Where both would be, with other dimensions, the module's width tells.
+
+    Raises:
+        ValueError: What the module was given does not tell.
+    """
+    rows = [n for n, _ in tokens.sizes[:1]]
+    fits = {3 - i for x in (query, key) for i in (1, 2) if len(x) * x.shape[i] * x.shape[3] in rows}
+    wide = {i for i in fits if query.shape[i] * query.shape[4] in [e for _, e in tokens.sizes[:1]]}
+    for dims in (fits, wide):
+        if len(dims) == 1:
+            return dims.pop()
+    raise ValueError(
+        f"which dimension of the keys {list(key.shape)} is the heads' is not known; view query, key and value as "
+        "[b,h,n,d], with windows in the batch"
+    )
+
+
+def windows_as_samples(x: Tensor, heads: int) -> Tensor:
+    """[b windows,h,n,d] of a tensor in windows, whose dimension `heads` is the heads'."""
+    return x.movedim(heads, 2).flatten(0, 1)

@@ -17,7 +17,12 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from dit_shd.attention.capture import Capture
-from dit_shd.attention.recording.heads import heads_among_rows, heads_in_batch
+from dit_shd.attention.recording.heads import (
+    heads_among_rows,
+    heads_beside_windows,
+    heads_in_batch,
+    windows_as_samples,
+)
 from dit_shd.attention.recording.tokens import Tokens
 from dit_shd.attention.recording.writes import Mark, marks_of, versions, written, written_to
 
@@ -168,7 +173,7 @@ class Call:
             query, key, value, result = (x[:, None] for x in (query, key, value, result))
             mask = mask[:, None] if mask is not None and mask.ndim == 3 else mask
         if query.ndim == key.ndim == value.ndim == 5:
-            heads = heads_beside_windows(key, tokens)
+            heads = heads_beside_windows(query, key, tokens)
             if mask is not None and mask.ndim > 2:
                 mask = mask[(None,) * (5 - mask.ndim)]
                 mask = windows_as_samples(mask.expand(*query.shape[:3], *mask.shape[3:]), heads)
@@ -214,27 +219,6 @@ def _is_plain(kind: type[Tensor]) -> bool:
 
 
 _PLAIN: Any = Tensor.__torch_function__
-
-
-def heads_beside_windows(key: Tensor, tokens: Tokens) -> int:
-    """Which dimension of keys in windows is the heads', of [b,windows,h,m,d] or [b,h,windows,m,d].
-
-    Raises:
-        ValueError: What the module was given does not tell.
-    """
-    rows = [n for n, _ in tokens.sizes[:1]]
-    fits = [3 - windows for windows in (1, 2) if len(key) * key.shape[windows] * key.shape[3] in rows]
-    if len(fits) != 1:
-        raise ValueError(
-            f"which dimension of the keys {list(key.shape)} is the heads' is not known; view query, key and value as "
-            "[b,h,n,d], with windows in the batch"
-        )
-    return fits[0]
-
-
-def windows_as_samples(x: Tensor, heads: int) -> Tensor:
-    """[b windows,h,n,d] of a tensor in windows, whose dimension `heads` is the heads'."""
-    return x.movedim(heads, 2).flatten(0, 1)
 
 
 def raw_call(args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> RawCall:

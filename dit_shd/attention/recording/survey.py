@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from dit_shd.attention.recording import discovery
 from dit_shd.attention.recording.arrivals import Arrivals, Entered
 from dit_shd.attention.recording.eager import EAGER, EagerBackward, is_compiled
+from dit_shd.attention.recording.heads import heads_beside_windows, windows_as_samples
 from dit_shd.attention.recording.instrument import plain_class
 from dit_shd.attention.recording.lineage import ENTERED, Lineage, Lineages, Streams, tensors_in
 from dit_shd.attention.recording.products import is_product
@@ -29,12 +30,10 @@ from dit_shd.attention.recording.sdpa_calls import (
     MultiHead,
     RawCall,
     heads_and_dropout,
-    heads_beside_windows,
     inputs_written,
     multi_head_attention,
     raw_call,
     result_written,
-    windows_as_samples,
 )
 from dit_shd.attention.recording.tokens import Tokens, is_sequence, shapes_of, token_places, tokens_of
 from dit_shd.attention.recording.writes import contents_of, rewritten
@@ -248,7 +247,7 @@ class Survey(TorchFunctionMode):
             contents = contents_of(query, key, *more, raw[2])
         with self._harmless():
             in_windows = raw[2].ndim == 5
-            mixed = windows_as_samples(raw[2], heads_beside_windows(key, tokens)) if in_windows else raw[2]
+            mixed = windows_as_samples(raw[2], heads_beside_windows(query, key, tokens)) if in_windows else raw[2]
             self.arrivals.attention(raw[2], mixed)
         self.calls.append(
             SeenCall(

@@ -130,6 +130,35 @@ def test_windows_in_a_dimension_of_their_own_are_samples(heads_first, masked, sh
         torch.testing.assert_close(found.out.flatten(0, 1), model.blocks[0].proj.weight.T)
 
 
+class Halo(Attention):
+    """Windows of 3 tokens that see the one before, too: their keys are twice as many as the module was given."""
+
+    def __init__(self, heads_first, heads=4):
+        super().__init__(heads=heads)
+        self.heads_first = heads_first
+
+    def forward(self, x, mask=None):
+        q, k, v = (z.unflatten(2, (-1, 3)) for z in self.heads_of(x))  # [b,h,w,n,d]
+        k, v = (torch.cat([z.roll(1, 2), z], 3) for z in (k, v))
+        of = (q, k, v) if self.heads_first else [z.transpose(1, 2) for z in (q, k, v)]
+        made = F.scaled_dot_product_attention(*of)
+        made = made if self.heads_first else made.transpose(1, 2)
+        return self.proj(made.flatten(2, 3).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("heads_first", [False, True])
+@pytest.mark.parametrize("windows", [3, 8])
+def test_windows_that_see_their_neighbours_are_samples(windows, heads_first):
+    """With 8 of 4 heads, and with twice the keys, heads and windows had been exchanged without a word."""
+    x, model = torch.randn(2, 3 * windows, E), Net(depth=1, make=Halo, heads_first=heads_first)
+    found = recorded(model, x)["blocks.0"]
+    q, k, _ = (z.unflatten(2, (-1, 3)).transpose(1, 2).flatten(0, 1) for z in model.blocks[0].heads_of(x))
+    before = k.unflatten(0, (2, windows)).roll(1, 1).flatten(0, 1)
+    want = (q @ torch.cat([before, k], 2).transpose(2, 3) * q.shape[-1] ** -0.5).softmax(3)
+    torch.testing.assert_close(found.map(), want)
+    torch.testing.assert_close(found.out.flatten(0, 1), model.blocks[0].proj.weight.T)
+
+
 def test_as_many_windows_as_heads_do_not_tell_which_are_which():
     with pytest.raises(UserError, match=r"which dimension of the keys \[4, 2, 2, 3, 16\] is the heads' is not known"):
         recorded(Net(depth=1, make=InWindows, heads=2), images())
