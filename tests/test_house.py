@@ -46,6 +46,7 @@ SEVERAL = {
     "data/test_captioned_images.py": "images with captions as a reference",
     "data/test_sampled_images.py": "samplings as sets to be compared",
     "attention/recording/test_families.py": "models of timm and transformers",
+    "attention/recording/test_heads_in_rows.py": "heads among the rows, read or refused",
     "attention/recording/test_several_calls.py": "parts of a batch, windows and heads in several calls",
     "attention/recording/test_skipped_layers.py": "layers that are skipped, by hand, or there at times alone",
     "attention/recording/test_unusual_models.py": "what models do to their memory, layers and modules while they run",

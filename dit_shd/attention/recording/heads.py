@@ -63,6 +63,11 @@ def check_heads(queries: Sequence[Tensor], values: Sequence[Tensor], tokens: Tok
         times = _times(b, n, tokens) if h == 1 else 1
         if times > 1:
             raise _wrong("heads lie in the batch", query, tokens, f"[{b // times},{times},n,d]")
+        if (times := heads_in_rows(query, value, tokens)) > 1:
+            raise ValueError(
+                f"heads that share keys lie among the rows: wanted a query [b,h,n,d], found {list(query.shape)}; give "
+                f"scaled_dot_product_attention q as [{b},{h * times},n,d], k and v as [{b},{h},n,d] and enable_gqa=True"
+            )
         if h > 1 and _are_frames(query, value, tokens):
             raise _wrong("frames or windows lie where the heads belong", query, tokens, f"[{b * h},1,n,d]")
         widths = [e for every, e in tokens.sizes if every == samples * n]
@@ -75,6 +80,14 @@ def check_heads(queries: Sequence[Tensor], values: Sequence[Tensor], tokens: Tok
             raise _wrong("heads lie in the batch", query, tokens, f"[{samples},{b},n,d]")
         if b > samples and b % samples == 0:
             raise _wrong("heads lie in the batch", query, tokens, f"[{samples},{b // samples * h},n,d]")
+
+
+def heads_in_rows(query: Tensor, value: Tensor, tokens: Tokens) -> int:
+    """How many heads that share keys a query [b,h,n,d] has for each h: with them it is as wide as the tokens are."""
+    b, h, n, d = query.shape
+    times, rest = divmod(n, value.shape[2])
+    wide = (b * value.shape[2], h * times * d) in tokens.sizes and h * d not in [e for _, e in tokens.sizes]
+    return times if wide and not rest and b == tokens.samples else 1
 
 
 def _are_frames(query: Tensor, value: Tensor, tokens: Tokens) -> bool:

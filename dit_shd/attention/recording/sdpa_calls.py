@@ -21,6 +21,7 @@ from dit_shd.attention.recording.heads import (
     heads_among_rows,
     heads_beside_windows,
     heads_in_batch,
+    heads_in_rows,
     windows_as_samples,
 )
 from dit_shd.attention.recording.tokens import Tokens
@@ -164,7 +165,7 @@ class Call:
         causal = causal or diagonal
         if query.ndim == key.ndim == value.ndim == 3:  # [b,n,d]: a single head
             heads = heads_in_batch(query, tokens)
-            if heads > 1:
+            if heads > 1 and heads_in_rows(query[:, None], value[:, None], tokens) == 1:
                 raise ValueError(
                     f"heads lie in the batch: wanted a query [b,h,n,d], found {list(query.shape)}, where its module "
                     f"was given {len(query) // heads} samples; view q, k and v as [{len(query) // heads},{heads},n,d] "

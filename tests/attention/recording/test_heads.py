@@ -220,56 +220,6 @@ def test_a_token_beside_a_sequence_makes_no_heads_of_its_rows():
     assert captures["block"].shape == (3, 4, 6, 6)
 
 
-@pytest.mark.parametrize("mask", [None, torch.randn(10, 10), torch.randn(3, 1, 10, 10)])
-def test_a_module_that_is_given_a_vector_first_has_its_queries_in_rows(mask):
-    """The time's embedding, which is a token more in the attention; with a mask, the map ended in an IndexError."""
-
-    class TimeFirst(Layer):
-        def forward(self, time, x):
-            return super().forward(torch.cat([time[:, None], x], 1))
-
-    layer = TimeFirst(lambda *qkv: F.scaled_dot_product_attention(*qkv, attn_mask=mask))
-    model, time, x = Taking(layer), torch.randn(3, E), torch.randn(SEQUENCE)
-    with torch.no_grad(), capture(model, layers=["layer"]) as captures:
-        model(time, x)
-    q, k, _ = (
-        z.unflatten(-1, (H, -1)).transpose(1, 2) for z in layer.qkv(torch.cat([time[:, None], x], 1)).chunk(3, -1)
-    )
-    scores = q @ k.transpose(2, 3) * q.shape[-1] ** -0.5 + (0 if mask is None else mask)
-    torch.testing.assert_close(captures["layer"].map(), scores.softmax(3))
-
-
-class Taking(nn.Module):
-    """One layer, that is given all that the model is."""
-
-    def __init__(self, layer):
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, *given):
-        return self.layer(*given)
-
-
-def test_heads_among_rows_keep_their_masks():
-    """One token after cached ones, four heads that share the keys of two, each with a bias of its own."""
-
-    class Step(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.q, self.proj = nn.Linear(16, 16), nn.Linear(16, 16)
-
-        def forward(self, x, key, mask):
-            query = self.q(x).view(3, 2, 2, 4)
-            return self.proj(F.scaled_dot_product_attention(query, key, key, attn_mask=mask).flatten(1)[:, None])
-
-    torch.manual_seed(0)
-    model, x, key, mask = Taking(Step()), torch.randn(3, 1, 16), torch.randn(3, 2, 6, 4), torch.randn(3, 2, 2, 6)
-    with torch.no_grad(), capture(model, layers=["layer"]) as captures:
-        model(x, key, mask)
-    scores = model.layer.q(x).view(3, 2, 2, 4) @ key.transpose(2, 3) / 2 + mask
-    torch.testing.assert_close(captures["layer"].map(), scores.softmax(3).flatten(1, 2)[:, :, None])
-
-
 class Head(nn.Module):
     """One head, as tutorials have it, of tokens [b,n,e]; or a layer of one head."""
 
