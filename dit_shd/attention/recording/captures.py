@@ -15,13 +15,13 @@ from torch import nn
 
 from dit_shd.attention.capture import Capture
 from dit_shd.attention.recording import discovery, knowledge
+from dit_shd.attention.recording.holders import Holders
 from dit_shd.attention.recording.idle import Sleepers
-from dit_shd.attention.recording.instrument import places_of, recorded, watched_later
+from dit_shd.attention.recording.instrument import places_of, watched_later
 from dit_shd.attention.recording.joined_calls import joined
 from dit_shd.attention.recording.joint import Biases, sections
 from dit_shd.attention.recording.last_forward import LastForward
-from dit_shd.attention.recording.projection import PassingProjection
-from dit_shd.attention.recording.recorder import Nesting, ProductRecorder, Recorder, SlowPaths
+from dit_shd.attention.recording.recorder import Nesting, Products, Recorder, SlowPaths
 from dit_shd.attention.recording.report import Report, why_empty
 from dit_shd.attention.recording.sdpa_calls import Call, RawCall, inputs_written, noted, result_written, unchanged
 from dit_shd.attention.recording.selection import Selection
@@ -75,8 +75,8 @@ class Recording(LastForward):
         self._biases = Biases()
         self._set = ExitStack()
         self._nesting, self._slow = Nesting(self._core, self._set), SlowPaths(self, self._core, self._set)
-        self._sleepers = Sleepers(self._core, self, self._set)
-        self._products: list[ProductRecorder] = []
+        self._sleepers, self._holders = Sleepers(self._core, self, self._set), Holders(self, self._set)
+        self._products = Products(self, self._set)
         self._structure = Structure(self._core)
         self._reported = False
 
@@ -94,7 +94,7 @@ class Recording(LastForward):
         """Leave the model as it was, and no circle of references: captures are freed with their last user."""
         self.stop()
         self._set.close()
-        for each in (*self.recorders.values(), *self._products, self._slow, self._sleepers):
+        for each in (*self.recorders.values(), self._products, self._slow, self._sleepers, self._holders):
             each.close()
 
     def _instrument(self, sites: Sites) -> None:
@@ -106,8 +106,8 @@ class Recording(LastForward):
             if name in self._chosen and module is not None and (known is None or known.module is not module):
                 self._record(name, module)
             if name in self._chosen and self.selection.projections:
-                for projection in site.passing:
-                    self._watch(projection)
+                self._holders.look(site.holders)
+                self._products.look(site.passing)
         changed = list(self.recorders.values()) != before
         if changed:
             self._slow.look({each.module for each in self.recorders.values()})
@@ -115,12 +115,6 @@ class Recording(LastForward):
             self._structure.add(sites)
         self._nesting.look(self.recorders.values(), sites, sites.idle)
         self._sleepers.look(sites.idle)
-
-    def _watch(self, projection: PassingProjection) -> None:
-        module = projection.module()
-        if module is not None and not any(each.projection is projection for each in self._products):
-            self._products.append(ProductRecorder(projection, self))
-            self._set.enter_context(recorded(module, self._products[-1]))
 
     def _record(self, name: str, module: nn.Module) -> None:
         recorder = self.recorders[name] = Recorder(name, module, self)
@@ -181,8 +175,8 @@ class Recording(LastForward):
             self._sites = sites
             self._instrument(sites)
             sites.check_writes(self._chosen)
-            for each in self._products:
-                each.begin()
+            self._products.begin()
+            self._holders.begin()
         self.armed = True
 
     def _end(self, main: bool) -> None:
@@ -194,6 +188,8 @@ class Recording(LastForward):
         late = any(each.ran is not None for each in self.recorders.values())
         self.flush()
         self._found = {name: unchanged(name, capture) for name, capture in self._found.items()}
+        if survey is None:
+            self._holders.end(self._found, self._sites, self.sink is not None)
         if self._sites and (late or self._sites.nested):
             others = knowledge.all_known(self._core, self._structure.number)
             self._found = self._sites.ordered(self._found, others)
@@ -235,8 +231,9 @@ class Recording(LastForward):
             if self.armed and self._waits(each):
                 continue
             for calls, tokens in each.runs():
-                for name, capture in self._captures(each, calls, tokens):
-                    self.deliver(name, noted(capture))
+                with self._holders.while_asking():
+                    for name, capture in self._captures(each, calls, tokens):
+                        self.deliver(name, noted(capture))
 
     def _waits(self, recorder: Recorder) -> bool:
         """Whether a module's projection is at hand only while it runs, and has not run yet."""
@@ -287,6 +284,7 @@ class Recording(LastForward):
             try:
                 call = replace(call, mixed=None) if gone or layout.overwritten else call
                 for suffix, capture in sections(call, self._biases.of(call.mask), layout, text, self.selection.block):
+                    self._holders.read(name + suffix, layout.projections)
                     yield name + suffix, capture
             except UserError as error:
                 raise UserError(f"capture: {name}: {error}") from error

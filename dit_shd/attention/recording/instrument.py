@@ -32,6 +32,8 @@ class CallRecorder(Protocol):
 
     eager: bool
     """Whether its module is to run outside of compiled programs."""
+    wants_calls: bool
+    """Whether it is to be told of what its module calls, not of its having run alone."""
 
     @property
     def armed(self) -> bool:
@@ -155,9 +157,12 @@ def _recorded_class(plain: type[nn.Module], eager: bool) -> type[nn.Module]:
             if not recorders or isinstance(self.__dict__.get("forward"), _InstanceForward):
                 return run(self, *args, **kwargs)
             calls: list[RawCall] = []
-            with SDPATap(calls, seeing(recorders)):
-                result = run(self, *args, **kwargs)
-            tokens = tokens_of(places, args, kwargs)
+            if not [each for each in recorders if each.wants_calls]:
+                result, tokens = run(self, *args, **kwargs), Tokens()
+            else:
+                with SDPATap(calls, seeing(recorders)):
+                    result = run(self, *args, **kwargs)
+                tokens = tokens_of(places, args, kwargs)
             for recorder in recorders:
                 recorder.record(calls, tokens, (args, kwargs))
             return result

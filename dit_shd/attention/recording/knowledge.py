@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from enum import Enum
 from itertools import pairwise
 from weakref import WeakKeyDictionary, ref
 
@@ -12,6 +13,7 @@ from dit_shd.attention.recording.instrument import plain_class
 from dit_shd.attention.recording.joined_calls import joined, places_of_rows
 from dit_shd.attention.recording.joint import Layout, projections_of, with_gaps
 from dit_shd.attention.recording.lineage import Segments
+from dit_shd.attention.recording.projection import PassingProjection
 from dit_shd.attention.recording.results import Part
 from dit_shd.attention.recording.roles import Order, TextLength, image_streams, order_at, order_of, role_of, text_length
 from dit_shd.attention.recording.sdpa_calls import Call
@@ -27,9 +29,16 @@ _KNOWN: "WeakKeyDictionary[nn.Module, dict[Key, Sites]]" = WeakKeyDictionary()
 
 
 def key_of(door: str, inputs: Mapping[str, object], training: bool, structure: int) -> Key:
-    """What has to be the same for what is known to hold: the method, which inputs are given, the mode, the modules."""
-    given = frozenset(name for name, value in inputs.items() if value is not None and value is not False)
-    return door, given, training, structure
+    """What has to be the same for what is known to hold: the method, which inputs are given, the mode, the modules.
+
+    Of inputs that are names (`"image"`) or of an enumeration, which choose among modules, the values, too.
+    """
+    there = {name: value for name, value in inputs.items() if value is not None and value is not False}
+    return door, frozenset((name, _chosen(value)) for name, value in there.items()), training, structure
+
+
+def _chosen(value: object) -> object:
+    return value if isinstance(value, Enum) or (isinstance(value, str) and value.isidentifier()) else None
 
 
 def known(model: nn.Module, key: Key) -> Sites | None:
@@ -40,7 +49,7 @@ def known(model: nn.Module, key: Key) -> Sites | None:
 
 def _holds(sites: Sites) -> bool:
     """Whether what a survey has shown is that of later forwards."""
-    return sites.settled and not sites.again
+    return sites.settled and not sites.again and not sites.shifting
 
 
 def numbers(sites: Sites) -> Key:
@@ -73,6 +82,7 @@ def remember(model: nn.Module, key: Key, sites: Sites, ran: Collection[str]) -> 
         sites = together(before, sites, ran) if before is not None and valid else sites
         sites.numbers = numbers(sites)
         _look_again(sites, before)
+    sites.shifting = before is not None and before.shifting
     _KNOWN[model] = {**kept, key: sites}
 
 
@@ -120,7 +130,8 @@ def learn(survey: Survey) -> Sites:
             of_calls += [kind_of(each, i, tokens) for i, each in enumerate(merged)]
             layouts.extend(_layout(survey, seen, call, splits, list(by_name)) for call, seen in zip(merged, parts_of))
             sites.settled = sites.settled and not any(survey.arrivals.silent(each.raw[2]) for each in run)
-        sites[name] = Site(name, ref(modules[name]), tuple(layouts), reason, tuple(of_calls))
+        site = Site(name, ref(modules[name]), tuple(layouts), reason, tuple(of_calls))
+        sites[name] = replace(site, holders=_holders(site, survey))
     for name, reason in _heads_apart(survey).items():
         sites[name] = sites[name] if sites[name].reason else replace(sites[name], reason=reason)
     inside = {each for module in modules.values() for each in module.modules() if each is not module}
@@ -135,6 +146,13 @@ def learn(survey: Survey) -> Sites:
     sites.rewritten = tuple(dict.fromkeys(each.name for each in survey.calls if each.inputs_written))
     sites.places, sites.shapes = places, survey.shapes
     return sites
+
+
+def _holders(site: Site, survey: Survey) -> tuple[ref[nn.Module], ...]:
+    """The modules that hold a layer's W^O and ran as such: not the layer itself, or what it is in."""
+    ran, module = {*survey.ran.values()}, site.module()
+    holders = {p.holder for p in site.projections if not isinstance(p, PassingProjection)}
+    return tuple(ref(x) for x in holders if x is not None and x in ran and module not in {*x.modules()})
 
 
 def _heads_apart(survey: Survey) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """What takes the work of one module while a model is recorded, for the Recording (captures.py) of the model."""
 
 import itertools
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack
 from typing import Any, Protocol
 
@@ -57,7 +57,7 @@ class Closed:
 class Onlooker:
     """At a module of which nothing but calls of attention is of interest."""
 
-    eager = False
+    eager, wants_calls = False, True
 
     def __init__(self, recording: Host):
         self.recording = recording
@@ -230,7 +230,7 @@ class ProductRecorder:
 
     def __init__(self, projection: PassingProjection, recording: "Host"):
         self.projection, self.recording = projection, recording
-        self.eager = False
+        self.eager, self.wants_calls = False, True
         self._busy = False
 
     def begin(self) -> None:
@@ -271,3 +271,35 @@ class ProductRecorder:
             self.projection.take(product, given)
         finally:
             self._busy = False
+
+
+class Products:
+    """Sets a ProductRecorder at each such projection.
+
+    Args:
+        recording: Of the model.
+        contexts: Which take them off again.
+    """
+
+    def __init__(self, recording: Host, contexts: ExitStack):
+        self.recording, self.contexts = recording, contexts
+        self._all: list[ProductRecorder] = []
+
+    def look(self, projections: Iterable[PassingProjection]) -> None:
+        """Do so."""
+        for projection in projections:
+            module = projection.module()
+            if module is not None and not any(each.projection is projection for each in self._all):
+                self._all.append(ProductRecorder(projection, self.recording))
+                self.contexts.enter_context(recorded(module, self._all[-1]))
+
+    def begin(self) -> None:
+        """A forward begins."""
+        for each in self._all:
+            each.begin()
+
+    def close(self) -> None:
+        """They hold the recording no more."""
+        self.recording = Closed()
+        for each in self._all:
+            each.close()

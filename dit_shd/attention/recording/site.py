@@ -26,6 +26,8 @@ class Site:
     """Why it cannot be recorded at all."""
     kinds: tuple[Kind, ...] = ()
     """Of its calls."""
+    holders: tuple[ref[nn.Module], ...] = ()
+    """Of its W^O, those that run by themselves."""
 
     @property
     def unasked(self) -> bool:

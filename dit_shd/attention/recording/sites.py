@@ -31,6 +31,8 @@ class Sites(dict[str, Site]):
     """How many surveys there have been in search of those."""
     again = False
     """Whether there is another one."""
+    shifting = False
+    """Whether where W^O is differs by forward, so that each is looked at."""
     waking = False
     """Whether that is since one of them ran."""
     by_hand: Mapping[str, str] = {}
