@@ -20,6 +20,7 @@ from dit_shd.attention.recording.tokens import Tokens, token_places, tokens_of
 
 RECORDERS, WATCHERS = "_dit_shd_recorders", "_dit_shd_watchers"
 """The attributes of an instrumented module that hold its recorders, and what watches its forwards."""
+_UNASKED = Tokens()
 _SLOW = {
     nn.TransformerEncoderLayer: ("activation_relu_or_gelu", 0),
     nn.TransformerEncoder: ("use_nested_tensor", False),
@@ -158,7 +159,7 @@ def _recorded_class(plain: type[nn.Module], eager: bool) -> type[nn.Module]:
                 return run(self, *args, **kwargs)
             calls: list[RawCall] = []
             if not [each for each in recorders if each.wants_calls]:
-                result, tokens = run(self, *args, **kwargs), Tokens()
+                result, tokens = run(self, *args, **kwargs), _UNASKED
             else:
                 with SDPATap(calls, seeing(recorders)):
                     result = run(self, *args, **kwargs)
