@@ -156,6 +156,7 @@ class Recording(LastForward):
         self._fresh = True
         self._biases.clear()
         self._sleepers.begin()
+        self._holders.leave()
         for recorder in self.recorders.values():
             recorder.begin()
         self._with_graph = torch.is_grad_enabled()
@@ -188,8 +189,7 @@ class Recording(LastForward):
         late = any(each.ran is not None for each in self.recorders.values())
         self.flush()
         self._found = {name: unchanged(name, capture) for name, capture in self._found.items()}
-        if survey is None:
-            self._holders.end(self._found, self._sites, self.sink is not None)
+        self._holders.end(self._found, self._sites, self.sink is not None)
         if self._sites and (late or self._sites.nested):
             others = knowledge.all_known(self._core, self._structure.number)
             self._found = self._sites.ordered(self._found, others)

@@ -54,7 +54,7 @@ class Holders:
     def __init__(self, recording: Host, contexts: ExitStack):
         self.recording, self.contexts, self.asking = recording, contexts, False
         self._all: dict[nn.Module, _Holder] = {}
-        self._of: dict[str, Iterable[Projection | None]] = {}
+        self._begun, self._of = False, dict[str, Iterable[Projection | None]]()
 
     def look(self, holders: Iterable["ref[nn.Module]"]) -> None:
         """Do so."""
@@ -69,9 +69,13 @@ class Holders:
         for each in self._all.values():
             each.close()
 
+    def leave(self) -> None:
+        """A forward is looked at: what it shows is true of it."""
+        self._begun, self._of = False, {}
+
     def begin(self) -> None:
-        """A forward begins."""
-        self._of = {}
+        """A forward begins of which all is known."""
+        self._begun, self._of = True, {}
         for each in self._all.values():
             each.ran = False
 
@@ -86,7 +90,8 @@ class Holders:
 
     def read(self, name: str, projections: Iterable[Projection | None]) -> None:
         """A capture of this name has been made, by what is known of its layer's projections."""
-        self._of[name] = projections
+        if self._begun:
+            self._of[name] = projections
 
     def end(self, made: dict[str, Capture], sites: Sites, handed_on: bool) -> None:
         """A forward has ended: captures whose W^O is of a module that did not run in it lose theirs.
@@ -100,6 +105,7 @@ class Holders:
             UserError: They have been, with W^O that is not theirs.
         """
         idle = {name: each for name, of in self._of.items() if (each := self._idle(of)) is not None}
+        self.leave()
         if not idle:
             return
         sites.shifting = True

@@ -50,6 +50,9 @@ def joined(calls: Sequence[Call], tokens: Tokens) -> list[Call]:
     known = _union(calls) if len(batches) == 1 and _follow(calls, tokens) else None
     if known is not None and all(x.key.shape[2] == known[0].shape[2] for x in calls):
         return [_of_rows(calls, *known)]  # chunks of queries, each over all keys
+    groups = _by_keys(calls)
+    if 1 < len(groups) < len(calls) and sum(len(each[0].query) for each in groups) == tokens.samples:
+        return joined([_of_rows(each, each[0].key, each[0].value, [0] * len(each)) for each in groups], tokens)
     samples = sum(len(x.query) for x in calls)
     if samples == tokens.samples or _are_slices(calls):  # parts of the batch, in which frames or windows may be, too
         same = len({(x.query.shape[2], x.key.shape[1:3], x.causal, _shape(x.mask)) for x in calls}) == 1
@@ -79,6 +82,21 @@ def _refuse_heads(calls: Sequence[Call], tokens: Tokens) -> None:
         f"its heads come in {len(calls)} calls of scaled_dot_product_attention, and a map of a layer is of all; give "
         f"it all heads at once (the first call has {first.query.shape[1]})"
     )
+
+
+def _by_keys(calls: Sequence[Call]) -> list[list[Call]]:
+    """Calls that come one after the other over the very same keys and values: chunks of a sample's queries."""
+    groups: list[list[Call]] = []
+    for call in calls:
+        last = groups[-1][0] if groups else call
+        same = all(
+            _start(x, y) == 0 and x.shape == y.shape for x, y in ((call.key, last.key), (call.value, last.value))
+        )
+        if groups and same:
+            groups[-1].append(call)
+        else:
+            groups.append([call])
+    return groups
 
 
 def _are_slices(calls: Sequence[Call]) -> bool:
@@ -206,13 +224,16 @@ def _of_samples(calls: Sequence[Call]) -> Call:
     """One call of parts of a batch, as they stand in memory; those with memory of their own as they come."""
     queries = [x.query for x in calls]
     starts = _ranges(queries, 0) if len({storage(x) for x in queries}) == 1 else None
-    if starts is not None and all(len(x) == 1 for x in queries):
-        calls = [calls[i] for i in sorted(range(len(calls)), key=lambda i: starts[i].start)]
+    order = None if starts is None else _sorted(starts)
     query, key, value = (torch.cat([getattr(x, name) for x in calls]) for name in ("query", "key", "value"))
     masks = [_four(x.mask) for x in calls if x.mask is not None]
     masks = [x.expand(len(call.query), *x.shape[1:]) for x, call in zip(masks, calls)]
-    mask = torch.cat(masks) if masks else None
-    return replace(calls[0], query=query, key=key, value=value, mixed=_mixed(calls, 0), mask=mask)
+    mask, mixed = torch.cat(masks) if masks else None, _mixed(calls, 0)
+    if order is not None and not order.equal(torch.arange(len(order), device="cpu")):
+        at = order.to(query.device)
+        query, key, value = query[at], key[at], value[at]
+        mask, mixed = (None if x is None else x[at] for x in (mask, mixed))
+    return replace(calls[0], query=query, key=key, value=value, mixed=mixed, mask=mask)
 
 
 def _of_rows(calls: Sequence[Call], key: Tensor, value: Tensor, starts: Sequence[int], packed: bool = False) -> Call:

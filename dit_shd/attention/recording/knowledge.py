@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from enum import Enum
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from weakref import WeakKeyDictionary, ref
 
 from torch import nn
@@ -124,8 +124,9 @@ def learn(survey: Survey) -> Sites:
             except ValueError as error:
                 reason = str(error)
                 break
-            chunked = merged[0].query.shape[2] > given[0].query.shape[2]
-            parts_of = [run] if chunked else [[each] for each in run]
+            rows, ends = merged[0].query.shape[2], accumulate(each.query.shape[2] for each in given)
+            chunks = [each for each, end in zip(run, ends) if end <= rows]  # of the first sample
+            parts_of = [chunks] if len(chunks) > 1 else [[each] for each in run]
             places |= {name + numbered(len(layouts) + i): place for i in range(len(merged))}
             of_calls += [kind_of(each, i, tokens) for i, each in enumerate(merged)]
             layouts.extend(_layout(survey, seen, call, splits, list(by_name)) for call, seen in zip(merged, parts_of))

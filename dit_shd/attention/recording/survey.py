@@ -35,7 +35,7 @@ from dit_shd.attention.recording.sdpa_calls import (
     raw_call,
     result_written,
 )
-from dit_shd.attention.recording.tokens import Tokens, is_sequence, shapes_of, token_places, tokens_of
+from dit_shd.attention.recording.tokens import Tokens, features_of, is_sequence, shapes_of, token_places, tokens_of
 from dit_shd.attention.recording.writes import contents_of, rewritten
 
 _SOFTMAX = {torch.softmax, Tensor.softmax, F.softmax, torch.special.softmax}
@@ -120,7 +120,7 @@ class Survey(TorchFunctionMode):
         self._stack: list[Running] = []
         self._runs = 0
         self._given_last: ref[Tensor] | None = None
-        """What the module of the last call was given first."""
+        """The features that the module of the last call was given."""
         self._open = ExitStack()
         self._looks = False
         """Whether what runs is done to look, not by the model."""
@@ -239,9 +239,9 @@ class Survey(TorchFunctionMode):
         places = token_places(plain_class(running.module).forward)
         tokens = tokens_of(places, running.args, running.kwargs)
         query, key, *more = Call.given(raw)
-        first = next(iter((*running.args, *running.kwargs.values())), None)
+        first = features_of((*running.args, *running.kwargs.values()))
         beside = self._given_last is not None and self._given_last() is first
-        self._given_last = ref(first) if isinstance(first, Tensor) else None
+        self._given_last = None if first is None else ref(first)
         contents: tuple[Tensor | None, ...] = ()
         with self._harmless():
             contents = contents_of(query, key, *more, raw[2])

@@ -18,11 +18,11 @@ class Tokens:
     samples: int | None = None
     """b, if it is known."""
     sizes: tuple[tuple[int, int], ...] = ()
-    """(tokens of all samples, their width) of the first argument, if it is features: as [...,e], or as [b,e,...]."""
+    """(tokens of all samples, their width) of its features, the first ones: as [...,e], or as [b,e,...]."""
     frames: tuple[int, int] | None = None
-    """(t, n) of the first argument, if that is [b,t,n,e] and alone."""
+    """(t, n) of those, if they are [b,t,n,e] and alone."""
     alone: bool = False
-    """Whether no other argument is features of the width of the first: those may be queries, keys and values."""
+    """Whether no other argument is as wide as they are: those may be queries, keys and values."""
 
 
 @functools.cache
@@ -36,8 +36,8 @@ def tokens_of(places: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, 
     """How many tokens the sequences have that a module was given, and how many samples."""
     given = {**dict(zip(places, args)), **kwargs}
     lengths = {name: x.shape[1] for name, x in given.items() if is_sequence(x)}
-    first = args[0] if args else next(iter(kwargs.values()), None)
-    if not isinstance(first, Tensor) or not first.ndim:
+    first = features_of((*args, *kwargs.values()))
+    if first is None or not first.ndim:
         return Tokens(lengths)
     wide = first.is_floating_point() and first.ndim > 1 and not first.is_nested
     widths = ([first.shape[-1]] + [first.shape[1]] * (first.ndim > 3)) if wide else []
@@ -45,6 +45,37 @@ def tokens_of(places: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, 
     alone = wide and not any(x.is_floating_point() and not x.is_nested and x.shape[-1] == first.shape[-1] for x in more)
     frames = (first.shape[1], first.shape[2]) if alone and first.ndim == 4 else None
     return Tokens(lengths, first.shape[0], tuple((first.numel() // e, e) for e in widths if e), frames, alone)
+
+
+def features_of(given: tuple[Any, ...]) -> Tensor | None:
+    """What is features among the arguments of a module: the first of them, unless others are and that is not.
+
+    Sizes, indices, masks and numbers of tokens come before the features at times, or a vector of each sample; features
+    may lie in a list or a dict.
+    """
+    first = given[0] if given else None
+    known = first if isinstance(first, Tensor) else None
+    if known is not None and known.is_floating_point() and known.ndim > 2:
+        return known
+    for x in _tensors_in(given):
+        if x.is_floating_point() and x.ndim > 2 and not x.is_nested and x.shape[1] > 1 and _is_beside(known, x):
+            return x
+    return known
+
+
+def _is_beside(first: Tensor | None, x: Tensor) -> bool:
+    """Whether `first` is no features [n,e] of a packed sequence, as other features x [b,n,...,e] come after it."""
+    if first is None or first.ndim != 2 or not first.is_floating_point():
+        return True
+    return first.shape[0] == x.shape[0] or (first.shape[0] == x.shape[1] and first.shape[1] <= x.shape[-1])
+
+
+def _tensors_in(value: Any, depth: int = 2) -> list[Tensor]:
+    """The tensors in the arguments of a module, in order, also those in lists and dicts among them."""
+    if isinstance(value, Tensor):
+        return [value]
+    inside = list(value.values()) if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return [x for each in inside for x in _tensors_in(each, depth - 1)] if depth else []
 
 
 def shapes_of(value: Any, depth: int = 4) -> tuple[tuple[int, ...], ...]:

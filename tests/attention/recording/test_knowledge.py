@@ -76,7 +76,8 @@ class Sometimes(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList([Dual(), Dual()])
 
-    def forward(self, x, context, cross: str = ""):
+    def forward(self, x, context, crosses: tuple[str, ...]):
+        (cross,) = crosses  # not by name, which would tell such forwards apart
         for layer in self.layers:
             x = x + layer(x, context) if cross == "first" else x
             x = x + layer(x)
@@ -90,7 +91,7 @@ def test_cross_attention_that_some_forwards_lack_is_never_taken_for_self_attenti
     names = {"first": ["layers.0#2", "layers.1#2"], "last": ["layers.0", "layers.1"]}
     with capture(model) as captures:
         for each in (cross, "no", cross, "no"):
-            model(x, context, each)
+            model(x, context, (each,))
             assert list(captures) == names.get(each, ["layers.0", "layers.1"])
 
 
@@ -99,13 +100,13 @@ def test_a_call_of_a_kind_that_was_not_seen_is_refused_and_seen_the_next_time(cr
     """It was taken for what the first forward's call of its number was."""
     model, x, context = Sometimes(), inputs(), inputs() + 1
     with capture(model) as captures:
-        model(x, context, "no")
+        model(x, context, ("no",))
         with pytest.raises(
             UserError, match=r"layers\.0(#2)?: this call is none of those .* so what it is .* not known"
         ):
-            model(x, context, cross)
+            model(x, context, (cross,))
         for each in (cross, "no", cross):
-            model(x, context, each)
+            model(x, context, (each,))
             assert len(captures) == 2
 
 
@@ -115,7 +116,7 @@ def test_hooks_that_give_a_layer_more_are_no_other_kind_of_call():
         layer.register_forward_pre_hook(lambda _, args, kwargs: (args, {"context": x + 1}), with_kwargs=True)
     with capture(model, layers=["*"]) as captures:
         for _ in range(2):
-            model(x, x + 1, "no")
+            model(x, x + 1, ("no",))
             assert len(captures) == 2
 
 
