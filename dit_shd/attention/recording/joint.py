@@ -96,10 +96,27 @@ def projections_of(parts: Sequence[Part]) -> list[tuple[int, Projection]]:
     return runs
 
 
+def edge_of(parts: Sequence[Part]) -> tuple[int, int] | None:
+    """The last token at the first of two projections and the first one at the second, if each has a run of its own."""
+    runs = projections_of(parts)
+    if len(runs) != 2:
+        return None
+    first, second = (torch.cat([x.tokens for x in parts if x.projection.same(of)]) for _, of in runs)
+    last, begin = int(first.max()), int(second.min())
+    return (last, begin) if last < begin else None
+
+
 def with_gaps(parts: Sequence[Part], n: int, order: Order, text: int) -> tuple[Projection | None, ...]:
-    """The projections of n tokens, in order: None for a side of a joint sequence that arrived nowhere."""
+    """The projections of n tokens, in order: None for a side of a joint sequence that arrived nowhere.
+
+    None at all if there are several, other than one of the text and one of the image.
+    """
     runs = projections_of(parts)
     projections: list[Projection | None] = [projection for _, projection in runs]
+    if len(runs) > 1:
+        between, edge = edge_of(parts), {"text first": text, "image first": n - text}.get(order)
+        apart = between is not None and (edge is None or between[0] < edge <= between[1])
+        return tuple(projections) if apart else ()
     claimed = torch.cat([part.tokens for part in parts]) if parts else torch.arange(n)
     if len(runs) == 1 and len(claimed) < n and order in ("text first", "image first"):
         edge = text if order == "text first" else n - text

@@ -11,7 +11,7 @@ from torch import nn
 from dit_shd.attention.recording.discovery import attention_like, is_cross, names_attention, section_of, why_silent
 from dit_shd.attention.recording.instrument import plain_class
 from dit_shd.attention.recording.joined_calls import joined, places_of_rows
-from dit_shd.attention.recording.joint import Layout, projections_of, with_gaps
+from dit_shd.attention.recording.joint import Layout, edge_of, projections_of, with_gaps
 from dit_shd.attention.recording.lineage import Segments
 from dit_shd.attention.recording.projection import PassingProjection
 from dit_shd.attention.recording.results import Part
@@ -218,13 +218,16 @@ def _layout(
         parts += [replace(part, tokens=rows.to(part.tokens.device)[part.tokens]) for part in arrived]
     parts.sort(key=lambda part: int(part.tokens[0]))
     order, text = splits.get(_segments(seen), ("unknown" if len(projections_of(parts)) > 1 else "plain", 0))
+    projections, several = with_gaps(parts, n, order, text), len(projections_of(parts))
     return Layout(
-        with_gaps(parts, n, order, text),
+        projections,
         order,
         role_of(seen.query, seen.key, n, m),
         n == m,
         _text_length(survey, seen, splits, text, n) if text else None,
-        survey.arrivals.reason(mixed, survey.failure),
+        f"its rows arrive at {several} projections, not at one of a text and one of an image, each in one run of tokens"
+        if several and not projections
+        else survey.arrivals.reason(mixed, survey.failure),
         any(chunk.result_written for chunk in chunks),
     )
 
@@ -258,9 +261,9 @@ def _splits(survey: Survey, layers: Sequence[str]) -> dict[Segments, tuple[Order
     """How text and image stand in each kind of joint sequence: as the projections of some layer say, or the inputs."""
     splits: dict[Segments, tuple[Order, int]] = {}
     for seen in survey.calls:
-        segments, runs = _segments(seen), projections_of(survey.arrivals.parts(seen.raw[2], seen.name, layers))
-        if segments and len(runs) == 2:
-            splits[segments] = order_at(segments, survey.image, runs[1][0])
+        segments, edge = _segments(seen), edge_of(survey.arrivals.parts(seen.raw[2], seen.name, layers))
+        if segments and edge is not None:
+            splits[segments] = order_at(segments, survey.image, edge[1])
     for segments in map(_segments, survey.calls):
         if segments:
             splits.setdefault(segments, order_of(segments, survey.image))

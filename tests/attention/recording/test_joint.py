@@ -1,11 +1,15 @@
 """Blocks of a map of image and text, and where the image is found to stand."""
 
+import re
+
 import oracle
 import pytest
 import torch
+import torch.nn.functional as F
 import zoo
-from small_attention import Net, inputs
+from small_attention import E, Net, inputs
 from small_dits import dit, run, sd3
+from torch import nn
 
 from dit_shd import SHD, capture
 from dit_shd.core.errors import UserError
@@ -132,3 +136,68 @@ def test_the_block_of_captions_of_other_lengths(known):
             else:
                 with pytest.raises(UserError, match=r"where the image stands among 19 tokens .* is not known"):
                     layer.over_image()
+
+
+class Streams(nn.Module):
+    """Streams of one sequence, each with the weights of some name."""
+
+    def __init__(self, names):
+        super().__init__()
+        self.names = names
+        self.qkv, self.proj = (nn.ModuleDict({n: nn.Linear(E, k * E) for n in sorted({*names})}) for k in (3, 1))
+
+    def forward(self, *x):
+        made = [self.qkv[n](each).unflatten(-1, (3, 4, -1)).permute(2, 0, 3, 1, 4) for n, each in zip(self.names, x)]
+        rows = F.scaled_dot_product_attention(*torch.cat(made, 3)).transpose(1, 2).flatten(2)
+        parts = rows.split([each.shape[1] for each in x], 1)
+        return [each + self.proj[n](part) for n, each, part in zip(self.names, x, parts)]
+
+
+class OfStreams(nn.Module):
+    def __init__(self, names, image):
+        super().__init__()
+        self.blocks, self.image = nn.ModuleList(Streams(names) for _ in range(2)), image
+
+    def forward(self, first, second, third):
+        x = [first, second, third]
+        for block in self.blocks:
+            x = block(*x)
+        return x[self.image]
+
+
+@pytest.mark.parametrize(
+    ("names", "image"),
+    [
+        (["image", "clip", "text"], 0),
+        (["clip", "text", "image"], 2),
+        (["text", "image", "clip"], 1),
+        (["image", "text", "image"], 2),
+        (["image", "text", "image"], 0),
+        (["text", "image", "text"], 1),
+    ],
+)
+def test_streams_that_do_not_part_at_one_edge_have_no_projection(names, image):
+    """Of three, or of two that interleave, some rows had the W^O of others without a word."""
+    model, student = OfStreams(names, image), OfStreams(names, image)
+    for seed in range(2):
+        x = [torch.randn(2, n, E, generator=torch.Generator().manual_seed(seed)) for n in (4, 5, 6)]
+        with capture(model) as t, capture(student) as s:
+            with torch.no_grad():
+                model(*x)
+            student(*x)
+        assert [each.shape for each in t.values()] == [(2, 4, 15, 15)] * 2
+        assert t["blocks.0"].out is None
+        assert re.match(r"its rows arrive at [23] projections, not at one of a text", t["blocks.0"].why_no_out)
+        assert SHD(method="constant")(t, s) > 0
+
+
+@pytest.mark.parametrize("image", [1, 2])
+def test_streams_of_two_projections_with_one_edge_have_each_their_own(image):
+    model = OfStreams(["text", "image", "image"], image)
+    for lengths in ((4, 5, 6), (4, 5, 6), (4, 6, 5)):
+        with torch.no_grad(), capture(model) as captures:
+            model(*(torch.randn(2, n, E) for n in lengths))
+        for name, proj in (("blocks.0", "image"), ("blocks.0:text", "text")):
+            weight = model.blocks[0].proj[proj].weight.T
+            torch.testing.assert_close(captures[name].out.flatten(0, 1), weight)
+        assert captures["blocks.0"].shape == (2, 4, 11, 15)
