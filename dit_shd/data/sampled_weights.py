@@ -69,6 +69,23 @@ def present_place(settings: Mapping[str, Any], file: Path) -> object:
     return str(run) if model_folder(Path(recorded)) is None and _may_be(recorded, run) else recorded
 
 
+def is_teacher(place: str, settings: Mapping[str, Any]) -> bool:
+    """Whether a model is a teacher of a run.
+
+    Args:
+        place: Of the model.
+        settings: The run's.
+    """
+    teacher = settings.get("teacher")
+    teachers = [str(each) for each in (teacher.values() if isinstance(teacher, dict) else [teacher]) if each]
+    named = place.startswith(("hub:", "asset:"))
+    return bool(place) and (place in teachers or (not named and Path(place).resolve() in map(_resolved, teachers)))
+
+
+def _resolved(place: str) -> Path | None:
+    return None if place.startswith(("hub:", "asset:")) else Path(place).resolve()
+
+
 def _may_be(place: str, run: Path) -> bool:
     """Whether a run may be what a place was, which is not there: moved since, or named from another folder."""
     return not place.startswith(("hub:", "asset:")) and Path(place).name == run.absolute().name

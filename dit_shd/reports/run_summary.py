@@ -12,7 +12,7 @@ from dit_shd.core.json_files import read_last_lines
 from dit_shd.core.run_files import CHECKPOINTS, EVALUATIONS, METRICS, RUN_CONFIG, STUDENT, TIMING
 from dit_shd.core.weight_files import parameters
 from dit_shd.core.yaml_files import read_yaml
-from dit_shd.data.sampled_weights import are_of_earlier
+from dit_shd.data.sampled_weights import are_of_earlier, is_teacher
 
 PACE = 50
 """Logged steps by which the time that is left is told."""
@@ -72,7 +72,7 @@ def read_run(path: Path, running: bool = False) -> RunSummary:
         UserError: It is no run folder.
     """
     if not (path / RUN_CONFIG).is_file():
-        kind = "a folder without config.yaml" if path.is_dir() else "no folder"
+        kind = "a folder without config.yaml" if path.is_dir() else "a file" if path.exists() else "no folder"
         raise UserError(f"{path}: wanted a run folder, found {kind}")
     checkpoints = (folder.name.removeprefix("step_") for folder in (path / CHECKPOINTS).glob("step_*"))
     students = [path / STUDENT, *sorted(path.glob(f"{STUDENT}_ema_*"))]
@@ -172,6 +172,8 @@ def _result(file: Path, run: RunSummary) -> str:
         files = [Path(str(each.get("path"))).with_suffix(".json") for each in samples]
         settings = [each.get("sidecar") or {} for each in samples]
         earlier = any(are_of_earlier(*each, run.path, run.students) for each in zip(files, settings))
-        return f"{file}: {figures}{' (of earlier weights: sample again)' if earlier else ''}"
+        teachers = [str(each["run"]) for each in settings if is_teacher(str(each.get("run", "")), run.settings)]
+        whose = f" (of the teacher, {teachers[0]})" if teachers else ""
+        return f"{file}: {figures}{whose}{' (of earlier weights: sample again)' if earlier else ''}"
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return f"{file}: not readable"

@@ -25,6 +25,8 @@ COSTS_EXPLAINED = (
     "A multiply-add counts as two FLOPs; sampling with guidance takes two forward passes a step. Latency: median of "
     "several passes at batch 16 on one CPU thread of this machine."
 )
+HUGE = 1e7
+"""A figure above it, as of a model that has diverged, is told by its size alone."""
 LONG = 28
 """Letters from which the cells of a column break into lines."""
 
@@ -191,7 +193,9 @@ def rank(value: float, name: str) -> tuple[bool, float]:
 
 
 def number(value: float) -> str:
-    """Two decimals; three below one, four below a tenth, and two digits below a thousandth."""
+    """Two decimals; three below one, four below a tenth, and two digits below a thousandth; three of a huge one."""
+    if abs(value) >= HUGE:
+        return f"{value:.3g}"
     if is_small(value):
         return f"{value:.{1 - math.floor(math.log10(abs(value)))}f}"
     return f"{value:.{2 + (abs(value) < 1) + (abs(value) < 0.1)}f}"

@@ -48,8 +48,9 @@ class Difference:
 def summary(values: Sequence[float]) -> Summary:
     """Mean and standard deviation."""
     array = np.asarray(values, dtype=float)
-    deviation = array.std(ddof=1) if len(array) > 1 else math.nan
-    return Summary(len(array), float(array.mean()) if len(array) else math.nan, float(deviation))
+    with np.errstate(invalid="ignore", over="ignore"):  # values of a run that has diverged
+        deviation = array.std(ddof=1) if len(array) > 1 else math.nan
+        return Summary(len(array), float(array.mean()) if len(array) else math.nan, float(deviation))
 
 
 def paired_difference(first: Sequence[float], second: Sequence[float], confidence: float = CONFIDENCE) -> Difference:

@@ -8,6 +8,7 @@ import yaml
 from language import GPT2, LLAMA, causal_lm, lines
 
 from dit_shd.analysis.perplexities import PerplexityConfig, named, over_seeds, perplexities
+from dit_shd.cli.commands.perplexity import perplexity_table
 from dit_shd.cli.program import main
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
@@ -179,6 +180,17 @@ def test_refusals(tmp_path, capsys, words, message):
     assert main(["perplexity", *(word.format(**places) for word in words)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
+
+
+def test_a_model_that_has_diverged_is_told_in_few_letters():
+    """It had a perplexity of e^700, and 305 digits of it."""
+    measured = Perplexity()
+    measured.nats, measured.tokens = 2_955_266.0 * 10, 10
+    figures = measured.figures()
+    assert figures["perplexity"] == math.inf and figures["nats"] == 2_955_266.0
+    assert " inf " in perplexity_table({"bad": figures}) and "2.51e+08" in perplexity_table(
+        {"bad": {**figures, "perplexity": 251_000_000.0}}
+    )
 
 
 def test_no_token_has_no_perplexity():

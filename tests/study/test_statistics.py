@@ -128,3 +128,10 @@ def test_the_detectable_difference_is_found_four_times_in_five():
 def test_a_summary_of_few_values():
     assert summary([1.0, 2.0, 4.0]).deviation == pytest.approx(np.std([1, 2, 4], ddof=1))
     assert math.isnan(summary([1.0]).deviation) and math.isnan(summary([]).mean)
+
+
+@pytest.mark.filterwarnings("error")
+def test_runs_that_have_diverged_have_a_summary():
+    values = summary([math.inf, 3.0])
+    assert values.mean == math.inf and math.isnan(values.deviation)
+    assert summary([1e304, 1e304, 2e304]).mean > 1e304

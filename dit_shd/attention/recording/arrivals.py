@@ -25,7 +25,7 @@ from dit_shd.attention.recording.products import Product, is_product, products
 from dit_shd.attention.recording.projection import Projection
 from dit_shd.attention.recording.results import AttentionResult, Part
 from dit_shd.attention.recording.storage import same_memory
-from dit_shd.attention.recording.unit_response import is_diagonal, is_of_weights, matrix
+from dit_shd.attention.recording.unit_response import is_diagonal, is_of_weights, matrix, weights_of_module
 from dit_shd.attention.recording.weight_samples import local
 
 _BENDS = {
@@ -172,21 +172,16 @@ class Arrivals:
     def _whole(self, entered: Entered, hold: _Holds, made: Tensor) -> None:
         """Put the module in place of what was found inside of it, if it is linear."""
         name, new = self._names.get(entered.module, ""), hold.result.arrivals[entered.known[hold.result] :]
-        args, kwargs = entered.more
-        k = hold.result.columns
-        projection = at.ModuleProjection(
-            name, hold.first, ref(entered.module), entered.given.to("meta"), entered.given.device, hold.arrangement
-        )
+        k, like = hold.result.columns, entered.given.to("meta")
         self.busy = True
-        weight: Tensor | None = None
         try:
-            rows = entered.given, hold.arrangement, hold.first, k, entered.module
-            weight, bias = matrix(lambda x: entered.module(x, *args, **kwargs), *rows)
-            weight = weight if is_of_weights(made, entered.given, hold.arrangement, weight, bias) else None
-        except Exception:  # it takes no such rows, so it is not linear in them
-            weight = None
+            rows = entered.given, made, hold.arrangement, hold.first, k
+            weight, hooked = weights_of_module(entered.module, entered.more, *rows) or (None, False)
         finally:
             self.busy = False
+        projection = at.ModuleProjection(
+            name, hold.first, ref(entered.module), like, entered.given.device, hold.arrangement, hooked=hooked
+        )
         if weight is not None and not is_diagonal(weight):
             del hold.result.arrivals[entered.known[hold.result] :]
             if not self._stays(entered):

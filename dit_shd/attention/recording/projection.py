@@ -133,6 +133,8 @@ class ModuleProjection(Projection):
     arrangement: Arrangement
     more: Given = ((), {})
     """Its other arguments."""
+    hooked: bool = False
+    """Whether hooks of its users have a part in it."""
 
     @property
     def identity(self) -> tuple[object, ...]:
@@ -181,7 +183,8 @@ class ModuleProjection(Projection):
         like = torch.empty_like(self.like, device=self.device)
         args, kwargs = self.more
         try:
-            return matrix(lambda x: module(x, *args, **kwargs), like, self.arrangement, self.first, k, module)[0]
+            asked = like, self.arrangement, self.first, k, module, self.hooked
+            return matrix(lambda x: module(x, *args, **kwargs), *asked)[0]
         except Exception as error:
             return f"{self.name} could not be asked for its weights: {error}"
 

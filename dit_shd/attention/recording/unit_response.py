@@ -2,18 +2,21 @@
 
 import math
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dit_shd.attention.recording.arrangement import Arrangement, rows_of, rows_of_result, unit_rows
+from dit_shd.attention.recording.sdpa_calls import Given
 from dit_shd.attention.recording.weight_samples import local
 from dit_shd.core.rng import kept_generators
 
 NEAR = 0.02
 """How far a result may be from that of the weights it seems to have, relatively: half precision's rounding."""
+
+_AT_WORK = ("torch.", "accelerate.", "dit_shd.attention.recording.")
 
 
 @torch.no_grad()
@@ -24,19 +27,51 @@ def matrix(
     first: int,
     k: int,
     module: nn.Module | None = None,
+    hooked: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """What a function that is linear in its rows makes of unit rows: its weights [k,e], and its bias [e].
 
     In half precision larger rows are used beside a large bias, in whose rounding the weights would be lost. Randomness
-    that the function draws is given back, and a `module` that it runs has copies of its buffers meanwhile.
+    that the function draws is given back, and a `module` that it runs has copies of its buffers meanwhile, and the
+    hooks that its users have set if `hooked`.
     """
-    with kept_generators(like.device), nullcontext() if module is None else _copied_buffers(module):
+    with ExitStack() as stack:
+        stack.enter_context(kept_generators(like.device))
+        if module is not None:
+            stack.enter_context(_copied_buffers(module))
+            stack.enter_context(nullcontext() if hooked else _without_hooks(module))
         unit = unit_rows(like, arrangement, first, k)
         made, bias = (_made(function, x, arrangement, k) for x in (unit, torch.zeros_like(unit)))
         weight, scale = made - bias, _scale(made, bias)
         if scale > 1:
             weight = (_made(function, unit * scale, arrangement, k) - bias) / scale
     return weight, bias[0]
+
+
+def weights_of_module(
+    module: nn.Module, more: Given, given: Tensor, made: Tensor, arrangement: Arrangement, first: int, k: int
+) -> tuple[Tensor, bool] | None:
+    """The weights [k,e] of a module that is linear in its rows, and whether its users' hooks have a part in them.
+
+    Args:
+        module: That has run.
+        more: What it was given beside its rows.
+        given: Its rows.
+        made: What it has made of them.
+        arrangement: Of the rows.
+        first: The first column that is asked for.
+        k: How many are.
+
+    Returns:
+        None if it is not linear, or takes no unit rows.
+    """
+    args, kwargs = more
+    for hooked in (False, True) if any(_hooks_of_users(each) for each in module.modules()) else (False,):
+        with suppress(Exception):
+            weight, bias = matrix(lambda x: module(x, *args, **kwargs), given, arrangement, first, k, module, hooked)
+            if is_of_weights(made, given, arrangement, weight, bias):
+                return weight, hooked
+    return None
 
 
 def is_of_weights(made: Tensor, given: Tensor, arrangement: Arrangement, weight: Tensor, bias: Tensor) -> bool:
@@ -67,6 +102,35 @@ def _copied_buffers(module: nn.Module) -> Generator[None]:
     finally:
         for each, name, x in held:
             each._buffers[name] = x
+
+
+def _hooks_of_users(module: nn.Module) -> list[tuple[dict[int, Any], int, Any]]:
+    """The forward hooks of a module that are not PyTorch's or accelerate's, which have work to do, or the survey's."""
+    hooks = [(of, key, hook) for of in _hook_dicts(module) for key, hook in of.items()]
+    return [each for each in hooks if not str(_home(each[2])).startswith(_AT_WORK)]
+
+
+def _home(hook: Any) -> Any:
+    return getattr(getattr(hook, "func", hook), "__module__", "")
+
+
+@contextmanager
+def _without_hooks(module: nn.Module) -> Generator[None]:
+    """Inside it the hooks of users are not told of what a module makes of unit rows: they keep features, and count."""
+    held = [(of, dict(of)) for each in module.modules() if _hooks_of_users(each) for of in _hook_dicts(each)]
+    for each in module.modules():
+        for of, key, _ in _hooks_of_users(each):
+            del of[key]
+    try:
+        yield
+    finally:
+        for of, before in held:
+            of.clear()
+            of.update(before)
+
+
+def _hook_dicts(module: nn.Module) -> tuple[dict[int, Any], dict[int, Any]]:
+    return module._forward_pre_hooks, module._forward_hooks
 
 
 def _made(function: Callable[[Tensor], Any], rows: Tensor, arrangement: Arrangement, k: int) -> Tensor:

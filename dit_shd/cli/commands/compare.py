@@ -9,7 +9,7 @@ from dit_shd.cli.commands import Command
 from dit_shd.core.config import REQUIRED, checked, option
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import Place
-from dit_shd.data.sampled_weights import present_place
+from dit_shd.data.sampled_weights import is_teacher, present_place
 from dit_shd.evaluation import results
 from dit_shd.models.export import run_values
 from dit_shd.reports.comparison_page import about_result, comparison_notes, cost_columns, write_comparison_page
@@ -132,7 +132,9 @@ def _of_the_run(records: dict[Path, dict[str, Any]], place: Path) -> list[Path]:
     sidecars = {file: about_result(record).get("sidecar", {}) for file, record in records.items()}
     models = {file: str(sidecar.get("run", "")) for file, sidecar in sidecars.items()}
     certain = [file for file, run in models.items() if run and Path(run).resolve().is_relative_to(place.resolve())]
-    teachers = {sidecar.get("teacher") for sidecar in sidecars.values()}
+    teachers, settings = {sidecar.get("teacher") for sidecar in sidecars.values()}, run_values(str(place))
+    if any(is_teacher(run, settings) for run in models.values()):
+        return certain or [file for file, run in models.items() if run and not is_teacher(run, settings)]
     return certain or [file for file, run in models.items() if run not in teachers] or list(records)
 
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from dit_shd.analysis.perplexities import Figures, PerplexityConfig, over_seeds, perplexities
 from dit_shd.cli.commands import Command
-from dit_shd.reports.tables import plain_table
+from dit_shd.reports.tables import HUGE, plain_table
 
 
 class PerplexityCommand(Command[PerplexityConfig]):
@@ -37,7 +37,8 @@ def _cells(figures: Figures, spread: Figures) -> list[str]:
     def cell(key: str, digits: int) -> str:
         if key not in figures:
             return "-"
-        deviation = f" ± {spread[key]:.{digits}f}" if key in spread else ""
-        return f"{figures[key]:.{digits}f}{deviation}"
+        style = ".3g" if abs(figures[key]) >= HUGE else f".{digits}f"  # of a model that has diverged
+        deviation = f" ± {spread[key]:{style}}" if key in spread else ""
+        return f"{figures[key]:{style}}{deviation}"
 
     return [cell("perplexity", 3), cell("nats", 4), cell("bits_per_byte", 4), f"{figures['tokens']:,.0f}"]

@@ -34,13 +34,25 @@ class Show(Command[ShowConfig]):
 
     def run(self, config: ShowConfig) -> None:
         """Print a block of lines for each run."""
-        for number, path in enumerate(config.runs):
-            if path.is_dir() and not (path / RUN_CONFIG).is_file():
-                near = sorted(str(file.parent) for file in path.glob(f"*/{RUN_CONFIG}"))
-                if near:
-                    raise UserError(f"{path}: wanted a run folder; it holds some: {' '.join(near[:5])}")
-            run = read_run(path, running=is_held(path / LOCK))
-            print(*([""] if number else []), *text(run), sep="\n")
+        errors, shown = list[str](), 0
+        for path in config.runs:
+            try:
+                run = _read(path)
+            except UserError as error:  # of all that a folder holds, some are runs
+                errors.append(str(error))
+                continue
+            print(*([""] if shown else []), *text(run), sep="\n")
+            shown += 1
+        if errors:
+            raise UserError("; ".join(errors))
+
+
+def _read(path: Path) -> RunSummary:
+    if path.is_dir() and not (path / RUN_CONFIG).is_file():
+        near = sorted(str(file.parent) for file in path.glob(f"*/{RUN_CONFIG}"))
+        if near:
+            raise UserError(f"{path}: wanted a run folder; it holds some: {' '.join(near[:5])}")
+    return read_run(path, running=is_held(path / LOCK))
 
 
 def text(run: RunSummary) -> Iterator[str]:

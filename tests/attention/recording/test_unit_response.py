@@ -81,3 +81,47 @@ def test_what_a_module_does_to_its_buffers_while_it_is_asked_does_not_stay():
             model(inputs())
         torch.testing.assert_close(captures["blocks.0"].out.flatten(0, 1), proj.weight.T * 1.5)
         assert proj.runs == forward and proj.same is proj.runs and proj.last == 2 * forward
+
+
+class Low(Attention):
+    """W^O is two layers."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.proj = nn.Sequential(nn.Linear(E, 8), nn.Linear(8, E))
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_hooks_are_not_told_of_unit_rows(inside):
+    """What a hook kept last, as distillation of features does, was the weights' rows, and counts were off."""
+    model, kept, times = Net(make=Low).eval().requires_grad_(False), [], []
+    proj = model.blocks[0].proj
+    (proj[1] if inside else proj).register_forward_hook(lambda module, args, output: kept.append(output))
+    proj.register_forward_pre_hook(lambda module, args: times.append("begin"))
+    proj.register_forward_hook(lambda module, args, kwargs, output: times.append("end"), with_kwargs=True)
+    model(inputs())
+    want, weight = kept.pop(), (proj[1].weight @ proj[0].weight).T
+    times.clear()
+    for _ in range(3):
+        with torch.no_grad(), capture(model) as captures:
+            model(inputs())
+        torch.testing.assert_close(captures["blocks.0"].out.flatten(0, 1), weight)
+        assert torch.equal(kept.pop(), want) and not kept
+        assert times == ["begin", "end"]
+        times.clear()
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_hooks_that_have_a_part_in_a_product_are_asked_with_it(before):
+    model = Net(make=Low).eval().requires_grad_(False)
+    proj, low = model.blocks[0].proj, torch.randn(E, E)
+    if before:
+        proj.register_forward_pre_hook(lambda module, args: (args[0] @ low,))
+    else:
+        proj.register_forward_hook(lambda module, args, output: output @ low)
+    weight = (proj[1].weight @ proj[0].weight).T
+    for _ in range(2):
+        with torch.no_grad(), capture(model) as captures:
+            model(inputs())
+        want = low @ weight if before else weight @ low
+        torch.testing.assert_close(captures["blocks.0"].out.flatten(0, 1), want, rtol=1e-4, atol=1e-4)

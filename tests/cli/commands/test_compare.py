@@ -235,6 +235,18 @@ def test_a_run_folder_does_not_stand_for_its_teacher_whose_samples_are_in_it(two
     assert rows[1].figures == json.loads(Path(two[0]).read_text())["figures"] != rows[0].figures
 
 
+@pytest.mark.parametrize("teacher", ["asset:digits_teacher", "teachers/one"])
+def test_a_run_folder_with_its_teacher_s_results_alone_holds_none(two, tmp_path, teacher):
+    """They had been the run's: what the teacher was sampled by names no teacher."""
+    run, record = tmp_path / "student", json.loads(Path(two[0]).read_text())
+    run.mkdir()
+    (run / "config.yaml").write_text(f"teacher: {teacher}\ntask: {{name: diffusion}}")
+    record["samples"]["sidecar"] = {"run": teacher}
+    (run / "results.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"holds no results; make some first"):
+        compared([two[1], str(run)], tmp_path, cost=False)
+
+
 def test_a_run_that_was_renamed_has_its_present_name_cost_and_weights(two, teacher, tmp_path, capsys):
     """A run at its old place had been said to be it: its figures "of earlier weights", its cost left out."""
     run, record = tmp_path / "renamed", json.loads(Path(two[0]).read_text())

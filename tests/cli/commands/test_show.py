@@ -103,6 +103,30 @@ def test_what_is_no_run_is_refused_and_its_runs_are_named(run, tmp_path, capsys)
     assert f"it holds some: {run}" in capsys.readouterr().err
 
 
+def test_of_all_that_a_folder_holds_the_runs_are_shown(run, tmp_path, capsys):
+    """As of `runs/*`, where a page or latents lie, too."""
+    page, latents = tmp_path / "compare.html", tmp_path / "latents"
+    page.write_text("")
+    latents.mkdir()
+    assert main(["show", str(page), str(run), str(latents), str(run)]) == 2
+    said = capsys.readouterr()
+    assert said.out.count("run ") >= 2 and said.out.count("checkpoints") == 2 and not said.out.startswith("\n")
+    assert f"{page}: wanted a run folder, found a file; {latents}: wanted a run folder, found a folder" in said.err
+
+
+@pytest.mark.parametrize("of", ["asset:digits_teacher", "teachers/one"])
+def test_figures_of_the_teacher_say_so(run, tmp_path, capsys, monkeypatch, of):
+    """They had been shown as the run's, in whose folder evaluate proposes to put the teacher's samples."""
+    monkeypatch.chdir(tmp_path)
+    place = tmp_path / "run"
+    shutil.copytree(run, place)
+    config = yaml.safe_load((place / "config.yaml").read_text())
+    (place / "config.yaml").write_text(yaml.safe_dump({**config, "teacher": of}))
+    record = {"figures": {"FD(x)": 93.2}, "samples": {"sidecar": {"run": of}, "path": "run/teacher_of_x.npz"}}
+    (place / "results.json").write_text(json.dumps(record))
+    assert f"FD(x) 93.2 (of the teacher, {of})\n" in shown(capsys, place)
+
+
 def test_it_imports_no_torch(run):
     code = (
         "import sys\nfrom dit_shd.cli.program import main\nassert main(sys.argv[1:]) == 0\n"

@@ -95,10 +95,28 @@ def test_a_file_of_charts_stands_alone():
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0, "0"), (0.25, "0.25"), (1000, "1000"), (400_000, "400k"), (2e6, "2M"), (5e-4, "5e-4"), (1e-10, "1e-10")],
+    [
+        (0, "0"),
+        (0.25, "0.25"),
+        (1000, "1000"),
+        (400_000, "400k"),
+        (2e6, "2M"),
+        (5e-4, "5e-4"),
+        (1e-10, "1e-10"),
+        (2.5e-4, "2.5e-4"),
+        (-7.5e-5, "-7.5e-5"),
+    ],
 )
 def test_numbers_of_ticks_are_short(value, text):
     assert short(value) == text
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1e-4), (0, 1e-3), (3.1e-4, 3.4e-4)])
+def test_a_small_tick_says_where_it_stands(low, high):
+    """2.5e-4 was written 3e-4, and of 3.1e-4 to 3.4e-4 all were."""
+    axis = Axis.around("", [low, high])
+    for tick in axis.ticks():
+        assert float(axis.text(tick)) == pytest.approx(tick)
 
 
 @pytest.mark.parametrize(
