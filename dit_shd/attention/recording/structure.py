@@ -7,8 +7,8 @@ from torch import nn
 from dit_shd.attention.recording.instrument import plain_class
 from dit_shd.attention.recording.sites import Key, Sites
 
-Place = tuple[nn.Module, str, nn.Module]
-"""A module, and which child of it another one is."""
+Place = tuple[nn.Module, int, str, nn.Module]
+"""A module with so many children, and which child of it another one is."""
 
 
 class Structure:
@@ -27,7 +27,7 @@ class Structure:
 
     def look(self) -> int:
         """The number as it is now."""
-        if not self._modules or not all(parent._modules.get(key) is child for parent, key, child in self.places):
+        if not self._modules or not all(map(_is_as_it_was, self.places)):
             modules, self.places = list(self.model.modules()), []
             self._modules = hash(tuple((id(m), plain_class(m), _processor(m), "_hf_hook" in vars(m)) for m in modules))
             self._adapters = [module for module in modules if hasattr(module, "_disable_adapters")]
@@ -43,9 +43,14 @@ class Structure:
             parent = self.model
             for key in path.split(".") if module in wanted and path else ():
                 child = parent.get_submodule(key)
-                unique[parent, key, child] = None
+                unique[parent, len(parent._modules), key, child] = None
                 parent = child
         self.places += unique
+
+
+def _is_as_it_was(place: Place) -> bool:
+    parent, children, key, child = place
+    return len(parent._modules) == children and parent._modules.get(key) is child
 
 
 def _at_work(adapters: Sequence[nn.Module]) -> Key:

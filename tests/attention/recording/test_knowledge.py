@@ -260,3 +260,14 @@ def test_a_layer_of_a_compiled_model_that_was_skipped_at_first_is_recorded_once_
         for keep in ([0, 2, 3], [0, 2, 3], [0, 2, 3], FULL, FULL, FULL, [0, 2, 3], FULL):
             compiled(x, keep)
         assert list(captures) == [f"layers.{j}" for j in FULL] and not captures.skipped
+
+
+def test_blocks_that_are_added_while_a_model_is_recorded_are_layers():
+    """Of a student that grew, the last one had been none, and the second of three had been taken for the last."""
+    model = nn.Sequential(*(Dual() for _ in range(2)))
+    with torch.no_grad(), capture(model) as captures:
+        for layers in (2, 2, 3):
+            if layers == 3:
+                model.append(Dual())
+            model(inputs())
+            assert list(captures) == [str(i) for i in range(layers)]
