@@ -1,6 +1,7 @@
 """The experiments that ship with dit_shd: the files of configs/, in a source tree and in an installed package."""
 
 import difflib
+import logging
 import re
 from importlib import resources
 from pathlib import Path
@@ -11,6 +12,7 @@ from dit_shd.core.places import expanded, instead
 from dit_shd.core.run_files import RUN_CONFIG
 from dit_shd.core.yaml_files import read_yaml
 
+_log = logging.getLogger("dit_shd")
 LAUNCHERS = "accelerate"
 """A folder among them whose files are accelerate's, not configs of runs."""
 
@@ -50,7 +52,7 @@ def config_file(text: str | Path) -> Path:
         return path
     if (path / RUN_CONFIG).is_file():
         return path / RUN_CONFIG
-    shipped = None if path.exists() else find_shipped(str(text))
+    shipped = None if path.exists() and not path.is_dir() else find_shipped(str(text))
     if shipped is not None:
         return shipped
     near = similar(str(text))
@@ -68,8 +70,12 @@ def read_config(text: str | Path) -> dict[str, Any]:
     Raises:
         UserError: There is none, or it is not valid YAML.
     """
-    values = read_yaml(config_file(text))
-    return values | ({"run": str(text)} if Path(expanded(text)).is_dir() else {})
+    file, folder = config_file(text), Path(expanded(text))
+    if file != folder / RUN_CONFIG:
+        return read_yaml(file)
+    if find_shipped(str(text)) is not None:
+        _log.info("%s: of the run in this folder, not of the experiment: that is configs/%s.yaml", file, folder.name)
+    return read_yaml(file) | {"run": str(text)}
 
 
 def similar(text: str) -> list[str]:

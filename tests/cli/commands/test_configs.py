@@ -3,7 +3,7 @@
 import pytest
 
 from dit_shd.cli.program import main
-from dit_shd.core.shipped_configs import shipped_configs
+from dit_shd.core.shipped_configs import read_config, shipped_configs
 from dit_shd.core.yaml_files import read_yaml
 
 
@@ -55,3 +55,17 @@ def test_what_is_no_config_is_not_copied(text, tmp_path, capsys):
     (tmp_path / "x.yaml").write_bytes(text)
     assert main(["configs", str(tmp_path / "x.yaml"), f"out={tmp_path / 'y.yaml'}"]) == 2
     assert capsys.readouterr().err.count("\n") == 1 and not (tmp_path / "y.yaml").exists()
+
+
+def test_a_folder_of_an_experiment_s_name(tmp_path, monkeypatch, caplog):
+    """A run in it is what is meant, which is said; it had stood for the experiment without a word, or hidden it."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "digits_shd"
+    folder.mkdir()
+    assert read_config("digits_shd") == read_yaml(shipped_configs()["digits_shd"])
+    assert not caplog.text
+    (folder / "config.yaml").write_text("steps: 3\n")
+    with caplog.at_level("INFO"):
+        assert read_config("digits_shd") == {"steps": 3, "run": "digits_shd"}
+    assert "of the run in this folder, not of the experiment: that is configs/digits_shd.yaml" in caplog.text
+    assert read_config("configs/digits_shd.yaml") == read_yaml(shipped_configs()["digits_shd"])
