@@ -208,6 +208,7 @@ Who is killed once everything is in its place, only not yet gone, has ended: the
 """
 
 
+@pytest.mark.slow  # `make test-kill` runs it, too
 def test_killed_again_and_again_it_ends_as_if_never(teacher, tmp_path, root):
     straight = sample_to_file(config(teacher, tmp_path, count=40, batch_size=2, out=str(tmp_path / "straight.npz")))
     keys = ["count=40", "steps=6", "batch_size=2", "guided_channels=null", f"out={tmp_path / 's.npz'}"]

@@ -192,15 +192,8 @@ def forked(lives, root, tmp_path, order):
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize(
-    ("case", "kills"),
-    [
-        pytest.param(name, kills, marks=() if (name, kills) == ("text_to_image", 1) else pytest.mark.slow)
-        for name in CASES
-        for kills in (1, 8)
-    ],
-    indirect=["case"],
-)
+@pytest.mark.slow  # a run of diffusion that is killed is that of tests/training/test_kill.py
+@pytest.mark.parametrize(("case", "kills"), [(name, kills) for name in CASES for kills in (1, 8)], indirect=["case"])
 def test_killed_anywhere_a_run_ends_as_if_never(straight, folder, root, tmp_path, kills):
     """In steps, saves, exports and evaluations; what is drawn at a place is always the same."""
     phases = ["step", "save", "validation", "export"]
