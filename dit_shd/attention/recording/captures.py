@@ -106,7 +106,7 @@ class Recording(LastForward):
             if name in self._chosen and module is not None and (known is None or known.module is not module):
                 self._record(name, module)
             if name in self._chosen and self.selection.projections:
-                self._holders.look(site.holders)
+                self._holders.look((*site.holders, *site.asleep))
                 self._products.look(site.passing)
         changed = list(self.recorders.values()) != before
         if changed:
@@ -284,7 +284,7 @@ class Recording(LastForward):
             try:
                 call = replace(call, mixed=None) if gone or layout.overwritten else call
                 for suffix, capture in sections(call, self._biases.of(call.mask), layout, text, self.selection.block):
-                    self._holders.read(name + suffix, layout.projections)
+                    self._holders.read(name + suffix, site, layout.projections)
                     yield name + suffix, capture
             except UserError as error:
                 raise UserError(f"capture: {name}: {error}") from error

@@ -1,4 +1,4 @@
-"""The modules that hold W^O: a forward in which one does not run takes its rows to another, whose weights are theirs.
+"""The modules that hold W^O: a forward in which one does not run, or one beside it does, has another W^O.
 
 Which module a layer's rows arrive at is seen in the first forward. Models that choose it by what they are given (a
 projection for each modality, experts by timestep) are looked at in every forward, once that is noticed.
@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 from dit_shd.attention.capture import Capture
-from dit_shd.attention.recording.instrument import recorded
+from dit_shd.attention.recording.instrument import plain_class, recorded
 from dit_shd.attention.recording.projection import Projection
 from dit_shd.attention.recording.recorder import Closed, Host, Onlooker
 from dit_shd.attention.recording.sdpa_calls import Given, RawCall
+from dit_shd.attention.recording.site import Site
 from dit_shd.attention.recording.sites import Sites
 from dit_shd.attention.recording.tokens import Tokens
 from dit_shd.core.errors import UserError
@@ -54,7 +55,7 @@ class Holders:
     def __init__(self, recording: Host, contexts: ExitStack):
         self.recording, self.contexts, self.asking = recording, contexts, False
         self._all: dict[nn.Module, _Holder] = {}
-        self._begun, self._of = False, dict[str, Iterable[Projection | None]]()
+        self._begun, self._of = False, dict[str, tuple[Site, Iterable[Projection | None]]]()
 
     def look(self, holders: Iterable["ref[nn.Module]"]) -> None:
         """Do so."""
@@ -88,13 +89,13 @@ class Holders:
         finally:
             self.asking = before
 
-    def read(self, name: str, projections: Iterable[Projection | None]) -> None:
+    def read(self, name: str, site: Site, projections: Iterable[Projection | None]) -> None:
         """A capture of this name has been made, by what is known of its layer's projections."""
         if self._begun:
-            self._of[name] = projections
+            self._of[name] = site, projections
 
     def end(self, made: dict[str, Capture], sites: Sites, handed_on: bool) -> None:
-        """A forward has ended: captures whose W^O is of a module that did not run in it lose theirs.
+        """A forward has ended: captures whose W^O is another in it lose theirs, if it is not in training.
 
         Args:
             made: By name; those that lose theirs are replaced.
@@ -104,27 +105,31 @@ class Holders:
         Raises:
             UserError: They have been, with W^O that is not theirs.
         """
-        idle = {name: each for name, of in self._of.items() if (each := self._idle(of)) is not None}
+        wrong = {name: why for name, of in self._of.items() if (why := self._wrong(*of))}
         self.leave()
-        if not idle:
+        if not wrong:
             return
         sites.shifting = True
-        name, projection = next(iter(idle.items()))
-        why = (
-            f"{projection.name}, which had W^O in a forward before, did not run in this one: which module has it is "
-            "looked for in every forward from the next one on"
-        )
+        name, why = next(iter(wrong.items()))
         if handed_on:
             raise UserError(f"capture: {name}: {why}; its loss was of that W^O, so leave this step out")
-        made.update({name: made[name].without_out(why) for name in idle if name in made})
-        more = f" and {len(idle) - 1} more" if len(idle) > 1 else ""
+        made.update({name: made[name].without_out(why) for name in wrong if name in made})
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         _log.warning("capture: %s%s: %s; this forward has none", name, more, why)
 
-    def _idle(self, projections: Iterable[Projection | None]) -> Projection | None:
-        """The first of some projections whose module did not run."""
+    def _wrong(self, site: Site, projections: Iterable[Projection | None]) -> str:
+        """Why the W^O that is known of a layer is not that of this forward; of one in training nobody asks."""
+        what = ""
         for projection in projections:
             module = None if projection is None else projection.holder
-            holder = None if module is None else self._all.get(module)
-            if holder is not None and not holder.ran:
-                return projection
-        return None
+            holder = None if module is None or _trains(module) else self._all.get(module)
+            if projection is not None and holder is not None and not holder.ran:
+                what = f"{projection.name}, which had W^O in a forward before, did not run in this one"
+        for module in (each() for each in site.asleep):
+            if module is not None and not _trains(module) and self._all[module].ran:
+                what = what or f"a {plain_class(module).__name__} beside W^O ran, as it did not in a forward before"
+        return f"{what}: where W^O is, is looked for in every forward from the next one on" if what else ""
+
+
+def _trains(module: nn.Module) -> bool:
+    return torch.is_grad_enabled() and any(p.requires_grad for p in module.parameters())

@@ -132,7 +132,9 @@ def learn(survey: Survey) -> Sites:
             layouts.extend(_layout(survey, seen, call, splits, list(by_name)) for call, seen in zip(merged, parts_of))
             sites.settled = sites.settled and not any(survey.arrivals.silent(each.raw[2]) for each in run)
         site = Site(name, ref(modules[name]), tuple(layouts), reason, tuple(of_calls))
-        sites[name] = replace(site, holders=_holders(site, survey))
+        holders = _holders(site, survey)
+        asleep = _asleep(modules[name], holders, survey)
+        sites[name] = replace(site, holders=tuple(map(ref, holders)), asleep=tuple(map(ref, asleep)))
     for name, reason in _heads_apart(survey).items():
         sites[name] = sites[name] if sites[name].reason else replace(sites[name], reason=reason)
     inside = {each for module in modules.values() for each in module.modules() if each is not module}
@@ -149,11 +151,18 @@ def learn(survey: Survey) -> Sites:
     return sites
 
 
-def _holders(site: Site, survey: Survey) -> tuple[ref[nn.Module], ...]:
+def _holders(site: Site, survey: Survey) -> list[nn.Module]:
     """The modules that hold a layer's W^O and ran as such: not the layer itself, or what it is in."""
     ran, module = {*survey.ran.values()}, site.module()
     holders = {p.holder for p in site.projections if not isinstance(p, PassingProjection)}
-    return tuple(ref(x) for x in holders if x is not None and x in ran and module not in {*x.modules()})
+    return [x for x in holders if x is not None and x in ran and module not in {*x.modules()}]
+
+
+def _asleep(layer: nn.Module, holders: Sequence[nn.Module], survey: Survey) -> list[nn.Module]:
+    """Modules with weights of their own that did not run, in the parts of a layer that hold its W^O inside."""
+    ran, parts = {*survey.ran.values()}, [x for x in layer.children() if x not in holders]
+    inside = [x for part in parts if not set(holders).isdisjoint(part.modules()) for x in part.modules()]
+    return [x for x in inside if x not in ran and any(True for _ in x.parameters(recurse=False))]
 
 
 def _heads_apart(survey: Survey) -> dict[str, str]:

@@ -28,6 +28,8 @@ class Site:
     """Of its calls."""
     holders: tuple[ref[nn.Module], ...] = ()
     """Of its W^O, those that run by themselves."""
+    asleep: tuple[ref[nn.Module], ...] = ()
+    """Modules with weights beside those, in the same part of the layer, that did not run: an adapter, say."""
 
     @property
     def unasked(self) -> bool:

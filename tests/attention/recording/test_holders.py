@@ -91,7 +91,8 @@ def test_what_a_tensor_chooses_is_noticed_once_and_looked_at_from_then_on(wide, 
         student(inputs())
         assert captures["blocks.0"].out is None and captures["blocks.0"].map().shape == (2, 4, 6, 6)
         with pytest.raises(
-            UserError, match=r"blocks\.0 of the teacher: .*blocks\.0\.outs\.image, which had W\^O .* did not run"
+            UserError,
+            match=r"blocks\.0 of the teacher: .*blocks\.0\.outs\.image, which had W\^O .* did not run .*: where W\^O is, is looked for",
         ):
             SHD()(captures, s)
         caplog.clear()
@@ -105,6 +106,56 @@ def test_what_a_tensor_chooses_is_noticed_once_and_looked_at_from_then_on(wide, 
         for name in ("image", "text"):
             model(inputs(), **of_early(name))
             check(captures, model, name)
+
+
+class Adapted(nn.Module):
+    """An adapter of one's own, that may be off."""
+
+    def __init__(self):
+        super().__init__()
+        self.base, self.a, self.b = nn.Linear(E, E), nn.Linear(E, 4, bias=False), nn.Linear(4, E, bias=False)
+        self.on = False
+
+    def forward(self, x):
+        return self.base(x) + self.b(self.a(x)) if self.on else self.base(x)
+
+    @property
+    def weight(self):
+        return self.base.weight + self.b.weight @ self.a.weight if self.on else self.base.weight
+
+
+class WithAdapter(Attention):
+    def __init__(self, heads=4):
+        super().__init__(heads=heads)
+        self.proj = Adapted()
+
+
+def test_an_adapter_that_was_off_is_noticed(caplog):
+    """W^O had been the base's alone for good."""
+    model = Net(make=WithAdapter)
+    with torch.no_grad(), capture(model) as captures:
+        for on in (False, False, True, True, False, True):
+            for block in model.blocks:
+                block.proj.on = on
+            noticed = bool(said(caplog))
+            model(inputs())
+            if not noticed and on:
+                assert "a Linear beside W^O ran, as it did not in a forward before" in said(caplog)[0].getMessage()
+                assert captures["blocks.0"].out is None
+                continue
+            for i, block in enumerate(model.blocks):
+                torch.testing.assert_close(captures[f"blocks.{i}"].out.flatten(0, 1), block.proj.weight.T)
+    assert len(said(caplog)) == 1
+
+
+def test_a_student_in_training_is_not_asked(caplog):
+    """Nobody reads its W^O: it trains on as fast as any."""
+    model = Net(make=Modal)
+    with capture(model) as captures:
+        for name in ("image", "text", "text"):
+            model(inputs(), **of_early(name))
+            assert len(captures) == 2
+    assert not said(caplog)
 
 
 def test_a_step_whose_captures_were_handed_on_is_refused():
