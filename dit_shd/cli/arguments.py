@@ -1,7 +1,6 @@
 """Command-line words as values: names, key=value and files, checked by source before anything heavy is imported."""
 
 import difflib
-import json
 import logging
 import os
 import re
@@ -19,7 +18,7 @@ from dit_shd.core.errors import UserError, unknown
 from dit_shd.core.places import check_utf8
 from dit_shd.core.plugin_source import plugin_names, plugin_source, plugin_synonyms
 from dit_shd.core.shipped_configs import read_config
-from dit_shd.core.yaml_files import override, parse_yaml, replaced, words_of
+from dit_shd.core.yaml_files import as_json, override, parse_yaml, replaced, words_of
 
 FORMS = ("{0}", "[{0}, ...]", "{0} | [{0}, ...]", "{0} | {{text: {0}}}")
 TEXTS = [form.format(WORDS[kind]) for form in FORMS for kind in ("str", "Path", "Place")]
@@ -152,13 +151,13 @@ def _as_text(assignment: str, kind: str) -> str:
         value = parse_yaml(text)
         if (isinstance(value, list) and "[" in kind) or (isinstance(value, dict) and "{" in kind and text[0] == "{"):
             texts = yaml.load(text, yaml.BaseLoader)  # to which every scalar is text
-            return f"{key}={json.dumps(texts)}"
+            return f"{key}={as_json(texts)}"
         quoted = isinstance(value, str) and text.lstrip()[:1] in ("'", '"')  # else a # would begin a comment
         none = value is None and text.strip().lower() in ("null", "~")
         plain = none or quoted or isinstance(value, list) or text.startswith("{")
     except yaml.YAMLError:
         plain = False
-    return assignment if plain else f"{key}={json.dumps(text)}"
+    return assignment if plain else f"{key}={as_json(text)}"
 
 
 def _named(line: Line, command: Specification) -> dict[str, Any]:

@@ -162,6 +162,22 @@ def dump(value: object) -> str:
     return yaml.safe_dump(resolve(value), sort_keys=False, allow_unicode=True)
 
 
+def as_json(value: object) -> str:
+    """A value in one line of JSON that YAML reads as the same: of characters beyond U+FFFF JSON makes two, YAML one."""
+    return _PAIR.sub(_one_character, json.dumps(value))
+
+
+_PAIR = re.compile(r"\\\\|\\u(d[89ab]..)\\u(d[c-f]..)")
+"""A backslash, or the two halves of a character in UTF-16."""
+
+
+def _one_character(match: "re.Match[str]") -> str:
+    high, low = match.groups()
+    if high is None:
+        return match[0]
+    return f"\\U{0x10000 + ((int(high, 16) - 0xD800) << 10) + int(low, 16) - 0xDC00:08x}"
+
+
 def words_of(values: Mapping[str, object]) -> list[str]:
     """Keys and values for the command line: plain text if YAML reads the same value from it, of plug-ins the name."""
     return [f"{key}={_text(value['name'] if _is_name(value) else value)}" for key, value in values.items()]
@@ -177,6 +193,6 @@ def _text(value: object) -> str:
     flow = yaml.safe_dump(value, default_flow_style=True, width=2**20, sort_keys=False, allow_unicode=True)
     text = value if isinstance(value, str) else flow.removesuffix("...\n").strip()
     try:
-        return text if "\n" not in text and parse_yaml(text) == value else json.dumps(value)
+        return text if "\n" not in text and parse_yaml(text) == value else as_json(value)
     except yaml.YAMLError:
-        return json.dumps(value)
+        return as_json(value)

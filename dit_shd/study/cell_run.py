@@ -23,7 +23,7 @@ from dit_shd.core.files import write_text
 from dit_shd.core.json_files import read_lines, read_object
 from dit_shd.core.run_files import EVALUATIONS, INPUTS, METRICS, RUN_CONFIG
 from dit_shd.core.signals import Stopped
-from dit_shd.core.yaml_files import dump, read_yaml
+from dit_shd.core.yaml_files import as_json, dump, read_yaml
 from dit_shd.study import origins
 from dit_shd.study.design import Cell, Evaluator, Study
 from dit_shd.study.processes import DIT_SHD, Commands, Usage, commit
@@ -141,8 +141,8 @@ def _evaluation(name: str, evaluator: Evaluator, reference: str, folder: Path) -
 
 
 def assignments(values: Mapping[str, Any]) -> list[str]:
-    """Values as key=value of a command line; JSON is YAML, too."""
-    return [f"{key}={json.dumps(value)}" for key, value in values.items()]
+    """Values as key=value of a command line."""
+    return [f"{key}={as_json(value)}" for key, value in values.items()]
 
 
 class _Stages:

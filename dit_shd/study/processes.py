@@ -99,7 +99,7 @@ class Commands:
         if self.stopped or code in STOPPED or -code in SIGNALS:
             return Outcome(usage, signal=-code if code < 0 else max(0, code - 128) or signal.SIGTERM)
         name = words[1] if words[0] == DIT_SHD else words[0]
-        return Outcome(usage, f"{name}: {_last_line(log, code)}" if code else "")
+        return Outcome(usage, f"{name}: {_last_line(log, code, name)}" if code else "")
 
     def resolved(self, words: Sequence[str]) -> list[str]:
         """The words that are run: with the launcher, or the programs that run here, in place of the first one.
@@ -164,7 +164,10 @@ def printed(log: Path) -> list[str]:
     return [line.rstrip() for line in text.splitlines() if line.strip()]
 
 
-def _last_line(log: Path, code: int) -> str:
+def _last_line(log: Path, code: int, name: str) -> str:
+    """What a command said last, by its name: an error of dit_shd, behind which launchers say more, or the last line."""
     lines = printed(log)
+    begin = max((i for i, line in enumerate(lines) if line.startswith("$ ")), default=-1)
+    errors = [line for line in lines[begin + 1 :] if line.startswith(f"{DIT_SHD} {name}: ")]
     ended = f"ended by signal {-code}" if code < 0 else f"exit code {code}"
-    return f"{lines[-1].strip()[:500] if lines else 'it printed nothing'} ({ended})"
+    return f"{(errors or lines)[-1].strip()[:500] if lines else 'it printed nothing'} ({ended})"

@@ -25,7 +25,7 @@ from dit_shd.study.checks import check_cells
 from dit_shd.study.design import Cell, Evaluator, cells_of, read_study
 from dit_shd.study.places import YAML, check_places, outputs_of
 from dit_shd.study.processes import DIT_SHD, Commands
-from dit_shd.study.results import RESULTS, CellResult, Progress, collect, of_cells
+from dit_shd.study.results import RESULTS, ROW, CellResult, Progress, collect, of_cells, read_results
 from dit_shd.study.settings import canonical_sha256
 
 CELL_LOCK = ".cell.lock"
@@ -68,6 +68,8 @@ class Runner:
         self.folder = (config.cells or self.home / "cells").absolute()
         self.errors: dict[Cell, str] = {}
         """Of cells that could not have a row: files of them that are damaged or cannot be written."""
+        self._before: dict[Cell, CellResult | None] = {}
+        """How those that are left ended before, if they did."""
         self._over_budget, self._said_missing = False, False
         self.commands = Commands(config.launcher, config.threads)
 
@@ -89,6 +91,7 @@ class Runner:
             Stopped: By a signal; training saves before it ends.
         """
         left = self._left() if self.config.run else []
+        self._before = {cell: self._row(cell) for cell in left}
         if left:
             self.check()
             self.check_places()
@@ -189,12 +192,18 @@ class Runner:
                     if file.exists():  # a kill of the study may have left its training or sampling at work
                         Lock(file, "dit-shd study").release()
                 free = True
+                if self._row(cell) not in (None, self._before[cell]):  # another process has run it meanwhile
+                    return None
                 return run_cell(self.study, cell, place, references, self.commands)
         except UserError as error:
             self.say(f"cell {cell.number}, {cell.name}: left out: {error}")
             if free:
                 self.errors[cell] = str(error)
             return None
+
+    def _row(self, cell: Cell) -> CellResult | None:
+        """How a cell ended, if it did."""
+        return next((row for row in read_results(self.place(cell) / ROW) if row.sha256 == cell.sha256), None)
 
     def _affordable(self) -> bool:
         """Whether the study may begin another cell."""

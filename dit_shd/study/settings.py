@@ -4,7 +4,7 @@ import hashlib
 import json
 from typing import Any
 
-from dit_shd.core.yaml_files import override
+from dit_shd.core.yaml_files import as_json, override
 
 SEED = "{seed}"
 """A value that stands for the cell's seed, for keys other than `seed`."""
@@ -40,4 +40,4 @@ def in_turn(*changes: dict[str, Any]) -> dict[str, Any]:
 
 def applied(values: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     """A config with settings over it, by the rules of key=value on the command line."""
-    return override(values, [f"{key}={json.dumps(value)}" for key, value in settings.items()])
+    return override(values, [f"{key}={as_json(value)}" for key, value in settings.items()])

@@ -64,6 +64,21 @@ def test_a_failure_and_a_signal_are_told_apart(code, error, number, tmp_path):
     assert outcome.signal == number and not outcome.done
 
 
+def test_what_a_launcher_says_behind_an_error_is_not_the_error(tmp_path):
+    """torchrun ends its report with a rule, which was the error of every cell that failed."""
+    script, log = tmp_path / "launch.py", tmp_path / "log"
+    script.write_text(
+        "import sys; print(f'dit-shd {sys.argv[1]}: step 3: the loss is {sys.argv[2]}'); print('=' * 60); sys.exit(1)"
+    )
+    commands = Commands(f"{sys.executable} {script}")
+    assert commands.run(["dit-shd", "train", "inf"], log).error.startswith(
+        "train: dit-shd train: step 3: the loss is inf"
+    )
+    assert commands.run(["dit-shd", "train", "nan"], log).error.endswith("the loss is nan (exit code 1)")
+    script.write_text("import sys; print('no such option'); sys.exit(2)")
+    assert commands.run(["dit-shd", "train", "x"], log).error == "train: no such option (exit code 2)"
+
+
 def test_stopping_ends_what_runs_and_begins_no_more(tmp_path):
     commands = Commands()
     outcomes = []

@@ -246,6 +246,19 @@ def test_a_signal_ends_the_commands_and_the_same_study_goes_on(study, tmp_path, 
     assert results["shd-seed1"].seconds["train"] >= 0 and not results["shd-seed1"].failures
 
 
+def test_a_cell_that_another_process_has_run_meanwhile_is_passed_over(study, monkeypatch):
+    """Each of two had run again what failed in the other, though nobody had asked for it, and added up its cost."""
+    shared, ran = Runner._shared, []
+
+    def after_another(self):
+        monkeypatch.setattr(Runner, "_shared", shared)
+        ran.append(run(study(grid=lasting("fails")))[0])
+        return shared(self)
+
+    monkeypatch.setattr(Runner, "_shared", after_another)
+    assert run(study(grid=lasting("fails")))[0] == ran[0] and ran[0]["shd-seed1"].status == "failed"
+
+
 @pytest.mark.parametrize("held", ["run/.lock", ".samples.npz.lock"])
 def test_what_a_killed_study_left_at_work_is_left_alone(held, study, tmp_path, root):
     """Of training and of sampling, which had been a failed cell."""

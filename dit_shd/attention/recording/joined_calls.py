@@ -135,7 +135,7 @@ def _follow(calls: Sequence[Call], tokens: Tokens) -> bool:
 
 def _are_all(queries: Sequence[Tensor], tokens: Tokens) -> bool:
     """Whether some queries are together the tokens that the module was given, each once."""
-    return len(queries[0]) * sum(query.shape[2] for query in queries) in [n for n, _ in tokens.sizes[:1]]
+    return len(queries[0]) * sum(query.shape[2] for query in queries) in [n for n, _ in tokens.sizes]
 
 
 def _start(part: Tensor, whole: Tensor) -> int | None:

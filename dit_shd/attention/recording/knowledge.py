@@ -1,12 +1,13 @@
 """What the first forward of a model has shown, kept for later ones: which modules are attention, and their layouts."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from enum import Enum
 from itertools import accumulate, pairwise
+from typing import cast
 from weakref import WeakKeyDictionary, ref
 
-from torch import nn
+from torch import Tensor, nn
 
 from dit_shd.attention.recording.discovery import attention_like, is_cross, names_attention, section_of, why_silent
 from dit_shd.attention.recording.instrument import plain_class
@@ -31,14 +32,25 @@ _KNOWN: "WeakKeyDictionary[nn.Module, dict[Key, Sites]]" = WeakKeyDictionary()
 def key_of(door: str, inputs: Mapping[str, object], training: bool, structure: int) -> Key:
     """What has to be the same for what is known to hold: the method, which inputs are given, the mode, the modules.
 
-    Of inputs that are names (`"image"`) or of an enumeration, which choose among modules, the values, too.
+    Of inputs that are names (`"image"`) or of an enumeration, which choose among modules, the values, too; of mappings
+    what they hold; and which inputs are one. An empty sequence is not given.
     """
-    there = {name: value for name, value in inputs.items() if value is not None and value is not False}
-    return door, frozenset((name, _chosen(value)) for name, value in there.items()), training, structure
+    names: dict[int, str] = {}
+    given = frozenset(part for name, value in inputs.items() for part in _given(name, value, names))
+    return door, given, training, structure
 
 
-def _chosen(value: object) -> object:
-    return value if isinstance(value, Enum) or (isinstance(value, str) and value.isidentifier()) else None
+def _given(name: str, value: object, names: dict[int, str]) -> Iterator[Key]:
+    """What is given by a name; names: by which tensors were given before."""
+    if isinstance(value, Mapping):
+        for key, each in cast("Mapping[object, object]", value).items():
+            yield from _given(f"{name}.{key}", each, names)
+    elif isinstance(value, Tensor):
+        if value.numel():
+            yield name, names.setdefault(id(value), name)
+    elif value is not None and value is not False:
+        chooses = isinstance(value, Enum) or (isinstance(value, str) and value.isidentifier())
+        yield name, value if chooses else None
 
 
 def known(model: nn.Module, key: Key) -> Sites | None:
@@ -245,7 +257,8 @@ def _text_length(
     survey: Survey, seen: SeenCall, splits: Mapping[Segments, tuple[Order, int]], text: int, n: int
 ) -> TextLength:
     """From what the number of text tokens among n follows: an input, or else a layer that ran before."""
-    length = text_length(text, n, survey.image, seen.given, survey.inputs)
+    words = frozenset[str]().union(*(streams - survey.image for _, streams in _segments(seen)))
+    length = text_length(text, n, survey.image, words, seen.given, survey.inputs)
     if length.place != "fixed":
         return length
     before = dict[str, SeenCall]()

@@ -140,12 +140,28 @@ def order_of(segments: Segments, image: Streams) -> tuple[Order, int]:
     return ("plain" if not text else "text first" if runs[0] else "image first"), text
 
 
-def text_length(text: int, total: int, image: Streams, module: Sequence[Given], model: Sequence[Given]) -> TextLength:
-    """From what the number of text tokens follows, by what the module and the model were given."""
+def text_length(
+    text: int, total: int, image: Streams, words: Streams, module: Sequence[Given], model: Sequence[Given]
+) -> TextLength:
+    """From what the number of text tokens follows, by what the module and the model were given.
+
+    Args:
+        text: The number.
+        total: Of all tokens.
+        image: The streams that are the image's.
+        words: Those that are the text's, as far as they are known: another input may be as long.
+        module: What the module was given.
+        model: What the model was given.
+    """
     places: tuple[tuple[Literal["module", "model"], Sequence[Given]], ...] = (("module", module), ("model", model))
     for place, inputs in places:
         for each in inputs:
-            if each.length == text and each.streams and not each.streams & image:
+            if (
+                each.length == text
+                and each.streams
+                and not each.streams & image
+                and (each.streams <= words or not words)
+            ):
                 return TextLength(place, each.name, "text", total, text)
     for place, inputs in places:
         for each in inputs:

@@ -271,3 +271,21 @@ def test_blocks_that_are_added_while_a_model_is_recorded_are_layers():
                 model.append(Dual())
             model(inputs())
             assert list(captures) == [str(i) for i in range(layers)]
+
+
+def test_a_context_that_is_the_tokens_themselves_at_first_is_another_s_later():
+    """A reference that was the image itself had made self-attention of it for good."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = Dual()
+
+        def forward(self, x, context):
+            return self.layer(x, context) + self.layer(x)
+
+    model, x = Net(), inputs()
+    with torch.no_grad(), capture(model) as captures:
+        for context, names in ((x, ["layer", "layer#2"]), (x + 1, ["layer#2"]), (x, ["layer", "layer#2"])):
+            model(x, context)
+            assert list(captures) == names

@@ -83,13 +83,16 @@ def test_which_inputs_are_the_images(outputs, names, image):
 
 def test_how_many_tokens_are_text_follows_from_an_input_of_that_length():
     x, c = Given("x", 9, IMAGE), Given("c", 5, TEXT)
-    by_module = text_length(5, 14, IMAGE, [x, c], [])
+    by_module = text_length(5, 14, IMAGE, TEXT, [x, c], [])
     assert (by_module.place, by_module.name, by_module.of) == ("module", "c", "text")
     assert by_module.among(20, {"x": 13, "c": 7}, {}, Lengths(), same=False) == 7
-    by_image = text_length(5, 14, IMAGE, [], [x])
+    by_image = text_length(5, 14, IMAGE, TEXT, [], [x])
     assert (by_image.place, by_image.of) == ("model", "image")
     assert by_image.among(20, {}, {"x": 13}, Lengths(), same=False) == 7
-    fixed = text_length(5, 14, IMAGE, [], [])
+    clip = Given("clip", 5, frozenset({"clip"}))
+    assert text_length(5, 14, IMAGE, TEXT, [clip, c], []).name == "c"
+    assert text_length(5, 14, IMAGE, TEXT, [clip], []).place == "fixed"
+    fixed = text_length(5, 14, IMAGE, TEXT, [], [])
     assert fixed == TextLength("fixed", "", "text", 14, 5)
     # unknown is not guessed: as many tokens may be others, and other numbers of them the same
     cases = [(14, True), (14, False), (15, True)]
