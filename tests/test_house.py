@@ -51,6 +51,7 @@ SEVERAL = {
     "attention/recording/test_skipped_layers.py": "layers that are skipped, by hand, or there at times alone",
     "attention/recording/test_unusual_models.py": "what models do to their memory, layers and modules while they run",
     "attention/recording/test_wrong_hands.py": "what people give to capture and SHD that is not what they take",
+    "attention/recording/test_windows.py": "windows beside the heads",
     "attention/recording/test_zoo.py": "the models that the next one tries",
     "attention/recording/test_zoo_capture.py": "every transformer class of diffusers",
     "distillation/test_combinations.py": "losses of all kinds together",

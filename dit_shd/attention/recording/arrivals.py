@@ -265,7 +265,8 @@ class Arrivals:
         try:
             weight, bias = matrix(product.of, product.rows, hold.arrangement, 0, width)
             whole = made.shape[-1] == weight.shape[1]  # else it has heads still
-            return whole and is_of_weights(made, product.rows, hold.arrangement, weight, bias)
+            ways = [made, made.transpose(0, 1)] if made.ndim == 3 else [made]  # tokens may come before samples
+            return whole and any(is_of_weights(x, product.rows, hold.arrangement, weight, bias) for x in ways)
         except Exception:  # it takes no such rows
             return False
         finally:

@@ -194,8 +194,8 @@ class _AtProcessor(Recorder):
         if not self.replaced and getattr(current, "recorder", None) is not self:
             self.replaced = True
             _log.warning(
-                "attach_processors: %s: its processor was replaced since (by %s), so that it is not recorded any more; "
-                "detach() and attach again, or use capture(model)",
+                "attach_processors: %s: its processor was replaced since (by %s): unless that calls the one before, it "
+                "is not recorded any more; detach() and attach again, or use capture(model)",
                 *(self.name, type(current).__name__),
             )
         super().begin()

@@ -166,7 +166,7 @@ class Recording(LastForward):
             self._forget()
         if not self._ours:
             given = {**dict(zip(names, args)), **kwargs}
-            self._key = knowledge.key_of(door, given, self._core.training, self._structure.look())
+            self._key = knowledge.key_of(self._core, door, given, self._core.training, self._structure.look())
             sites = knowledge.known(self._core, self._key)
             if sites is None:
                 self._survey = Survey(self.model, type(self.model).__name__)

@@ -87,7 +87,8 @@ def heads_in_rows(query: Tensor, value: Tensor, tokens: Tokens) -> int:
     b, h, n, d = query.shape
     times, rest = divmod(n, value.shape[2])
     wide = (b * value.shape[2], h * times * d) in tokens.sizes and h * d not in [e for _, e in tokens.sizes]
-    return times if wide and not rest and b == tokens.samples else 1
+    apart = h == 1 or query.stride(1) > query.stride(2)  # as a copy has them, of rows that were folded
+    return times if wide and apart and not rest and b == tokens.samples else 1
 
 
 def _are_frames(query: Tensor, value: Tensor, tokens: Tokens) -> bool:

@@ -69,6 +69,7 @@ class Holders:
         self.recording = Closed()
         for each in self._all.values():
             each.close()
+        self._all, self._of = {}, {}  # they know each other
 
     def leave(self) -> None:
         """A forward is looked at: what it shows is true of it."""

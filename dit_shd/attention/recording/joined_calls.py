@@ -54,13 +54,12 @@ def joined(calls: Sequence[Call], tokens: Tokens) -> list[Call]:
     if 1 < len(groups) < len(calls) and sum(len(each[0].query) for each in groups) == tokens.samples:
         return joined([_of_rows(each, each[0].key, each[0].value, [0] * len(each)) for each in groups], tokens)
     samples = sum(len(x.query) for x in calls)
-    if samples == tokens.samples or _are_slices(calls):  # parts of the batch, in which frames or windows may be, too
+    if samples == tokens.samples or _are_slices(calls, tokens):  # parts of the batch, or of frames in it
         same = len({(x.query.shape[2], x.key.shape[1:3], x.causal, _shape(x.mask)) for x in calls}) == 1
         return [_of_samples(calls)] if same else [replace(x, share=len(x.query) / samples) for x in calls]
     if len(batches) > 1 or not _are_all([x.query for x in calls], tokens):
         return list(calls)
     if known is None and all(x.query.shape[2] == x.key.shape[2] for x in calls):  # packed, each with memory of its own
-        _refuse_unknown(calls, tokens)
         starts = [0, *accumulate(x.key.shape[2] for x in calls)][:-1]
         key, value = (torch.cat([getattr(x, part) for x in calls], 2) for part in ("key", "value"))
         return [_of_rows(calls, key, value, starts, packed=True)]
@@ -99,28 +98,20 @@ def _by_keys(calls: Sequence[Call]) -> list[list[Call]]:
     return groups
 
 
-def _are_slices(calls: Sequence[Call]) -> bool:
-    """Whether calls are slices of one batch, one after the other in memory."""
+def _are_slices(calls: Sequence[Call], tokens: Tokens) -> bool:
+    """Whether calls are slices of one batch of frames or windows, one after the other in memory: all of them."""
+    every, b = next((n for n, _ in tokens.sizes), 0), tokens.samples or 1
+    several = tokens.frames is not None or 1 < b < every  # else they are documents of one sequence
+    if not several or sum(len(x.query) * x.query.shape[2] for x in calls) != every:
+        return False
     for part in ("query", "key", "value"):
         pieces: list[Tensor] = [getattr(x, part) for x in calls]
         if len({(storage(x), x.stride()) for x in pieces}) == 1 and all(
-            x.shape[2] > 1 and b.storage_offset() - x.storage_offset() == len(x) * x.stride(0)
-            for x, b in pairwise(pieces)
+            x.shape[2] > 1 and y.storage_offset() - x.storage_offset() == len(x) * x.stride(0)
+            for x, y in pairwise(pieces)
         ):
             return True
     return False
-
-
-def _refuse_unknown(calls: Sequence[Call], tokens: Tokens) -> None:
-    """Refuse calls that are alike and share no memory, where they may be frames of some samples or documents of all."""
-    b, _, n, _ = calls[0].query.shape
-    one = any(len({storage(getattr(x, part)) for x in calls}) == 1 for part in ("query", "key", "value"))
-    if one or (tokens.samples or 1) < 2 or b < 2 or any(x.query.shape[2] != n for x in calls):
-        return
-    raise ValueError(
-        f"its rows come in {len(calls)} calls of scaled_dot_product_attention, {b} at a time, each with memory of its "
-        "own: whether frames of some samples or documents of all is not known; give it all at once, or take slices"
-    )
 
 
 def _follow(calls: Sequence[Call], tokens: Tokens) -> bool:

@@ -24,33 +24,46 @@ from dit_shd.attention.recording.survey import SeenCall, Survey
 
 LOOKS = 3
 """Surveys of a model in whose forwards other layers are idle each time."""
+MODES = 16
+"""Kinds of forwards of a model that are told apart by the values of its inputs."""
 WAKING = 12
 """Surveys until a layer that was idle, and ran once, is waited for no more."""
 _KNOWN: "WeakKeyDictionary[nn.Module, dict[Key, Sites]]" = WeakKeyDictionary()
 
 
-def key_of(door: str, inputs: Mapping[str, object], training: bool, structure: int) -> Key:
+def key_of(model: nn.Module, door: str, inputs: Mapping[str, object], training: bool, structure: int) -> Key:
     """What has to be the same for what is known to hold: the method, which inputs are given, the mode, the modules.
 
     Of inputs that are names (`"image"`) or of an enumeration, which choose among modules, the values, too; of mappings
-    what they hold; and which inputs are one. An empty sequence is not given.
+    what they hold; and which inputs are one. An empty sequence is not given. Ever other names (of samples, say) choose
+    nothing.
     """
     names: dict[int, str] = {}
     given = frozenset(part for name, value in inputs.items() for part in _given(name, value, names))
-    return door, given, training, structure
+    key, plain = (
+        (door, parts, training, structure) for parts in (given, frozenset((name, same) for name, same, _ in given))
+    )
+    known = _KNOWN.get(model, {})
+    return key if key in known or (plain not in known and len(known) < MODES) else plain
 
 
-def _given(name: str, value: object, names: dict[int, str]) -> Iterator[Key]:
-    """What is given by a name; names: by which tensors were given before."""
+def _given(name: str, value: object, names: dict[int, str]) -> Iterator[tuple[str, str, object]]:
+    """What is given: its name, that by which the same tensor is given first, and which it is of a few.
+
+    Args:
+        name: By which it is given.
+        value: What it is.
+        names: By which tensors were given before.
+    """
     if isinstance(value, Mapping):
         for key, each in cast("Mapping[object, object]", value).items():
             yield from _given(f"{name}.{key}", each, names)
     elif isinstance(value, Tensor):
         if value.numel():
-            yield name, names.setdefault(id(value), name)
+            yield name, names.setdefault(id(value), name), None
     elif value is not None and value is not False:
         chooses = isinstance(value, Enum) or (isinstance(value, str) and value.isidentifier())
-        yield name, value if chooses else None
+        yield name, name, value if chooses else None
 
 
 def known(model: nn.Module, key: Key) -> Sites | None:

@@ -22,7 +22,7 @@ from dit_shd.attention.capture import WeightSource
 from dit_shd.attention.recording.arrangement import Arrangement
 from dit_shd.attention.recording.products import Product, products
 from dit_shd.attention.recording.sdpa_calls import Given
-from dit_shd.attention.recording.unit_response import matrix
+from dit_shd.attention.recording.unit_response import hooks_of_users, matrix
 from dit_shd.attention.recording.weight_samples import local, sample_of, unchanged
 
 IN_TRAINING = "its weights are in training, and not kept; run a teacher under torch.no_grad()"
@@ -143,7 +143,9 @@ class ModuleProjection(Projection):
     @property
     def numbers(self) -> tuple[object, ...]:
         module = self.module()
-        return () if module is None else tuple(_numbers(each) for each in module.parameters())
+        if module is None:
+            return ()
+        return (*(_numbers(each) for each in module.parameters()), *hooks_of_users(module))
 
     @property
     def trains(self) -> bool:

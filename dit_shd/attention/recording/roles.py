@@ -156,15 +156,16 @@ def text_length(
     places: tuple[tuple[Literal["module", "model"], Sequence[Given]], ...] = (("module", module), ("model", model))
     for place, inputs in places:
         for each in inputs:
-            if (
-                each.length == text
-                and each.streams
-                and not each.streams & image
-                and (each.streams <= words or not words)
-            ):
+            of_text = each.streams and not each.streams & image and _are_of(each.streams, words)
+            if each.length == text and of_text:
                 return TextLength(place, each.name, "text", total, text)
     for place, inputs in places:
         for each in inputs:
             if each.length == total - text and each.streams and each.streams <= image:
                 return TextLength(place, each.name, "image", total, text)
     return TextLength("fixed", "", "text", total, text)
+
+
+def _are_of(streams: Streams, words: Streams) -> bool:
+    """Whether streams are the text's, or what those were made of (`tokens, embedding 1`); True if they are unknown."""
+    return not words or all(any(f"{word},".startswith(f"{each},") for word in words) for each in streams)

@@ -67,7 +67,7 @@ def _is_beside(first: Tensor | None, x: Tensor) -> bool:
     """Whether `first` is no features [n,e] of a packed sequence, as other features x [b,n,...,e] come after it."""
     if first is None or first.ndim != 2 or not first.is_floating_point():
         return True
-    return first.shape[0] == x.shape[0] or (first.shape[0] == x.shape[1] and first.shape[1] <= x.shape[-1])
+    return first.shape[0] in x.shape[:2] and first.shape[1] <= x.shape[-1]
 
 
 def _tensors_in(value: Any, depth: int = 2) -> list[Tensor]:

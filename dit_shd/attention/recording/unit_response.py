@@ -66,7 +66,7 @@ def weights_of_module(
         None if it is not linear, or takes no unit rows.
     """
     args, kwargs = more
-    for hooked in (False, True) if any(_hooks_of_users(each) for each in module.modules()) else (False,):
+    for hooked in (False, True) if hooks_of_users(module) else (False,):
         with suppress(Exception):
             weight, bias = matrix(lambda x: module(x, *args, **kwargs), given, arrangement, first, k, module, hooked)
             if is_of_weights(made, given, arrangement, weight, bias):
@@ -108,6 +108,11 @@ def _hooks_of_users(module: nn.Module) -> list[tuple[dict[int, Any], int, Any]]:
     """The forward hooks of a module that are not PyTorch's or accelerate's, which have work to do, or the survey's."""
     hooks = [(of, key, hook) for of in _hook_dicts(module) for key, hook in of.items()]
     return [each for each in hooks if not str(_home(each[2])).startswith(_AT_WORK)]
+
+
+def hooks_of_users(module: nn.Module) -> tuple[int, ...]:
+    """Ids of the forward hooks of a module and all in it that are its users'."""
+    return tuple(id(hook) for each in module.modules() for _, _, hook in _hooks_of_users(each))
 
 
 def _home(hook: Any) -> Any:

@@ -104,10 +104,8 @@ def short(value: float, digits: int = 4) -> str:
         for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
             if abs(value) >= size:
                 return f"{value / size:.{digits}g}{letter}"
-    if value == 0 or not abs(value) < 1e-3:
-        return f"{value:.{digits}g}"
     mantissa, _, power = f"{value:.{digits - 1}e}".partition("e")
-    return f"{mantissa.rstrip('0').rstrip('.')}e{int(power)}"
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(power)}" if 0 < abs(value) < 1e-3 else f"{value:.{digits}g}"
 
 
 def series_css(number: int) -> str:

@@ -82,3 +82,24 @@ def test_heads_among_rows_keep_their_masks():
         model(x, key, mask)
     scores = model.layer.q(x).view(3, 2, 2, 4) @ key.transpose(2, 3) / 2 + mask
     torch.testing.assert_close(captures["layer"].map(), scores.softmax(3).flatten(1, 2)[:, :, None])
+
+
+def test_latents_that_are_more_than_the_tokens_are_rows():
+    """Twice as many of half the width, as heads among the rows would be; theirs lie beside each other."""
+
+    class Latents(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.latents = nn.Parameter(torch.randn(1, 18, E))
+            self.q, self.kv, self.proj = nn.Linear(E, E // 2), nn.Linear(E, E), nn.Linear(E // 2, E)
+
+        def forward(self, x):
+            q, k, v = torch.cat([self.q(self.latents).expand(len(x), -1, -1), *self.kv(x).chunk(2, -1)], 1).split(
+                [18, 9, 9], 1
+            )
+            q, k, v = (z.unflatten(-1, (2, -1)).transpose(1, 2) for z in (q, k, v))
+            return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+    with torch.no_grad(), capture(model := Taking(Latents()), layers=["layer"]) as captures:
+        model(torch.randn(SEQUENCE))
+    assert captures["layer"].shape == (3, 2, 18, 9)

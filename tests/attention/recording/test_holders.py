@@ -1,8 +1,10 @@
 """Which module has W^O in each forward, where that differs."""
 
 import copy
+import gc
 import logging
 from enum import Enum
+from weakref import ref
 
 import pytest
 import torch
@@ -183,3 +185,20 @@ def test_those_that_run_are_not_asked_for_again(backend, caplog):
         copied = copy.deepcopy(model)
     assert not said(caplog) and type(copied.blocks[0].proj) is type(model.blocks[0].proj) is nn.Linear
     torch.testing.assert_close(copied(inputs()), model(inputs()))
+
+
+def test_nothing_of_a_model_is_kept_by_a_capture_that_was_closed():
+    """Its modules that hold W^O had lived on until the garbage collector came."""
+    model = Net()
+    with torch.no_grad(), capture(model):
+        model(inputs())
+    with torch.no_grad(), capture(model) as captures:
+        model(inputs())
+    gc.collect()
+    gc.disable()
+    try:
+        kept = ref(model.blocks[0].proj)
+        del model, captures
+        assert kept() is None
+    finally:
+        gc.enable()

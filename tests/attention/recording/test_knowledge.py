@@ -7,6 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from dit_shd import capture
+from dit_shd.attention.recording.knowledge import MODES
+from dit_shd.attention.recording.survey import Survey
 from dit_shd.core.errors import UserError
 
 
@@ -289,3 +291,24 @@ def test_a_context_that_is_the_tokens_themselves_at_first_is_another_s_later():
         for context, names in ((x, ["layer", "layer#2"]), (x + 1, ["layer#2"]), (x, ["layer", "layer#2"])):
             model(x, context)
             assert list(captures) == names
+
+
+def test_names_that_are_ever_others_choose_nothing(monkeypatch):
+    """As those of samples: each forward had been looked at, and what it showed kept."""
+
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = Dual()
+
+        def forward(self, x, name):
+            return self.layer(x)
+
+    begun, start = [], Survey.start
+    monkeypatch.setattr(Survey, "start", lambda *given: (begun.append(1), start(*given)))
+    model = Named()
+    with torch.no_grad(), capture(model) as captures:
+        for number in range(40):
+            model(inputs(), f"sample_{number}")
+            assert list(captures) == ["layer"]
+    assert len(begun) == MODES + 1

@@ -78,90 +78,58 @@ def test_frames_in_parts_of_the_batch_are_samples(some, copied, heads):
         torch.testing.assert_close(found.map(), want.map())
 
 
-def test_frames_with_memory_of_their_own_are_refused_where_they_may_be_documents():
-    with pytest.raises(UserError, match="whether frames of some samples or documents of all is not known"):
-        recorded(Net(depth=1, make=Frames, some=2, copied=(0, 1, 2)), torch.randn(2, 4, 6, E))
+class Documents(Attention):
+    """Documents of one packed sequence, each by itself; or windows of each sample, projected one by one."""
+
+    def __init__(self, windows=False, heads=4):
+        super().__init__(heads=heads)
+        self.windows = windows
+
+    def forward(self, x, mask=None):
+        if self.windows:
+            made = [F.scaled_dot_product_attention(*self.heads_of(each)) for each in x.split(3, 1)]
+        else:
+            parts = zip(*(z.split(3) for z in self.heads_of(x.view(1, -1, E))[:, 0].transpose(1, 2)))  # [n,h,d]
+            made = [F.scaled_dot_product_attention(*(z[None].transpose(1, 2) for z in some)) for some in parts]
+        return self.proj(torch.cat(made, 2).transpose(1, 2).flatten(2)).view_as(x)
+
+
+@pytest.mark.parametrize(("shape", "windows"), [((1, 6, E), False), ((6, E), False), ((2, 6, E), True)])
+def test_documents_and_windows_of_one_length_are_one_sequence(shape, windows):
+    x, seen = torch.randn(shape), torch.block_diag(torch.ones(3, 3), torch.ones(3, 3)).bool()
+    model = Net(depth=1, make=Documents, windows=windows)
+    found = recorded(model, x)["blocks.0"]
+    q, k, _ = model.blocks[0].heads_of(x.view(-1, 6, E))
+    scores = (q @ k.transpose(2, 3) * q.shape[-1] ** -0.5).masked_fill(~seen, -torch.inf)
+    torch.testing.assert_close(found.map(), scores.softmax(3))
+
+
+class Differential(Attention):
+    """Two maps of one layer, in one memory."""
+
+    def forward(self, x, mask=None):
+        q, k, v = self.heads_of(x)
+        q, k = (torch.stack([z, -z]) for z in (q, k))
+        first, second = (F.scaled_dot_product_attention(q[i], k[i], v) for i in range(2))
+        return self.proj((first - 0.5 * second).transpose(1, 2).flatten(2))
+
+
+def test_two_maps_of_one_layer_are_no_samples():
+    found = recorded(Net(depth=1, make=Differential), images())
+    assert {name: each.shape for name, each in found.items()} == {"blocks.0": (4, 4, 6, 6), "blocks.0#2": (4, 4, 6, 6)}
 
 
 class InWindows(Attention):
-    """Windows of 3 tokens in a dimension of their own, before the heads or after them."""
+    """Windows of some tokens in a dimension of their own."""
 
-    def __init__(self, heads_first=False, heads=4, size=3, short=False):
+    def __init__(self, heads=4, size=3):
         super().__init__(heads=heads)
-        self.heads_first, self.size, self.short = heads_first, size, short
+        self.size = size
 
     def forward(self, x, mask=None):
-        windows = x.shape[1] // self.size
-        of = [z.unflatten(2, (windows, self.size)) for z in self.heads_of(x)]  # [b,h,w,n,d]
-        if not self.heads_first:
-            of = [z.transpose(1, 2) for z in of]
-        if mask is not None:  # [w,n,n]
-            mask = mask if self.heads_first else mask[:, None]
-            mask = mask if self.short else mask[(None,) * (5 - mask.ndim)]
-        made = F.scaled_dot_product_attention(*of, attn_mask=mask)
-        made = made if self.heads_first else made.transpose(1, 2)
+        of = [z.unflatten(2, (-1, self.size)).transpose(1, 2) for z in self.heads_of(x)]  # [b,w,h,n,d]
+        made = F.scaled_dot_product_attention(*of).transpose(1, 2)
         return self.proj(made.flatten(2, 3).transpose(1, 2).flatten(2))
-
-
-class AsSamples(InWindows):
-    """The same, with the windows in the batch."""
-
-    def forward(self, x, mask=None):
-        b, n, _ = x.shape
-        of = [z.unflatten(2, (n // self.size, self.size)).transpose(1, 2).flatten(0, 1) for z in self.heads_of(x)]
-        mask = mask if mask is None else mask.repeat(b, 1, 1)[:, None]
-        made = F.scaled_dot_product_attention(*of, attn_mask=mask).unflatten(0, (b, n // self.size)).transpose(1, 2)
-        return self.proj(made.flatten(2, 3).transpose(1, 2).flatten(2))
-
-
-@pytest.mark.parametrize(("masked", "short"), [(False, False), (True, False), (True, True)])
-@pytest.mark.parametrize("heads_first", [False, True])
-def test_windows_in_a_dimension_of_their_own_are_samples(heads_first, masked, short):
-    """As timm's Twins and Hiera have them; with a bias of each window, as shifted windows have."""
-    given = {"mask": torch.randn(2, 3, 3)} if masked else {}
-    model = Net(depth=1, make=InWindows, heads_first=heads_first, short=short)
-    other = Net(depth=1, make=AsSamples)
-    other.load_state_dict(model.state_dict())
-    for _ in range(2):
-        found, want = (recorded(each, images(), **given)["blocks.0"] for each in (model, other))
-        assert found.shape == want.shape == (8, 4, 3, 3)
-        torch.testing.assert_close(found.map(), want.map())
-        torch.testing.assert_close(found.out, want.out)
-        torch.testing.assert_close(found.out.flatten(0, 1), model.blocks[0].proj.weight.T)
-
-
-class Halo(Attention):
-    """Windows of 3 tokens that see the one before, too: their keys are twice as many as the module was given."""
-
-    def __init__(self, heads_first, heads=4):
-        super().__init__(heads=heads)
-        self.heads_first = heads_first
-
-    def forward(self, x, mask=None):
-        q, k, v = (z.unflatten(2, (-1, 3)) for z in self.heads_of(x))  # [b,h,w,n,d]
-        k, v = (torch.cat([z.roll(1, 2), z], 3) for z in (k, v))
-        of = (q, k, v) if self.heads_first else [z.transpose(1, 2) for z in (q, k, v)]
-        made = F.scaled_dot_product_attention(*of)
-        made = made if self.heads_first else made.transpose(1, 2)
-        return self.proj(made.flatten(2, 3).transpose(1, 2).flatten(2))
-
-
-@pytest.mark.parametrize("heads_first", [False, True])
-@pytest.mark.parametrize("windows", [3, 8])
-def test_windows_that_see_their_neighbours_are_samples(windows, heads_first):
-    """With 8 of 4 heads, and with twice the keys, heads and windows had been exchanged without a word."""
-    x, model = torch.randn(2, 3 * windows, E), Net(depth=1, make=Halo, heads_first=heads_first)
-    found = recorded(model, x)["blocks.0"]
-    q, k, _ = (z.unflatten(2, (-1, 3)).transpose(1, 2).flatten(0, 1) for z in model.blocks[0].heads_of(x))
-    before = k.unflatten(0, (2, windows)).roll(1, 1).flatten(0, 1)
-    want = (q @ torch.cat([before, k], 2).transpose(2, 3) * q.shape[-1] ** -0.5).softmax(3)
-    torch.testing.assert_close(found.map(), want)
-    torch.testing.assert_close(found.out.flatten(0, 1), model.blocks[0].proj.weight.T)
-
-
-def test_as_many_windows_as_heads_do_not_tell_which_are_which():
-    with pytest.raises(UserError, match=r"which dimension of the keys \[4, 2, 2, 3, 16\] is the heads' is not known"):
-        recorded(Net(depth=1, make=InWindows, heads=2), images())
 
 
 class Mixed(InWindows):

@@ -22,7 +22,16 @@ def test_features_are_found_behind_what_is_none(first):
         assert features_of(given) is X
 
 
-@pytest.mark.parametrize("more", [(), (torch.tensor([0, 6]),), ((torch.rand(1, 12, 8), torch.rand(1, 12, 8)),)])
+@pytest.mark.parametrize(
+    "more",
+    [
+        (),
+        (torch.tensor([0, 6]),),
+        ((torch.rand(1, 12, 8), torch.rand(1, 12, 8)),),
+        (torch.rand(12, 2, 8),),
+        (torch.rand(12, 4, 2, 2),),
+    ],
+)
 def test_packed_tokens_are_features_before_their_rotations(more):
     packed = torch.rand(12, E)
     assert features_of((packed, *more)) is packed

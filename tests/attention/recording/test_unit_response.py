@@ -125,3 +125,16 @@ def test_hooks_that_have_a_part_in_a_product_are_asked_with_it(before):
             model(inputs())
         want = low @ weight if before else weight @ low
         torch.testing.assert_close(captures["blocks.0"].out.flatten(0, 1), want, rtol=1e-4, atol=1e-4)
+
+
+def test_a_hook_that_comes_later_and_has_a_part_is_asked_too():
+    model, low = Net(make=Low).eval().requires_grad_(False), torch.randn(E, E)
+    proj = model.blocks[0].proj
+    weight = (proj[1].weight @ proj[0].weight).T
+    with torch.no_grad(), capture(model) as captures:
+        for hooked in (False, True, True):
+            if hooked and not proj._forward_hooks:
+                proj.register_forward_hook(lambda module, args, output: output + args[0] @ low)
+            model(inputs())
+            want = weight + low if hooked else weight
+            torch.testing.assert_close(captures["blocks.0"].out.flatten(0, 1), want, rtol=1e-4, atol=1e-4)
