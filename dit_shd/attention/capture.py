@@ -120,6 +120,16 @@ class Capture:
         known = self.__dict__["_out"]
         return replace(self, out=known if isinstance(known, str) else reason)
 
+    def read_by(self, note: Callable[[], object]) -> Self:
+        """The same, which calls `note` when W^O is read for the first time."""
+        source = self.__dict__["_out"]
+
+        def read() -> Tensor | str:
+            note()
+            return source()
+
+        return replace(self, out=read) if callable(source) else self
+
     @property
     def masks(self) -> bool:
         """Whether a query row may have every key masked."""

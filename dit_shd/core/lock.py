@@ -75,7 +75,8 @@ class Lock:
     def __init__(self, file: Path, what: str):
         path = file.parent.resolve() / file.name  # one lock, by whichever link a folder is named
         held = _mine.get(path)
-        self._held = held if held is not None and held.pid == os.getpid() else _Held(path, what)
+        still = held is not None and held.pid == os.getpid() and _is_at(held.fd, path)
+        self._held = held if held is not None and still else _Held(path, what)
         _mine[path] = self._held
         self._held.holders += 1
         self._held.taken += 1
@@ -85,6 +86,11 @@ class Lock:
     def is_latest(self) -> bool:
         """Whether nobody in this process has taken it again while it was held."""
         return self._held is None or self._held.taken == self._turn
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the file is still where it was locked; its folder may have been moved, and another be there."""
+        return self._held is None or _is_at(self._held.fd, self._held.path)
 
     def release(self) -> None:
         """Release the lock; calling it again does nothing."""
@@ -129,7 +135,8 @@ class _Held:
             return
         self.over.set()
         atexit.unregister(self.ended)
-        _mine.pop(self.path, None)
+        if _mine.get(self.path) is self:
+            del _mine[self.path]
         if _is_at(self.fd, self.path):
             self.path.unlink()  # while it is still held: _take checks that the inode it locked is still at the path
         os.close(self.fd)

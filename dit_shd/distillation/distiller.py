@@ -141,7 +141,8 @@ class Distiller(nn.Module):
         """The student's forward, with what some losses read of it."""
         layers = recording.named_attention(losses.values(), "student", self.student)
         read = frozenset[Reads]().union(*(loss.reads for loss in losses.values()))
-        forward = recording.forward(self.task, self.student, batch, read, layers)
+        paired = recording.pairs_blocks(losses.values())
+        forward = recording.forward(self.task, self.student, batch, read, layers, paired=paired)
         recording.check_named(losses.values(), "student", self.student, forward.attention)
         # what attention put out is read of teachers alone; where blocks run again, nothing else would keep it
         return replace(forward, attention={name: _without_output(layer) for name, layer in forward.attention.items()})

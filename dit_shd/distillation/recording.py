@@ -26,6 +26,8 @@ Role = Literal["student", "teacher"]
 FEATURES = frozenset({Reads.ATTENTION_OUTPUT, Reads.HIDDEN})
 _attention: "WeakKeyDictionary[nn.Module, list[str]]" = WeakKeyDictionary()
 """The attention modules of models of other packages, by name, once a forward has shown which they are."""
+_ran: "WeakKeyDictionary[nn.Module, dict[str, dict[str, None]]]" = WeakKeyDictionary()
+"""The blocks of models that ran in a pass, by its name."""
 
 
 def record(
@@ -102,12 +104,16 @@ def check_all_ran(model: nn.Module, captures: Mapping[str, Capture], role: Role)
         UserError: Naming the first layer that did not run.
     """
     if isinstance(captures, Recording) and captures.skipped:
-        remedy = "train it without dropping layers (layerdrop: 0)" if role == "student" else "let it run all of them"
-        raise UserError(
-            f"{type(discovery.unwrapped(model)).__name__}: {captures.skipped[0]} of the {role} did not run in this "
-            f"forward, so that layers cannot be paired by their depth; {remedy}, or name the pairs (layers: "
-            "{student layer: teacher layer})"
-        )
+        raise _left_out(model, captures.skipped[0], role)
+
+
+def _left_out(model: nn.Module, name: str, role: Role) -> UserError:
+    remedy = "train it without dropping layers (layerdrop: 0)" if role == "student" else "let it run all of them"
+    return UserError(
+        f"{type(discovery.unwrapped(model)).__name__}: {name} of the {role} did not run in this forward, so that "
+        f"layers cannot be paired by their depth; {remedy}, or name the pairs (layers: "
+        "{student layer: teacher layer})"
+    )
 
 
 def _check_compiled(model: nn.Module, read: frozenset[Reads]) -> None:
@@ -186,6 +192,7 @@ def forward(
     read: frozenset[Reads],
     layers: Sequence[str] | None = None,
     role: Role = "student",
+    paired: bool = False,
 ) -> Forward:
     """A model's forward with all layers that are read, held.
 
@@ -196,6 +203,10 @@ def forward(
         read: Parts of the forward.
         layers: As in record.
         role: Whose layers, for errors.
+        paired: Whether blocks are paired by their depth; see pairs_blocks.
+
+    Raises:
+        UserError: Layers did not run, without a graph, or with tokens first.
     """
     held: dict[Reads, dict[str, Layer]] = {Reads.ATTENTION_OUTPUT: {}, Reads.HIDDEN: {}}
 
@@ -208,6 +219,11 @@ def forward(
         output = task.predict(model, batch)
         if layers is None:
             check_all_ran(model, captures, role)
+        for kind, by_name in held.items():
+            if kind in read:
+                _check_features(model, batch, by_name, role)
+        if paired:
+            _check_blocks(model, batch, held[Reads.HIDDEN], role)
         check_unchanged(held)
         return Forward(
             output.prediction,
@@ -216,6 +232,42 @@ def forward(
             attention_output=held[Reads.ATTENTION_OUTPUT],
             hidden=held[Reads.HIDDEN],
         )
+
+
+def pairs_blocks(losses: Iterable[Loss]) -> bool:
+    """Whether a loss reads blocks, and does not name them."""
+    return any(
+        Reads.HIDDEN in loss.reads and not (isinstance(loss, LayerLoss) and isinstance(loss.layers, Mapping))
+        for loss in losses
+    )
+
+
+def _check_blocks(model: nn.Module, batch: Batch, held: Mapping[str, Layer], role: Role) -> None:
+    """Refuse a forward that left out blocks which others of its kind ran."""
+    ran = _ran.setdefault(discovery.unwrapped(model), {}).setdefault(batch.pass_name, {})
+    now = {layer_of(name): None for name in held}
+    missing = next((name for name in ran if name not in now), None)
+    if missing is not None:
+        raise _left_out(model, missing, role)
+    ran |= now
+
+
+def _check_features(model: nn.Module, batch: Batch, held: Mapping[str, Layer], role: Role) -> None:
+    """Refuse features that train nothing, as reentrant checkpointing gives them, and tokens before samples."""
+    modules = {discovery.plain(path): module for path, module in model.named_modules()} if role == "student" else {}
+    b = len(batch.indices)
+    for name, layer in held.items():
+        x, module = layer.hidden, modules.get(layer_of(name))
+        if x is None:
+            continue
+        if x.ndim == 3 and x.shape[1] == b != x.shape[0]:
+            raise UserError(
+                f"{name} of the {role} gives [n,b,e] = {list(x.shape)}, tokens before samples: wanted [b,n,e] of {b} "
+                "samples, as batch_first=True has them"
+            )
+        lost = torch.is_grad_enabled() and not x.requires_grad
+        if lost and module is not None and any(p.requires_grad for p in module.parameters()):
+            raise discovery.without_graph(name)
 
 
 def check_unchanged(held: Mapping[Reads, Mapping[str, Layer]]) -> None:

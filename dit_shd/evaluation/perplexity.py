@@ -52,5 +52,9 @@ class Perplexity:
         if not self.tokens:
             raise UserError("perplexity: wanted tokens to predict, found none (texts of one token, responses cut off?)")
         mean = self.nats / self.tokens
-        figures = {"nats": mean, "perplexity": math.exp(mean) if mean < 700 else math.inf, "tokens": float(self.tokens)}
+        figures = {
+            "nats": mean,
+            "perplexity": math.inf if mean >= 700 else math.exp(mean),
+            "tokens": float(self.tokens),
+        }
         return figures if text_bytes is None else {**figures, "bits_per_byte": self.nats / math.log(2) / text_bytes}

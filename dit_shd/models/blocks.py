@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 STREAM = "hidden_states"
 """The argument by which a block of diffusers or transformers is given the tokens that it works on."""
+STREAMS = (STREAM, "x", "img")
+"""And those of others."""
 NO_TOKENS = ("ChromaApproximator",)
 """Classes of modules whose lists work on what is made of the time, and not on tokens."""
 MASK = "attention_mask"
@@ -67,7 +69,7 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 def forward_parameters(module: nn.Module) -> Mapping[str, inspect.Parameter]:
     """The parameters of a module's forward, by name, whatever hooks have made of it (those of offloading name none)."""
     plain = getattr(module, "_orig_mod", module)  # torch.compile(module)
-    return {name: each for name, each in inspect.signature(type(plain).forward).parameters.items() if name != "self"}
+    return dict([*inspect.signature(type(plain).forward).parameters.items()][1:])  # without the module itself
 
 
 def recompute(model: nn.Module) -> None:
@@ -134,7 +136,8 @@ def recorded(modules: Mapping[str, nn.Module], sink: Callable[[str, Tensor], Non
     """Call `sink(name, output)` with what each of some modules gives while they run in the `with` block.
 
     Of several tensors, as blocks with a stream for text and one for the image give them, it is the one that has the
-    shape of the module's argument `hidden_states` (or of its first), which in diffusers is the image; else the first.
+    shape of the module's argument `hidden_states`, which in diffusers is the image, or of the first of STREAMS that it
+    has, or of its first; else the first.
     A module that runs again in one forward is called NAME#2, NAME#3, ...
 
     Args:
@@ -148,10 +151,11 @@ def recorded(modules: Mapping[str, nn.Module], sink: Callable[[str, Tensor], Non
 
     def hook(name: str, module: nn.Module) -> Callable[..., None]:
         arguments = list(forward_parameters(module))
-        place = arguments.index(STREAM) if STREAM in arguments else 0
+        stream = next((each for each in STREAMS if each in arguments), "")
+        place = arguments.index(stream) if stream else 0
 
         def record(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:
-            given = kwargs.get(STREAM, args[place] if place < len(args) else None)
+            given = kwargs.get(stream, args[place] if place < len(args) else None)
             runs[name] = runs.get(name, 0) + 1
             sink(name + (f"#{runs[name]}" if runs[name] > 1 else ""), _stream(name, output, given))
 

@@ -221,6 +221,11 @@ class RunFolder:
         """Refuse to write what another loop over the same run writes, as of a notebook that has begun it anew."""
         if self.lock is not None and not self.lock.is_latest:
             raise UserError(f"{self.path}: the run was taken up again in this process since; go on there")
+        if self.lock is not None and not self.lock.is_in_place:
+            raise UserError(
+                f"{self.path}: the folder was moved, removed or replaced while the run was at work; nothing more is "
+                "written: take it up again where it is now"
+            )
 
     def forget_after(self, step: int) -> None:
         """Drop the rows of later steps, which the newest checkpoint does not have: they are about to be taken again."""

@@ -77,6 +77,17 @@ def test_a_lock_goes_with_its_last_holder(file):
     assert not file.exists()
 
 
+def test_a_lock_whose_folder_was_moved_is_out_of_place(file):
+    lock = Lock(file, "a")
+    assert lock.is_in_place
+    moved = file.parent.rename(file.parent.with_name("moved"))
+    assert not lock.is_in_place
+    with Lock(file, "b") as other:
+        assert other.is_in_place and not lock.is_in_place
+    lock.release()
+    assert (moved / file.name).exists() and lock.is_in_place
+
+
 def test_a_script_that_ends_leaves_no_lock(file, root):
     """Also where it keeps what holds it, as a notebook keeps an error."""
     code = HOLDER.replace("time.sleep(60)", "sys.last_value = [lock, sys]")

@@ -58,6 +58,23 @@ def test_of_two_streams_it_is_the_images():
         outputs(model, torch.randn(2, 5, 4), torch.randn(2, 5, 4))
 
 
+class TextFirst(nn.Module):
+    """As the blocks of SD3's public code."""
+
+    def forward(self, context, x, c=None):
+        return 2 * context, 3 * x
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_of_two_streams_whose_text_comes_first_it_is_the_image_s(by_name):
+    """It had been the text's, which is given first and was given back."""
+    context, x, given = torch.randn(2, 3, 4), torch.randn(2, 5, 4), {}
+    block = TextFirst()
+    with recorded({"block": block}, given.__setitem__):
+        block(context=context, x=x) if by_name else block(context, x)
+    assert torch.equal(given["block"], 3 * x)
+
+
 def test_a_block_that_runs_again_has_a_number():
     block = Block()
     given = {}

@@ -16,6 +16,7 @@ from runs import contents, run
 from dit_shd.core import files, hashing
 from dit_shd.core.config import make, resumable_keys
 from dit_shd.core.errors import UserError
+from dit_shd.core.lock import LOCK, Lock
 from dit_shd.core.yaml_files import dump
 from dit_shd.training import checkpoint, run_folder
 from dit_shd.training.checkpoint import MANIFEST
@@ -279,3 +280,15 @@ def test_a_checkpoint_of_something_else_is_one_line(values):
     with pytest.raises(UserError, match="step_00000002 does not fit this run"):
         run(values)
     assert steps(folder) == [2]
+
+
+def test_a_run_whose_folder_was_moved_writes_nothing_more(folder):
+    """Not into another run that has begun at its place, nor a folder of checkpoints alone."""
+    folder = RunFolder(folder.path, Lock(folder.path / LOCK, "dit-shd train"))
+    folder.log("metrics.jsonl", {"step": 1})
+    moved = folder.path.rename(folder.path.with_name("moved"))
+    for write in (lambda: folder.log("metrics.jsonl", {"step": 2}), lambda: save(folder, 2)):
+        with pytest.raises(UserError, match="the folder was moved, removed or replaced while the run was at work"):
+            write()
+    assert not folder.path.exists() and (moved / "metrics.jsonl").read_text().count("\n") == 1
+    folder.lock.release()

@@ -8,6 +8,7 @@ paper exists.
 """
 
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from weakref import ref
@@ -25,7 +26,14 @@ from dit_shd.attention.recording.products import Product, is_product, products
 from dit_shd.attention.recording.projection import Projection
 from dit_shd.attention.recording.results import AttentionResult, Part
 from dit_shd.attention.recording.storage import same_memory
-from dit_shd.attention.recording.unit_response import is_diagonal, is_of_weights, matrix, weights_of_module
+from dit_shd.attention.recording.unit_response import (
+    asking,
+    is_asking,
+    is_diagonal,
+    is_of_weights,
+    matrix,
+    weights_of_module,
+)
 from dit_shd.attention.recording.weight_samples import local
 
 _BENDS = {
@@ -63,8 +71,6 @@ class Arrivals:
     """Looks for attention results in what runs after them."""
 
     def __init__(self, root: nn.Module):
-        self.busy = False
-        """Whether what runs is our own doing."""
         self._names = {module: plain(path) for path, module in root.named_modules()}
         self._paths: dict[nn.Module | None, list[str]] = {}
         """Every path of each module: layers may share one."""
@@ -83,7 +89,7 @@ class Arrivals:
 
     def follow(self, function: Any, args: tuple[Any, ...], made: Any, module: nn.Module) -> None:
         """A function has run in a module: if it bends what a product gave, that product makes a gate."""
-        if self.busy or is_product(function):
+        if is_asking() or is_product(function):
             return
         for result in self._results:
             if result.patience > 0:
@@ -143,7 +149,7 @@ class Arrivals:
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Entered | None:
         """A module begins to run."""
         given = args[0] if args else next(iter(kwargs.values()), None)
-        if self.busy or not self._results or not isinstance(given, Tensor) or not given.is_floating_point():
+        if is_asking() or not self._results or not isinstance(given, Tensor) or not given.is_floating_point():
             return None
         holds = list(self._look(given, ("last", "channels", "heads"), wide=True))
         if not holds or not args:
@@ -157,7 +163,7 @@ class Arrivals:
         """The module has run: if it is linear in its rows and more than one product, it is the projection itself."""
         self._entered.remove(entered)
         made = output[0] if isinstance(output, (tuple, list)) and output else output
-        if self.busy or not isinstance(made, Tensor) or not made.is_floating_point():
+        if is_asking() or not isinstance(made, Tensor) or not made.is_floating_point():
             return
         inner = entered.products
         new = [part.projection for hold in entered.holds for part in hold.result.arrivals[entered.known[hold.result] :]]
@@ -173,12 +179,9 @@ class Arrivals:
         """Put the module in place of what was found inside of it, if it is linear."""
         name, new = self._names.get(entered.module, ""), hold.result.arrivals[entered.known[hold.result] :]
         k, like = hold.result.columns, entered.given.to("meta")
-        self.busy = True
-        try:
+        with asking():
             rows = entered.given, made, hold.arrangement, hold.first, k
             weight, hooked = weights_of_module(entered.module, entered.more, *rows) or (None, False)
-        finally:
-            self.busy = False
         projection = at.ModuleProjection(
             name, hold.first, ref(entered.module), like, entered.given.device, hold.arrangement, hooked=hooked
         )
@@ -261,16 +264,12 @@ class Arrivals:
     def _is_linear(self, product: Product, hold: _Holds, made: Tensor) -> bool:
         """Whether a product's result [...,e] is its rows times one matrix: not by head, nor tokens after features."""
         width = rows_of(product.rows, hold.arrangement).shape[-1]
-        self.busy = True
-        try:
+        with asking(), suppress(Exception):  # it may take no such rows
             weight, bias = matrix(product.of, product.rows, hold.arrangement, 0, width)
             whole = made.shape[-1] == weight.shape[1]  # else it has heads still
             ways = [made, made.transpose(0, 1)] if made.ndim == 3 else [made]  # tokens may come before samples
             return whole and any(is_of_weights(x, product.rows, hold.arrangement, weight, bias) for x in ways)
-        except Exception:  # it takes no such rows
-            return False
-        finally:
-            self.busy = False
+        return False
 
     def _place(self, product: Product, hold: _Holds, module: nn.Module, ordinal: int) -> Projection | None:
         """What holds the weights of a product."""
@@ -286,11 +285,8 @@ class Arrivals:
             return self._function(product, hold, others[0], module)
         name = self._names.get(module, "")
         passing = at.PassingProjection(name, hold.first, ref(module), ordinal, k, product.at, hold.arrangement)
-        self.busy = True
-        try:
+        with asking():
             passing.take(product)
-        finally:
-            self.busy = False
         return passing
 
     def _function(self, product: Product, hold: _Holds, parameter: Tensor, module: nn.Module) -> Projection:

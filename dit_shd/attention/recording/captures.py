@@ -284,8 +284,7 @@ class Recording(LastForward):
             try:
                 call = replace(call, mixed=None) if gone or layout.overwritten else call
                 for suffix, capture in sections(call, self._biases.of(call.mask), layout, text, self.selection.block):
-                    self._holders.read(name + suffix, site, layout.projections)
-                    yield name + suffix, capture
+                    yield name + suffix, self._holders.noted(name + suffix, capture, site, layout.projections)
             except UserError as error:
                 raise UserError(f"capture: {name}: {error}") from error
 

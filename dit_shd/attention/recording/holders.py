@@ -18,7 +18,7 @@ from dit_shd.attention.recording.projection import Projection
 from dit_shd.attention.recording.recorder import Closed, Host, Onlooker
 from dit_shd.attention.recording.sdpa_calls import Given, RawCall
 from dit_shd.attention.recording.site import Site
-from dit_shd.attention.recording.sites import Sites
+from dit_shd.attention.recording.sites import ALIKE, Sites
 from dit_shd.attention.recording.tokens import Tokens
 from dit_shd.core.errors import UserError
 
@@ -36,8 +36,11 @@ class _Holder(Onlooker):
 
     @property
     def armed(self) -> bool:
-        """Whether a forward is under way, and no module is being asked for its weights."""
-        return self.recording.armed and not self.among.asking
+        """Whether a forward without a graph is under way, and no module is being asked for its weights.
+
+        One with a graph is a student's, whose W^O nobody reads: it is noted nowhere, so that no program is another one.
+        """
+        return self.among.begun and self.recording.armed and not self.among.asking
 
     def record(self, calls: list[RawCall], tokens: Tokens, given: Given) -> None:
         """The module has run."""
@@ -55,7 +58,8 @@ class Holders:
     def __init__(self, recording: Host, contexts: ExitStack):
         self.recording, self.contexts, self.asking = recording, contexts, False
         self._all: dict[nn.Module, _Holder] = {}
-        self._begun, self._of = False, dict[str, tuple[Site, Iterable[Projection | None]]]()
+        self.begun, self._of = False, dict[str, tuple[Site, Iterable[Projection | None]]]()
+        self._read = set[str]()
 
     def look(self, holders: Iterable["ref[nn.Module]"]) -> None:
         """Do so."""
@@ -73,11 +77,12 @@ class Holders:
 
     def leave(self) -> None:
         """A forward is looked at: what it shows is true of it."""
-        self._begun, self._of = False, {}
+        self.begun, self._of, self._read = False, {}, set()
 
     def begin(self) -> None:
         """A forward begins of which all is known."""
-        self._begun, self._of = True, {}
+        self.leave()
+        self.begun = not torch.is_grad_enabled()
         for each in self._all.values():
             each.ran = False
 
@@ -90,13 +95,15 @@ class Holders:
         finally:
             self.asking = before
 
-    def read(self, name: str, site: Site, projections: Iterable[Projection | None]) -> None:
-        """A capture of this name has been made, by what is known of its layer's projections."""
-        if self._begun:
-            self._of[name] = site, projections
+    def noted(self, name: str, capture: Capture, site: Site, projections: Iterable[Projection | None]) -> Capture:
+        """A capture that has been made by what is known of its layer's projections, and tells when W^O is read."""
+        if not self.begun:
+            return capture
+        self._of[name] = site, projections
+        return capture.read_by(lambda: self._read.add(name))
 
     def end(self, made: dict[str, Capture], sites: Sites, handed_on: bool) -> None:
-        """A forward has ended: captures whose W^O is another in it lose theirs, if it is not in training.
+        """A forward has ended: captures whose W^O is another in it lose theirs.
 
         Args:
             made: By name; those that lose theirs are replaced.
@@ -104,33 +111,30 @@ class Holders:
             handed_on: Captures are at work already.
 
         Raises:
-            UserError: They have been, with W^O that is not theirs.
+            UserError: They are, and W^O that is not theirs was read.
         """
         wrong = {name: why for name, of in self._of.items() if (why := self._wrong(*of))}
+        read = [name for name in wrong if name in self._read]
         self.leave()
         if not wrong:
             return
-        sites.shifting = True
+        sites.shifting = ALIKE
         name, why = next(iter(wrong.items()))
-        if handed_on:
-            raise UserError(f"capture: {name}: {why}; its loss was of that W^O, so leave this step out")
+        if handed_on and read:
+            raise UserError(f"capture: {read[0]}: {wrong[read[0]]}; its loss was of that W^O, so leave this step out")
         made.update({name: made[name].without_out(why) for name in wrong if name in made})
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         _log.warning("capture: %s%s: %s; this forward has none", name, more, why)
 
     def _wrong(self, site: Site, projections: Iterable[Projection | None]) -> str:
-        """Why the W^O that is known of a layer is not that of this forward; of one in training nobody asks."""
+        """Why the W^O that is known of a layer is not that of this forward."""
         what = ""
         for projection in projections:
             module = None if projection is None else projection.holder
-            holder = None if module is None or _trains(module) else self._all.get(module)
+            holder = None if module is None else self._all.get(module)
             if projection is not None and holder is not None and not holder.ran:
                 what = f"{projection.name}, which had W^O in a forward before, did not run in this one"
         for module in (each() for each in site.asleep):
-            if module is not None and not _trains(module) and self._all[module].ran:
+            if module is not None and self._all[module].ran:
                 what = what or f"a {plain_class(module).__name__} beside W^O ran, as it did not in a forward before"
         return f"{what}: where W^O is, is looked for in every forward from the next one on" if what else ""
-
-
-def _trains(module: nn.Module) -> bool:
-    return torch.is_grad_enabled() and any(p.requires_grad for p in module.parameters())

@@ -1,69 +1,38 @@
 """What the first forward of a model has shown, kept for later ones: which modules are attention, and their layouts."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from enum import Enum
 from itertools import accumulate, pairwise
 from typing import cast
 from weakref import WeakKeyDictionary, ref
 
-from torch import Tensor, nn
+from torch import nn
 
 from dit_shd.attention.recording.discovery import attention_like, is_cross, names_attention, section_of, why_silent
 from dit_shd.attention.recording.instrument import plain_class
 from dit_shd.attention.recording.joined_calls import joined, places_of_rows
 from dit_shd.attention.recording.joint import Layout, edge_of, projections_of, with_gaps
+from dit_shd.attention.recording.kinds import kind_of_forward
 from dit_shd.attention.recording.lineage import Segments
 from dit_shd.attention.recording.projection import PassingProjection
 from dit_shd.attention.recording.results import Part
 from dit_shd.attention.recording.roles import Order, TextLength, image_streams, order_at, order_of, role_of, text_length
 from dit_shd.attention.recording.sdpa_calls import Call
 from dit_shd.attention.recording.site import Kind, Site, kind_of
-from dit_shd.attention.recording.sites import Key, Sites, numbered, together
+from dit_shd.attention.recording.sites import ALIKE, Key, Sites, numbered, together
+from dit_shd.attention.recording.structure import Number
 from dit_shd.attention.recording.survey import SeenCall, Survey
 
 LOOKS = 3
 """Surveys of a model in whose forwards other layers are idle each time."""
-MODES = 16
-"""Kinds of forwards of a model that are told apart by the values of its inputs."""
 WAKING = 12
 """Surveys until a layer that was idle, and ran once, is waited for no more."""
 _KNOWN: "WeakKeyDictionary[nn.Module, dict[Key, Sites]]" = WeakKeyDictionary()
 
 
-def key_of(model: nn.Module, door: str, inputs: Mapping[str, object], training: bool, structure: int) -> Key:
-    """What has to be the same for what is known to hold: the method, which inputs are given, the mode, the modules.
-
-    Of inputs that are names (`"image"`) or of an enumeration, which choose among modules, the values, too; of mappings
-    what they hold; and which inputs are one. An empty sequence is not given. Ever other names (of samples, say) choose
-    nothing.
-    """
-    names: dict[int, str] = {}
-    given = frozenset(part for name, value in inputs.items() for part in _given(name, value, names))
-    key, plain = (
-        (door, parts, training, structure) for parts in (given, frozenset((name, same) for name, same, _ in given))
-    )
-    known = _KNOWN.get(model, {})
-    return key if key in known or (plain not in known and len(known) < MODES) else plain
-
-
-def _given(name: str, value: object, names: dict[int, str]) -> Iterator[tuple[str, str, object]]:
-    """What is given: its name, that by which the same tensor is given first, and which it is of a few.
-
-    Args:
-        name: By which it is given.
-        value: What it is.
-        names: By which tensors were given before.
-    """
-    if isinstance(value, Mapping):
-        for key, each in cast("Mapping[object, object]", value).items():
-            yield from _given(f"{name}.{key}", each, names)
-    elif isinstance(value, Tensor):
-        if value.numel():
-            yield name, names.setdefault(id(value), name), None
-    elif value is not None and value is not False:
-        chooses = isinstance(value, Enum) or (isinstance(value, str) and value.isidentifier())
-        yield name, name, value if chooses else None
+def key_of(model: nn.Module, door: str, inputs: Mapping[str, object], training: bool, structure: Number) -> Key:
+    """The kind of a forward; see kind_of_forward."""
+    return kind_of_forward(_KNOWN.get(model, {}), door, inputs, training, structure)
 
 
 def known(model: nn.Module, key: Key) -> Sites | None:
@@ -82,7 +51,7 @@ def numbers(sites: Sites) -> Key:
     return tuple(p.numbers for site in sites.values() for p in site.projections)
 
 
-def all_known(model: nn.Module, structure: int) -> list[Sites]:
+def all_known(model: nn.Module, structure: Number) -> list[Sites]:
     """The attention of a model in all kinds of forwards that were seen."""
     return [sites for key, sites in _KNOWN.get(model, {}).items() if key[-1] == structure and _holds(sites)]
 
@@ -100,15 +69,26 @@ def remember(model: nn.Module, key: Key, sites: Sites, ran: Collection[str]) -> 
         sites: What it has shown.
         ran: The names of all modules that ran in it.
     """
-    kept = {k: v for k, v in _KNOWN.get(model, {}).items() if k[-1] == key[-1]}
+    kept = {k: v for k, v in _KNOWN.get(model, {}).items() if _modules(k) == _modules(key)}
     before = kept.get(key)
     if sites.idle or (before is not None and before.again):
         valid = before is not None and before.settled and numbers(before) == before.numbers
         sites = together(before, sites, ran) if before is not None and valid else sites
         sites.numbers = numbers(sites)
         _look_again(sites, before)
-    sites.shifting = before is not None and before.shifting
+    if before is not None and before.shifting:
+        sites.shifting = before.shifting - 1 if _places(before) == _places(sites) else ALIKE
     _KNOWN[model] = {**kept, key: sites}
+
+
+def _modules(key: Key) -> object:
+    """Which modules a model has had, whatever adapters are at work."""
+    return cast("Number", key[-1])[0]
+
+
+def _places(sites: Sites) -> Key:
+    """Where the W^O of some attention are."""
+    return tuple(p.identity for site in sites.values() for p in site.projections)
 
 
 def _look_again(sites: Sites, before: Sites | None) -> None:

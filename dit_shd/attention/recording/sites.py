@@ -14,6 +14,8 @@ from dit_shd.core.errors import UserError
 
 T = TypeVar("T")
 Key = tuple[object, ...]
+ALIKE = 32
+"""Forwards that are looked at until W^O, which was in another place once, is taken to stay where it is."""
 
 
 class Sites(dict[str, Site]):
@@ -31,8 +33,8 @@ class Sites(dict[str, Site]):
     """How many surveys there have been in search of those."""
     again = False
     """Whether there is another one."""
-    shifting = False
-    """Whether where W^O is differs by forward, so that each is looked at."""
+    shifting = 0
+    """Where W^O is differs by forward: how many more forwards are looked at, if it is where it was in them."""
     waking = False
     """Whether that is since one of them ran."""
     by_hand: Mapping[str, str] = {}

@@ -7,6 +7,8 @@ from torch import nn
 from dit_shd.attention.recording.instrument import plain_class
 from dit_shd.attention.recording.sites import Key, Sites
 
+Number = tuple[int, int]
+"""Of the modules of a model, and of the adapters at work."""
 Place = tuple[nn.Module, int, str, nn.Module]
 """A module with so many children, and which child of it another one is."""
 
@@ -19,19 +21,19 @@ class Structure:
     """
 
     def __init__(self, model: nn.Module):
-        self.model, self.number = model, 0
+        self.model, self.number = model, (0, 0)
         self.places: list[Place] = []
         """The places on the way to its attention and projections, by which a change is noticed."""
         self._modules = 0
         self._adapters: list[nn.Module] = []
 
-    def look(self) -> int:
+    def look(self) -> Number:
         """The number as it is now."""
         if not self._modules or not all(map(_is_as_it_was, self.places)):
             modules, self.places = list(self.model.modules()), []
             self._modules = hash(tuple((id(m), plain_class(m), _processor(m), "_hf_hook" in vars(m)) for m in modules))
             self._adapters = [module for module in modules if hasattr(module, "_disable_adapters")]
-        self.number = hash((self._modules, _at_work(self._adapters)))
+        self.number = self._modules, hash(_at_work(self._adapters))
         return self.number
 
     def add(self, sites: Sites) -> None:

@@ -36,6 +36,7 @@ from dit_shd.attention.recording.sdpa_calls import (
     result_written,
 )
 from dit_shd.attention.recording.tokens import Tokens, features_of, is_sequence, shapes_of, token_places, tokens_of
+from dit_shd.attention.recording.unit_response import is_asking
 from dit_shd.attention.recording.writes import contents_of, rewritten
 
 _SOFTMAX = {torch.softmax, Tensor.softmax, F.softmax, torch.special.softmax}
@@ -148,7 +149,7 @@ class Survey(TorchFunctionMode):
         self._open.close()
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self.arrivals.busy:
+        if is_asking():
             return
         self._runs += 1
         self._stack.append(Running(module, args, kwargs, self._runs))
@@ -160,11 +161,11 @@ class Survey(TorchFunctionMode):
 
     def _prepared(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Others' hooks have run, which may have changed what the module is given."""
-        if self._stack and self._stack[-1].module is module and not self.arrivals.busy:
+        if self._stack and self._stack[-1].module is module and not is_asking():
             self._stack[-1].args, self._stack[-1].kwargs = args, kwargs
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self.arrivals.busy or not self._stack or self._stack[-1].module is not module:
+        if is_asking() or not self._stack or self._stack[-1].module is not module:
             return
         running = self._stack.pop()
         with self._harmless():
@@ -218,7 +219,7 @@ class Survey(TorchFunctionMode):
 
     def see(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         """A function ran."""
-        if self._looks or self.arrivals.busy:
+        if self._looks or is_asking():
             return
         with self._harmless():
             self.lineages.follow(func, args, kwargs, result)

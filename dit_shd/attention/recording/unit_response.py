@@ -1,6 +1,7 @@
 """What a function that is linear in its rows makes of unit rows: its weights."""
 
 import math
+import threading
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import Any
@@ -17,6 +18,30 @@ NEAR = 0.02
 """How far a result may be from that of the weights it seems to have, relatively: half precision's rounding."""
 
 _AT_WORK = ("torch.", "accelerate.", "dit_shd.attention.recording.")
+
+
+class _Asking(threading.local):
+    """Whether a thread asks a module for its weights."""
+
+    on = False
+
+
+_asking = _Asking()
+
+
+@contextmanager
+def asking() -> Generator[None]:
+    """A block in which what runs is asked for its weights, by one of those who look at a model: several may."""
+    before, _asking.on = _asking.on, True
+    try:
+        yield
+    finally:
+        _asking.on = before
+
+
+def is_asking() -> bool:
+    """Whether this thread is in such a block."""
+    return _asking.on
 
 
 @torch.no_grad()
@@ -66,11 +91,15 @@ def weights_of_module(
         None if it is not linear, or takes no unit rows.
     """
     args, kwargs = more
-    for hooked in (False, True) if hooks_of_users(module) else (False,):
+    ways, begin, width = (False,), first, k
+    if hooks_of_users(module):  # columns of something else are measured, too: which way is right is to be known
+        ways, begin, width = (False, True), 0, rows_of(local(given), arrangement).shape[-1]
+    for hooked in ways:
         with suppress(Exception):
-            weight, bias = matrix(lambda x: module(x, *args, **kwargs), given, arrangement, first, k, module, hooked)
+            asked = given, arrangement, begin, width, module, hooked
+            weight, bias = matrix(lambda x: module(x, *args, **kwargs), *asked)
             if is_of_weights(made, given, arrangement, weight, bias):
-                return weight, hooked
+                return weight[first - begin : first - begin + k], hooked
     return None
 
 

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dit_shd import capture
-from dit_shd.attention.recording.knowledge import MODES
+from dit_shd.attention.recording.kinds import MODES
 from dit_shd.attention.recording.survey import Survey
 from dit_shd.core.errors import UserError
 

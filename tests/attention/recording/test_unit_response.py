@@ -138,3 +138,37 @@ def test_a_hook_that_comes_later_and_has_a_part_is_asked_too():
             model(inputs())
             want = weight + low if hooked else weight
             torch.testing.assert_close(captures["blocks.0"].out.flatten(0, 1), want, rtol=1e-4, atol=1e-4)
+
+
+def test_a_hook_with_a_part_is_asked_where_other_columns_are_beside():
+    """As in FLUX's single blocks, whose W^O and second matrix of the MLP are one."""
+
+    class Parallel(Attention):
+        def __init__(self, **options):
+            super().__init__(**options)
+            self.proj = nn.Sequential(nn.Linear(2 * E, 8), nn.Linear(8, E))
+
+        def forward(self, x, mask=None):
+            made = torch.nn.functional.scaled_dot_product_attention(*self.heads_of(x)).transpose(1, 2).flatten(2)
+            return self.proj(torch.cat([made, x.tanh()], -1))
+
+    model, low = Net(make=Parallel).eval().requires_grad_(False), torch.randn(2 * E, E)
+    proj = model.blocks[0].proj
+    proj.register_forward_hook(lambda module, args, output: output + args[0] @ low)
+    want = ((proj[1].weight @ proj[0].weight).T + low)[:E]
+    for _ in range(2):
+        with torch.no_grad(), capture(model) as captures:
+            model(inputs())
+        torch.testing.assert_close(captures["blocks.0"].out.flatten(0, 1), want, rtol=1e-4, atol=1e-4)
+
+
+def test_two_who_look_at_a_new_model_do_not_see_what_the_other_asks():
+    """W^O had "arrived at several products" for good, where two captures were open in the first forward."""
+    model = Net(make=Low).eval().requires_grad_(False)
+    for _ in range(2):
+        with torch.no_grad(), capture(model) as t, capture(model) as s:
+            model(inputs())
+        for block, name in zip(model.blocks, ("blocks.0", "blocks.1")):
+            for captures in (t, s):
+                want = (block.proj[1].weight @ block.proj[0].weight).T
+                torch.testing.assert_close(captures[name].out.flatten(0, 1), want)
