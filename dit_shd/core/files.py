@@ -163,6 +163,36 @@ def _publish(part: Path, final: Path, old: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def move(part: Path, final: Path) -> None:
+    """Move a file or a folder to a place, which may be a link or on another disk.
+
+    A folder goes into a link's, or onto a disk that is mounted there, file by file; after a kill the same call goes on.
+
+    Args:
+        part: What is moved.
+        final: The place; a folder that is there is empty, or has some of the files.
+
+    Raises:
+        OSError: It could not be moved.
+        UserError: It could not be written.
+    """
+    place = _followed(final)
+    if part.is_dir() and (final.is_symlink() or os.path.ismount(final)):
+        place.mkdir(exist_ok=True)
+        for file in sorted(part.iterdir()):
+            move(file, place / file.name)
+        part.rmdir()
+        return
+    try:
+        os.replace(part, place)
+    except OSError as error:
+        if error.errno != errno.EXDEV or part.is_dir():
+            raise
+        with atomic_file(place) as stream, open(part, "rb") as source:
+            shutil.copyfileobj(source, stream)
+        part.unlink()
+
+
 @contextmanager
 def atomic_file(final: Path, remedy: str = REMEDY) -> Generator[IO[bytes]]:
     """A binary file that appears under its name, on disk, when the block ends without an error, and not otherwise.

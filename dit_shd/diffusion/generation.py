@@ -7,7 +7,6 @@ among the shards until all of it is there, so a kill at any moment loses nothing
 """
 
 import json
-import os
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +20,7 @@ from dit_shd.core import hashing
 from dit_shd.core.config import checked, resolve
 from dit_shd.core.distributed import agree, joined, launched, run_on_main
 from dit_shd.core.errors import UserError
-from dit_shd.core.files import atomic_file, atomic_folder
+from dit_shd.core.files import atomic_file, atomic_folder, move
 from dit_shd.core.lock import locked
 from dit_shd.core.progress import progress_bar
 from dit_shd.core.resumable import SETTINGS, Progress, check_same, claim, read_settings, share_of_missing
@@ -256,7 +255,7 @@ def _publish(folder: Path, out: Path) -> None:
     for suffix, place in places_of(out).items():
         merged = folder / f"{MERGED}{suffix or '_images'}"
         if merged.exists():
-            os.replace(merged, place)
+            move(merged, place)
     for file in [*shard_files(folder), folder / MERGED, folder / SETTINGS]:
         file.unlink(missing_ok=True)
     if not any(folder.iterdir()):

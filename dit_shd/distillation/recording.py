@@ -61,6 +61,8 @@ def record(
     """
     if read & FEATURES:
         _check_compiled(model, read)
+        if any(isinstance(module, nn.TransformerEncoder) for module in model.modules()):
+            _without_fast_path(stack)
 
     def attention(name: str, capture: Capture) -> None:
         sink(Reads.ATTENTION, Layer(name, attention=capture if weights is None else weights.of(name, capture)))
@@ -127,6 +129,12 @@ def _check_compiled(model: nn.Module, read: frozenset[Reads]) -> None:
         raise UserError(
             "attention output: compiled blocks do not give what attention modules in them put out; compile=false"
         )
+
+
+def _without_fast_path(stack: ExitStack) -> None:
+    """Leave PyTorch's fast path of padded batches, which gives nested tensors, until the stack is closed."""
+    stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
+    torch.backends.mha.set_fastpath_enabled(False)
 
 
 def _names(kinds: frozenset[Reads]) -> str:

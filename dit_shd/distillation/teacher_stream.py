@@ -13,6 +13,7 @@ from torch import nn
 from dit_shd.attention.recording import discovery
 from dit_shd.attention.recording.sharded import KeptWeights
 from dit_shd.core.dtensor import is_sharded
+from dit_shd.core.errors import UserError
 from dit_shd.core.rng import kept_generators
 from dit_shd.distillation.guided import guided_outputs
 from dit_shd.distillation.losses import LayerLoss, Loss, Pairs
@@ -70,6 +71,12 @@ class TeacherStream:
         stop = self.stop_early and len(streamed) == len(losses) and Reads.OUTPUT not in read
 
         def deliver(kind: Reads, layer: Layer) -> None:
+            if streamed and torch.is_inference_mode_enabled():
+                raise UserError(
+                    f"{type(discovery.unwrapped(teacher)).__name__}: the teacher's forward runs in "
+                    "torch.inference_mode, in which losses on its layers train nothing; wanted torch.no_grad there, or "
+                    "neither"
+                )
             for name, pairs in streamed.items():
                 if kind in losses[name].reads:
                     pairs(layer)

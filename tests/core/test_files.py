@@ -1,10 +1,12 @@
 """Files and folders that appear whole."""
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
+from dit_shd.core import files
 from dit_shd.core.errors import UserError
 from dit_shd.core.files import OLD, PART, atomic_folder, recover, remove, write_text
 
@@ -63,3 +65,41 @@ def test_a_folder_of_many_files_is_written_to_disk_at_once(tmp_path, monkeypatch
             (folder / f"{number}.png").write_bytes(b"x")
     assert len(list((tmp_path / "images").iterdir())) == files
     assert len(calls) - calls.count("all") == synced and ("all" in calls) == (files > 256)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_what_is_moved_to_a_link_goes_where_it_leads(tmp_path, there):
+    """Images of hours could not be published into a folder that was a link, and a link of an npz was replaced."""
+    part, link, big = tmp_path / "part", tmp_path / "link", tmp_path / "big"
+    link.symlink_to(big)
+    if there:
+        big.mkdir()
+    part.mkdir()
+    for name in ("0.png", "1.png"):
+        (part / name).write_text(name)
+    files.move(part, link)
+    assert link.is_symlink() and {file.name for file in big.iterdir()} == {"0.png", "1.png"} and not part.exists()
+    (tmp_path / "x").write_text("x")
+    (tmp_path / "of_x").symlink_to(big / "x")
+    files.move(tmp_path / "x", tmp_path / "of_x")
+    assert (tmp_path / "of_x").is_symlink() and (big / "x").read_text() == "x"
+
+
+def test_what_is_moved_to_another_disk_is_copied(tmp_path, monkeypatch):
+    """A folder on a disk that is mounted there, of which some files have been moved before a kill."""
+    replace, part, mounted = os.replace, tmp_path / "part", tmp_path / "mounted"
+
+    def across(source, place):
+        if Path(source).parent == part:
+            raise OSError(errno.EXDEV, "another disk")
+        replace(source, place)
+
+    monkeypatch.setattr(os, "replace", across)
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == mounted)
+    part.mkdir()
+    mounted.mkdir()
+    (mounted / "0.png").write_text("0")
+    (part / "1.png").write_text("1")
+    files.move(part, mounted)
+    assert {file.name: file.read_text() for file in mounted.iterdir()} == {"0.png": "0", "1.png": "1"}
+    assert not part.exists()

@@ -55,6 +55,17 @@ def test_what_losses_learn_begins_by_the_seed_and_takes_no_random_numbers(studen
     assert torch.equal(after, torch.rand(4))
 
 
+@pytest.mark.parametrize("loss", ["shd", "feature"])
+def test_a_teacher_in_inference_mode_is_refused(student, teachers, batch, loss):
+    """It had ended in torch's traceback, or been told as a loss that depends on nothing."""
+    teacher = teachers["wide"]
+    distiller = Distiller(TASK, student, [LOSSES.build(Plugin(loss))])
+    distiller.build([batch], teacher)
+    teacher.forward = torch.inference_mode()(teacher.forward)
+    with pytest.raises(UserError, match=r"forward runs in torch\.inference_mode, .* wanted torch\.no_grad"):
+        distiller(batch, teacher)
+
+
 def test_the_first_look_at_a_teacher_leaves_the_task_as_it_is():
     """An example is asked of it for the teacher, and it notes what that is."""
     student, teacher = pixart(2), pixart(4).eval()

@@ -97,3 +97,31 @@ def test_features_without_a_graph_are_refused():
     student.again = True
     with pytest.raises(UserError, match=r"blocks\.\d ran without a graph inside a forward that has one"):
         d(batch(), teacher)
+
+
+class Padded(nn.Module):
+    """PyTorch's encoder with padding, which takes a fast path of nested tensors in eval."""
+
+    def __init__(self, seed=0):
+        super().__init__()
+        torch.manual_seed(seed)
+        layer = nn.TransformerEncoderLayer(E, 2, 32, dropout=0.0, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2)
+
+    def forward(self, x):
+        hidden = torch.arange(x.shape[1]) >= torch.tensor([[x.shape[1]], *[[5]] * (len(x) - 1)])
+        return self.encoder(x, src_key_padding_mask=hidden)
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensors")
+def test_an_encoder_of_padded_samples_gives_plain_tensors():
+    """A teacher's features had been nested ones, and ended in an internal error."""
+    student, teacher = Padded(), Padded(1).eval().requires_grad_(False)
+    d, x = distiller(student, teacher, Feature()), batch()
+    value = d(x, teacher)[0]
+    assert torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        torch.testing.assert_close(value, d(x, teacher)[0])
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)

@@ -29,6 +29,7 @@ from dit_shd.data.model_origin import of_source
 from dit_shd.data.pipeline_record import read_record
 from dit_shd.diffusion.assembly import student_folder
 from dit_shd.distillation.initialisation.depth import student_of
+from dit_shd.distillation.initialisation.initialise import by_number
 from dit_shd.distillation.kept import KeptPlan
 from dit_shd.models import cards, export, provenance
 from dit_shd.models.shape import shape_of
@@ -82,7 +83,10 @@ def depth_to_folder(config: DepthConfig) -> tuple[Path, KeptPlan]:
 def _student(model: nn.Module, plan: KeptPlan) -> nn.Module | None:
     """A model of the kept blocks; None, and a warning, where only the plan can be written."""
     try:
-        return student_of(model, plan)
+        student = student_of(model, plan)
+        if numbered := by_number(student, model):
+            _log.warning("%s", numbered)
+        return student
     except UserError as error:
         _log.warning("no student is written, only the plan: %s", error)
         return None

@@ -210,7 +210,7 @@ def student_of(teacher: nn.Module, plan: KeptPlan) -> nn.Module:
         plan: Which blocks it keeps; lists of blocks that it does not name are kept whole.
 
     Raises:
-        UserError: No key of its config is its number of blocks, or the blocks do not fit.
+        UserError: No key of its config is its number of blocks, or that of others, too, or the blocks do not fit.
     """
     options: dict[str, Any] = dict(teacher.config)  # type: ignore[call-overload]
     for of_list in {name.rpartition(".")[0] for name in plan.weights}:
@@ -222,6 +222,13 @@ def student_of(teacher: nn.Module, plan: KeptPlan) -> nn.Module:
     options |= _lists_of_blocks(teacher, plan)
     cls: Any = type(teacher)
     student: nn.Module = cls.from_config(options)
+    planned = {name.rpartition(".")[0] for name in plan.weights}
+    for of_list in dict.fromkeys(name.rpartition(".")[0] for name in named_blocks(teacher)):
+        if of_list not in planned and _count(student, of_list) != _count(teacher, of_list):
+            raise UserError(
+                f"{cls.__name__}: {of_list} has as many blocks as {' and '.join(sorted(planned))}, by one key of its "
+                "config, and the plan says nothing of which it keeps"
+            )
     copy(student, teacher, pairs(student, teacher, plan))
     return student
 

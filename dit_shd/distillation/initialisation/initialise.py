@@ -146,7 +146,7 @@ def remarks(
             f"the student has no part for {len(lost)} of its teacher's tensors, and begins without what they do there "
             f"(first {lost[0]})"
         )
-    if numbered := _by_number(student, teacher):
+    if numbered := by_number(student, teacher):
         yield numbered
     yield from by_depth(student, layers)
     here, there = kinds_of_attention(student), kinds_of_attention(teacher)
@@ -161,7 +161,7 @@ def remarks(
             )
 
 
-def _by_number(student: nn.Module, teacher: nn.Module) -> str | None:
+def by_number(student: nn.Module, teacher: nn.Module) -> str | None:
     """What is computed from the numbers of blocks, and so begins otherwise in a student of fewer; None: nothing is.
 
     That is Chroma's table of modulations; tables of positions, too, may have other rows.

@@ -1,5 +1,6 @@
 import pytest
 import torch
+import zoo
 from diffusers import SD3Transformer2DModel
 from language import GPT_NEOX
 from tiny_pipelines import KINDS
@@ -175,3 +176,15 @@ def test_a_table_of_positions_is_not_taken_for_one_of_blocks():
     )
     assert len(dict(teacher.named_buffers())["network.rope.pos_embed"]) == 196
     assert not any("numbers of" in line for line in remarks(OPTIONS, [], student, teacher))
+
+
+def test_lists_that_one_key_cuts_are_not_cut_otherwise_than_the_plan():
+    """Two of Flux3's three had kept other blocks than the one that the plan names, without a word."""
+    name = "Flux3Transformer2DModel"
+    if name not in zoo.classes():
+        pytest.skip(f"this diffusers has no {name}")
+    base, names = zoo.build(name), [f"mode_blocks.image.{i}" for i in range(4)]
+    teacher = type(base).from_config({**base.config, "num_layers": 4})
+    plan = KeptPlan(dict(zip(names, names[::2])), dict(zip(names, names[1::2])), dict.fromkeys(names[:2], 0.1))
+    with pytest.raises(UserError, match=r"has as many blocks as mode_blocks\.image, by one key of its config"):
+        depth.student_of(teacher, plan)
