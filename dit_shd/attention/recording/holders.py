@@ -135,6 +135,7 @@ class Holders:
             if projection is not None and holder is not None and not holder.ran:
                 what = f"{projection.name}, which had W^O in a forward before, did not run in this one"
         for module in (each() for each in site.asleep):
-            if module is not None and self._all[module].ran:
+            holder = None if module is None else self._all.get(module)
+            if module is not None and holder is not None and holder.ran:
                 what = what or f"a {plain_class(module).__name__} beside W^O ran, as it did not in a forward before"
         return f"{what}: where W^O is, is looked for in every forward from the next one on" if what else ""
