@@ -162,7 +162,7 @@ def test_a_kill_while_merging_loses_nothing(teacher, straight, tmp_path, monkeyp
                         raise KeyboardInterrupt
                 real(source, target)
 
-            patch.setattr(generation.os, "replace", some)
+            patch.setattr(os, "replace", some)
         else:
             patch.setattr(generation, when, dies)
         with pytest.raises(KeyboardInterrupt):
