@@ -21,7 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,19 +43,18 @@ _log = logging.getLogger("dit_shd")
 
 @contextmanager
 def alone_in(folder: Path) -> Generator[None]:
-    """A block that processes of one host run in turn, for a folder; where the kernel locks none, at once.
+    """A block that processes of one host run in turn, for a folder; where none can be locked, at once.
 
     For what is done in a moment: others wait for it, where a Lock refuses them.
     """
     import fcntl
 
-    fd = os.open(folder, os.O_RDONLY)
-    try:
+    with ExitStack() as stack:
         with suppress(OSError):
+            fd = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, fd)
             fcntl.flock(fd, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(fd)
 
 
 class Lock:

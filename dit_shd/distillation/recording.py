@@ -16,7 +16,7 @@ from dit_shd.attention.recording.sharded import KeptWeights
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.losses import LayerLoss, Loss
 from dit_shd.distillation.records import Forward, Layer, Reads
-from dit_shd.models.blocks import blocks, recorded, recorded_blocks
+from dit_shd.models.blocks import blocks, named_blocks, recorded, recorded_blocks
 from dit_shd.models.compilation import is_compiled
 from dit_shd.tasks import Batch, Task
 
@@ -251,10 +251,11 @@ def pairs_blocks(losses: Iterable[Loss]) -> bool:
 
 
 def _check_blocks(model: nn.Module, batch: Batch, held: Mapping[str, Layer], role: Role) -> None:
-    """Refuse a forward that left out blocks which others of its kind ran."""
+    """Refuse a forward that left out blocks which others of its kind ran, and which the model still has."""
     ran = _ran.setdefault(discovery.unwrapped(model), {}).setdefault(batch.pass_name, {})
     now = {layer_of(name): None for name in held}
-    missing = next((name for name in ran if name not in now), None)
+    left = [name for name in ran if name not in now]
+    missing = next((name for name in named_blocks(model) if name in left), None) if left else None
     if missing is not None:
         raise _left_out(model, missing, role)
     ran |= now

@@ -12,7 +12,7 @@ import pytest
 
 from dit_shd.core import lock
 from dit_shd.core.errors import UserError
-from dit_shd.core.lock import Lock, new_folder
+from dit_shd.core.lock import Lock, alone_in, new_folder
 
 HOLDER = """
 import sys, time
@@ -192,3 +192,11 @@ def test_a_folder_is_written_by_one_command_at_a_time(holder, file):
     with new_folder(out, "dit-shd export") as part:
         (part / "model").touch()
     assert [path.name for path in file.parent.iterdir()] == ["out"] and (out / "model").is_file()
+
+
+def test_a_folder_that_cannot_be_opened_is_nobody_s_to_wait_for(tmp_path):
+    """What is done in it says what is wrong, if anything is: an evaluation of hours is at its end."""
+    done = []
+    with alone_in(tmp_path / "gone"):
+        done.append(1)
+    assert done

@@ -81,6 +81,14 @@ def test_a_block_that_is_left_out_is_refused_where_blocks_are_paired_by_depth(la
         d(batch(), teacher)
 
 
+def test_a_block_that_was_taken_out_of_the_model_is_not_missed():
+    student, teacher = Model(3), Model(4, seed=1).eval().requires_grad_(False)
+    d = distiller(student, teacher, Feature())
+    d(batch(), teacher)
+    del student.blocks[2]
+    assert d(batch(), teacher)[0] > 0
+
+
 @pytest.mark.parametrize("loss", [Feature, SelfCorrelation])
 def test_tokens_before_samples_are_refused(loss):
     """Of 8 tokens and 4 samples the loss had been another one, without a word."""

@@ -80,10 +80,7 @@ def _tensors_in(value: Any, depth: int = 2) -> list[Tensor]:
 
 def shapes_of(value: Any, depth: int = 4) -> tuple[tuple[int, ...], ...]:
     """The shapes of the tensors in a value, in order."""
-    if isinstance(value, Tensor):
-        return () if value.is_nested else (tuple(value.shape),)
-    inside = list(value.values()) if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
-    return tuple(shape for each in inside for shape in shapes_of(each, depth - 1)) if depth else ()
+    return tuple(tuple(x.shape) for x in _tensors_in(value, depth) if not x.is_nested)
 
 
 def is_sequence(value: Any) -> bool:

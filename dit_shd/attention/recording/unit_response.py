@@ -18,6 +18,7 @@ NEAR = 0.02
 """How far a result may be from that of the weights it seems to have, relatively: half precision's rounding."""
 
 _AT_WORK = ("torch.", "accelerate.", "dit_shd.attention.recording.")
+"""Where hooks are from that do more than look on: sharding, offloading; and the survey's own, which pass over it."""
 
 
 class _Asking(threading.local):
@@ -133,7 +134,7 @@ def _copied_buffers(module: nn.Module) -> Generator[None]:
             each._buffers[name] = x
 
 
-def _hooks_of_users(module: nn.Module) -> list[tuple[dict[int, Any], int, Any]]:
+def _set_by_users(module: nn.Module) -> list[tuple[dict[int, Any], int, Any]]:
     """The forward hooks of a module that are not PyTorch's or accelerate's, which have work to do, or the survey's."""
     hooks = [(of, key, hook) for of in _hook_dicts(module) for key, hook in of.items()]
     return [each for each in hooks if not str(_home(each[2])).startswith(_AT_WORK)]
@@ -141,7 +142,7 @@ def _hooks_of_users(module: nn.Module) -> list[tuple[dict[int, Any], int, Any]]:
 
 def hooks_of_users(module: nn.Module) -> tuple[int, ...]:
     """Ids of the forward hooks of a module and all in it that are its users'."""
-    return tuple(id(hook) for each in module.modules() for _, _, hook in _hooks_of_users(each))
+    return tuple(id(hook) for each in module.modules() for _, _, hook in _set_by_users(each))
 
 
 def _home(hook: Any) -> Any:
@@ -151,9 +152,9 @@ def _home(hook: Any) -> Any:
 @contextmanager
 def _without_hooks(module: nn.Module) -> Generator[None]:
     """Inside it the hooks of users are not told of what a module makes of unit rows: they keep features, and count."""
-    held = [(of, dict(of)) for each in module.modules() if _hooks_of_users(each) for of in _hook_dicts(each)]
+    held = [(of, dict(of)) for each in module.modules() if _set_by_users(each) for of in _hook_dicts(each)]
     for each in module.modules():
-        for of, key, _ in _hooks_of_users(each):
+        for of, key, _ in _set_by_users(each):
             del of[key]
     try:
         yield
