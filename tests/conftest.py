@@ -121,16 +121,16 @@ def one_count_of_operations():
     throughput, count, counts = services.throughput, services.operations_by_step, {}
 
     def shared(config, student, teachers, images, accelerator):
-        plugins = [config.task, config.data, *config.losses]
+        plugins = [config.task, *config.losses]
+        options = [{k: v for k, v in each.options.items() if k != "evaluation"} for each in plugins]
         models = {name: ModelSpec.of(model) for name, model in {**teachers, "": student}.items()}
-        end = config.steps if any(isinstance(each.options.get("weight"), dict) for each in config.losses) else None
-        key = repr((plugins, models, images, end, config.gradient_checkpointing))
-        if any("." in each.name for each in plugins):  # of a test's own
-            key = None
+        end = config.steps if any("weight" in each and isinstance(each["weight"], dict) for each in options) else None
+        alike = [each.name for each in plugins], options, models, images, end, config.gradient_checkpointing
 
-        def counted(*arguments):
-            if key is None or key not in counts:
-                counts[key] = count(*arguments)
+        def counted(step, *others):
+            key = repr((alike, [vars(batch) for batch in step.task.example(student, images, torch.device("meta"))]))
+            if key not in counts or any("." in each.name for each in plugins):  # of a test's own
+                counts[key] = count(step, *others)
             return counts[key]
 
         with pytest.MonkeyPatch.context() as patch:

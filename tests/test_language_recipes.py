@@ -39,7 +39,9 @@ def test_a_recipe_is_complete(name):
     checks.teaching(config, step_shape(config, 1).losses)
 
 
-@pytest.mark.parametrize("name", MILLIONS)
+@pytest.mark.parametrize(
+    "name", [name if name == "babyllama_shd" else pytest.param(name, marks=pytest.mark.slow) for name in MILLIONS]
+)
 def test_babyllama_has_the_papers_models_and_costs_what_its_header_says(name):
     found = dry_run(load(name, estimate={**read_yaml(FOLDER / f"{name}.yaml").get("estimate", {}), "measure": False}))
     models = {name: found.student} if not found.teachers else {**found.teachers, name: found.student}

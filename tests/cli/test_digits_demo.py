@@ -1,4 +1,4 @@
-"""The demo from end to end, very small: children that train, real files, a real page."""
+"""The demo from end to end, very small: a child that trains, real files, a real page."""
 
 import fcntl
 import html
@@ -38,11 +38,12 @@ def settings(out: Path, **values) -> DemoConfig:
 
 @pytest.fixture(scope="module", autouse=True)
 def small():
-    """Fewer images for alpha, and no new process for each sampling."""
+    """Fewer images for alpha, and a new process for the first training alone."""
 
     def run(jobs, title):
         if title == "training":
-            return run_jobs(jobs, title)
+            run_jobs(jobs[:1], title)
+            jobs = jobs[1:]
         assert [main(job.arguments) for job in jobs] == [0] * len(jobs)
 
     with pytest.MonkeyPatch.context() as patch:

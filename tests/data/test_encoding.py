@@ -191,8 +191,8 @@ def run(command, root):
 
 
 def test_killed_again_and_again_it_ends_as_if_never(vae, tmp_path, root):
-    source = write_folder(tmp_path / "set", pictures(60), np.arange(60) // 20)
-    (source / "class1" / "0030.png").write_text("broken")
+    source = write_folder(tmp_path / "set", pictures(24), np.arange(24) // 8)
+    (source / "class1" / "0012.png").write_text("broken")
     options = dict(vae=str(vae), shard_size=3, batch_size=1)
     straight = encode(source, tmp_path / "straight", **options)
     keys = [f"{key}={value}" for key, value in {**QUICK, **options, "images": source, "out": tmp_path / "l"}.items()]

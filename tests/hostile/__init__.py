@@ -38,15 +38,15 @@ class Class:
     case: Case
 
 
-def outcomes(cls: Class, classes_seed: int = 0) -> Counter:
-    """Run every case; how many were accepted and refused.
+def outcomes(cls: Class, numbers: range | None = None, classes_seed: int = 0) -> Counter:
+    """Run every case, or those of some numbers; how many were accepted and refused.
 
     Raises:
         AssertionError: a case executed code, wrote outside its folder, or took too much memory.
     """
     found: Counter = Counter()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for number in range(cls.count):
+    for number in numbers or range(cls.count):
         draw = random.Random(f"{classes_seed}/{cls.name}/{number}")
         with tempfile.TemporaryDirectory() as outer:
             folder = Path(outer) / "inside"

@@ -285,7 +285,10 @@ def test_the_trainer_tells_its_share_of_the_peak(values):
         assert row["mfu"] * 1e9 == pytest.approx(row["images_per_second"] * operations, rel=0.01)
 
 
-@pytest.mark.parametrize(("config", "share"), [("dit_b2_alone", 0.85), ("language/babyllama_llama_teacher", 0.7)])
+@pytest.mark.parametrize(
+    ("config", "share"),
+    [("dit_b2_alone", 0.85), pytest.param("language/babyllama_llama_teacher", 0.7, marks=pytest.mark.slow)],
+)
 def test_blocks_that_are_computed_again_are_counted_at_any_precision(root, config, share):
     """As many operations as the forward's but for what is outside of blocks (a quarter: Llama's vocabulary)."""
     values = read_yaml(root / "configs" / f"{config}.yaml")

@@ -1,4 +1,4 @@
-"""A study from its file to its rows: once each, on after a kill, failures kept; and one of real runs to the page."""
+"""A study from its file to its rows: once each, on after a kill, failures kept."""
 
 import json
 import signal
@@ -6,16 +6,12 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
-import yaml
-from pages import words_of
-from studies import LOSSES, STAND_IN, VALUES, calls, run
+from studies import LOSSES, STAND_IN, calls, run
 
 from dit_shd.cli.program import main
 from dit_shd.core.errors import UserError
 from dit_shd.core.yaml_files import read_yaml
-from dit_shd.study.report import signed
 from dit_shd.study.results import read_results
 from dit_shd.study.runner import Runner
 
@@ -279,42 +275,3 @@ input()
     assert list(results) == ["output-seed1", "output-seed2", "shd-seed2"]
     assert any("cell 1, shd-seed1: left out:" in line and "in use by" in line for line in said)
     assert len(run(study())[0]) == 4
-
-
-@pytest.mark.parametrize("sampled", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_a_study_of_real_runs_ends_in_a_page(sampled, tmp_path, monkeypatch, root, capsys):
-    """Two losses, two seeds, 20 steps, by the command line alone; figures of samples or of training's evaluation."""
-    monkeypatch.chdir(tmp_path)
-    base = {**read_yaml(root / "experiments" / "digits_student.yaml"), "steps": 20, "batch_size": 2, "log_every": 4}
-    base |= {"check_teacher": "no", "checkpoint_every": 20}
-    images = {"count": 20, "steps": 2, "labels": "balanced"}
-    scored = {"features": "digits", "reference": "digits:validation"}
-    values = {
-        **VALUES,
-        "grid": {"loss": {"output": {}, "shd": {"losses": [*base["losses"], {"name": "shd", "weight": 0.1}]}}},
-        "sampling": images if sampled else {},
-        "evaluators": {"digits": scored} if sampled else {},
-        "claims": [{"text": "Attention helps", "source": "table 5", "better": "shd", "than": "output"}],
-    }
-    if not sampled:
-        base |= {
-            "validate_every": 20,
-            "task": {"evaluation": {**images, **scored, "evaluate": {"metrics": ["frechet"]}}},
-        }
-    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
-    (tmp_path / "study.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
-    assert main(["study", "study.yaml", "workers=2"]) == 0, capsys.readouterr()
-    rows = read_results(tmp_path / "results.jsonl")
-    assert [row.status for row in rows] == ["done"] * 4
-    found = [row.figures["FD(digits)" if sampled else "training/FD(digits)"] for row in rows]
-    assert np.isfinite(found).all()
-    assert len(set(found)) == 4
-    assert [row.curve["step"] for row in rows] == [[4, 8, 12, 16, 20]] * 4
-    assert "plain/shd" in rows[1].curve and "plain/shd" not in rows[0].curve
-    difference = (found[1] - found[0] + found[3] - found[2]) / 2
-    assert f" {signed(difference)} " in capsys.readouterr().out
-    page = (tmp_path / "study.html").read_text()
-    assert words_of(page).count("<svg") >= 3 and page.count("<img") == 2 * sampled
-    for words in ("Attention helps", "Every seed", "Cost against quality", "Loss curves", "4 of 4 cells have ended"):
-        assert words in page
-    assert (tmp_path / "samples" / "shd.png").is_file() == sampled

@@ -36,6 +36,12 @@ def case(request):
     return CASES[request.param]
 
 
+sampled = pytest.mark.parametrize(
+    "case", [name if name in SAMPLED else pytest.param(name, marks=pytest.mark.slow) for name in CASES], indirect=True
+)
+"""Laws that take seconds: of two tasks always, of the others in the slow tests."""
+
+
 @pytest.fixture(scope="module")
 def folder(case, tmp_path_factory):
     """Of a case's data, teacher and config: one for each case."""
@@ -109,6 +115,7 @@ def test_resuming_is_bit_identical(values, straight, folder, monkeypatch):
     assert contents(straight[0].run) == contents(broken.run)
 
 
+@sampled
 def test_micro_batches_equal_the_batch(values, straight):
     config, metrics = run(values, micro_batch_size=2, validate_every=0)
     close(straight[1], metrics)
@@ -121,6 +128,7 @@ def test_bf16_is_close_to_float32(values, straight, case):
         assert metrics[0][term] == pytest.approx(straight[1][0][term], rel=0.1, abs=0.01)
 
 
+@sampled
 def test_a_run_can_be_counted_and_tried(values):
     counted = dry_run(make(TrainConfig, {**values, "validate_every": 0}))
     assert counted.operations.total > 0
@@ -164,6 +172,7 @@ def test_a_bad_step_is_kept_and_left_out(values, case):
     list(steps)
 
 
+@sampled
 def test_a_bad_step_can_be_replayed(values, case):
     config, _ = run(values, steps=2, validate_every=0)
     assert (replay(config.run, 3).terms, replay(config.run, 3).layer) == ((), None)

@@ -223,12 +223,12 @@ def test_a_run_with_two_teachers_resumes_as_if_it_had_never_stopped(two, tmp_pat
 
 
 def test_a_dry_run_counts_every_teacher(two):
-    found = dry_run(make(TrainConfig, {**two, "estimate": {"measure": False}}))
+    two |= {"micro_batch_size": 1, "estimate": {"measure": False}}
+    found = dry_run(make(TrainConfig, two))
     assert list(found.teachers) == ["teacher wide", "teacher deep"]
     single = {"teacher": two["teacher"]["deep"], "losses": [{"name": "shd"}, {"name": "output"}]}
-    deep = dry_run(make(TrainConfig, {**two, **single, "estimate": {"measure": False}}))
-    only = {**two, "teacher": two["teacher"]["wide"], "losses": [{"name": "shd"}], "estimate": {"measure": False}}
-    wide = dry_run(make(TrainConfig, only))
+    deep = dry_run(make(TrainConfig, {**two, **single}))
+    wide = dry_run(make(TrainConfig, {**two, "teacher": two["teacher"]["wide"], "losses": [{"name": "shd"}]}))
     both, one, other = (run.operations.passes for run in (found, wide, deep))
     assert both["plain"].teacher == one["plain"].teacher + other["plain"].teacher
     assert both["masked"].teacher == other["masked"].teacher and one["masked"].teacher == 0
@@ -240,7 +240,7 @@ def test_a_dry_run_counts_every_teacher(two):
     missing = dry_run(make(TrainConfig, {**gone, "estimate": {"measure": False, "teacher": stand_in}}))
     assert missing.teachers_missing == ["nowhere"]
     with pytest.raises(UserError, match=r"teacher deep: .*nowhere.*to count without it"):
-        dry_run(make(TrainConfig, {**gone, "estimate": {"measure": False}}))
+        dry_run(make(TrainConfig, gone))
 
 
 @pytest.mark.parametrize(

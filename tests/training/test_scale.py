@@ -117,7 +117,7 @@ def test_a_part_of_a_block_that_is_used_after_it_is_gathered(by_two):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param("teachers", marks=quick), pytest.param("sharded_teachers", marks=[slices, *others])]
+    "name", [pytest.param("teachers", marks=others), pytest.param("sharded_teachers", marks=[slices, *others])]
 )
 def test_two_processes_learn_from_two_teachers_as_one(by_two, name):
     """Of unlike heads and depths; in the masked pass only the second one is read."""

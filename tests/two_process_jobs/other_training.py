@@ -2,7 +2,7 @@
 
 from two_process_jobs import training
 
-NAMES = "projectors", "sharded_hints", "sharded_teachers"
+NAMES = "projectors", "teachers", "sharded_hints", "sharded_teachers"
 
 
 def prepare(folder):

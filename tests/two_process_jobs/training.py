@@ -13,7 +13,7 @@ from small_runs import deep_teacher, tiny
 
 from dit_shd.core import plugins
 
-NAMES = "hints", "teachers", "sharded", "bad", "sharded_projectors", "sharded_diffusers"
+NAMES = "hints", "sharded", "bad", "sharded_projectors", "sharded_diffusers"
 SLICES = hasattr(torch.cpu.Stream(), "record_event")
 """Whether this torch shards on a CPU."""
 LOSSES = """import os

@@ -1,6 +1,7 @@
 """nn.MultiheadAttention, whose call of attention is hidden in another function; masks that are no plain numbers."""
 
 import copy
+from itertools import product
 
 import pytest
 import torch
@@ -21,8 +22,14 @@ class Special(torch.Tensor):
 PADDING = torch.arange(5) >= torch.tensor([[5], [3]])
 
 
-@pytest.mark.parametrize("padding", [None, PADDING])
-@pytest.mark.parametrize(("training", "grad"), [(True, True), (False, True), (False, False)])
+@pytest.mark.parametrize(
+    ("training", "grad", "padding"),
+    [
+        (True, True, PADDING),
+        (False, False, None),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in product([False], [True, False], [None, PADDING])),
+    ],
+)
 def test_a_compiled_model_of_it_is_recorded_as_the_plain_one_is(training, grad, padding):
     if Version(torch.__version__).release < (2, 10) and not (training or grad) and padding is None:
         pytest.skip("torch 2.9 takes the fast path, and the layer is refused")
