@@ -1,5 +1,6 @@
 """A loss by itself, beside an oracle in float64: value, gradients to the student and to what the loss learns."""
 
+import oracle as naive
 import torch
 from random_captures import random_capture
 
@@ -78,6 +79,18 @@ def term(loss, student, teacher, given=None):
     for layer in t.layers(kind).values():
         pairs(layer)
     return pairs.term()
+
+
+def divergence(a, b):
+    """KL of every row; 0 log 0 is 0."""
+    one = torch.ones(())
+    terms = torch.where(a > 0, a, one).log() - torch.where(a > 0, b, one).log()
+    return (a * terms).sum(-1)
+
+
+def maps(c):
+    """The maps of a capture."""
+    return naive.maps(c.query, c.key, c.scale, None if c.bias is None else c.bias.leaves[0], c.causal)
 
 
 def leaves(student):

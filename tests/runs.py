@@ -7,10 +7,13 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pytest
+import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from dit_shd.core.config import make
+from dit_shd.core.errors import UserError
 from dit_shd.core.rng import Draws
 from dit_shd.tasks.diffusion import Diffusion
 from dit_shd.training.config import TrainConfig
@@ -22,6 +25,14 @@ def run(values, **changes):
     AcceleratorState._reset_state(reset_partial_state=True)
     config = make(TrainConfig, {**values, **changes})
     return config, [step.metrics for step in train(config)]
+
+
+def refused(values, message):
+    """A run that is refused by a line, before anything is written."""
+    with pytest.raises(UserError, match=message) as error:
+        run(values)
+    assert "\n" not in str(error.value)
+    assert not os.path.exists(values["run"])
 
 
 def train_by_two(values, folder, **changes):
@@ -66,6 +77,22 @@ def weights(folder, student="student"):
     """The exported student's tensors."""
     (file,) = (folder / student).glob("*.safetensors")
     return load_file(file)
+
+
+def close(one, other, rel=1e-3):
+    """Two logs agree in all their numbers."""
+    assert [row.keys() for row in one] == [row.keys() for row in other]
+    for a, b in zip(one, other):
+        assert a == pytest.approx(b, rel=rel, abs=1e-6)
+
+
+def same_weights(one, other, students=("student", "student_ema_0.5"), rtol=1e-3, atol=1e-5):
+    """The exported students of two runs agree."""
+    for student in students:
+        first, second = weights(one, student), weights(other, student)
+        assert first.keys() == second.keys()
+        for name in first:
+            torch.testing.assert_close(first[name], second[name], rtol=rtol, atol=atol)
 
 
 def torchrun(script, processes, root, *arguments, seconds=300):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from counted_steps import check_costs
 
 from dit_shd.attention.recording.attach import capture
 from dit_shd.cli.program import main
@@ -16,7 +17,6 @@ from dit_shd.data.datasets import DATASETS
 from dit_shd.data.datasets.mnist import FASHION
 from dit_shd.distillation.losses import LOSSES
 from dit_shd.models.families import FAMILIES
-from dit_shd.profiling.estimate import hours, peaks
 from dit_shd.tasks import TASKS
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.dry_run import dry_run
@@ -49,10 +49,7 @@ def test_a_header_tells_what_is_counted(name):
     config = load(name, "estimate.measure=false")
     found, header = dry_run(config), (FOLDER / f"{name}.yaml").read_text()
     told = re.search(r"Cost: (\S+) GFLOP an image, (\S+) EFLOP in all: (\S+) A100 or (\S+) H100 hours", header)
-    whole = found.operations.executed * config.batch_size * config.steps
-    spent = [hours(whole, peak, config.estimate.mfu) for peak in peaks(config.precision).values()]
-    for number, text in zip([found.operations.total / 1e9, whole / 1e18, *spent], told.groups()):
-        assert number == pytest.approx(float(text), rel=0.01)
+    check_costs(config, found.operations, told.groups())
     assert float(re.search(r"count: (\S+) GiB for 1024", header)[1]) == pytest.approx(
         found.memory.total / 2**30, abs=0.1
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from counted_steps import check_costs
 
 from dit_shd.attention.recording.discovery import own_layers
 from dit_shd.core.config import make, resolve
@@ -107,10 +108,7 @@ def test_a_header_tells_what_is_counted(name):
     found = step_operations(step_shape(config, images), student, teacher)
     told = re.search(r"Cost: (\S+) GFLOP an image (\S+) EFLOP in all: (\S+) A100 or (\S+) H100 hours", header)
     assert told is not None
-    whole = found.executed * config.batch_size * config.steps
-    spent = [hours(whole, peak, config.estimate.mfu) for peak in peaks(config.precision).values()]
-    for number, text in zip([found.total / 1e9, whole / 1e18, *spent], told.groups()):
-        assert number == pytest.approx(float(text), rel=0.01)
+    check_costs(config, found, told.groups())
     alone = step_memory(step_shape(config, images), student, teacher).total / 2**30
     told = re.search(r"Memory by count: (\S+) GiB (?:for|with micro batches of) (\d+)", header)
     assert told is not None and (alone, images) == (pytest.approx(float(told[1]), abs=0.06), int(told[2]))

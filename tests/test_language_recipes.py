@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from counted_steps import check_costs
 
 from dit_shd.core.config import cast, make
 from dit_shd.core.plugins import Plugin
@@ -15,7 +16,6 @@ from dit_shd.distillation.layer_map import layer_map
 from dit_shd.distillation.losses.kd import KD
 from dit_shd.distillation.losses.shd import SHD
 from dit_shd.models.families import FAMILIES
-from dit_shd.profiling.estimate import hours, peaks
 from dit_shd.squeezing.plans import contiguous
 from dit_shd.training import checks
 from dit_shd.training.config import TrainConfig
@@ -50,10 +50,7 @@ def test_babyllama_has_the_papers_models_and_costs_what_its_header_says(name):
         assert round(sum(p.numel() for p in model.parameters()) / 1e6) == wanted[each]
     config, header = load(name), (FOLDER / f"{name}.yaml").read_text()
     cost = re.search(r"Cost: (\S+) GFLOP a sequence, (\S+) EFLOP in all.*: (\S+) A100 or (\S+) H100 hours", header)
-    whole = found.operations.executed * config.batch_size * config.steps
-    spent = [hours(whole, peak, config.estimate.mfu) for peak in peaks(config.precision).values()]
-    for number, text in zip([found.operations.total / 1e9, whole / 1e18, *spent], cost.groups()):
-        assert number == pytest.approx(float(text), rel=0.01)
+    check_costs(config, found.operations, cost.groups())
     gib = re.search(r"Memory by count: (\S+) GiB for 256", header)[1]
     assert found.memory.total / 2**30 == pytest.approx(float(gib), abs=0.1)
 

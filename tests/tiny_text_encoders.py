@@ -76,6 +76,13 @@ def t5(width=32):
     return T5EncoderModel(T5Config(vocab_size=vocabulary_size(), pad_token_id=0, eos_token_id=1, **sizes))
 
 
+def umt5():
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+    return UMT5EncoderModel(UMT5Config(vocab_size=vocabulary_size(), pad_token_id=0, eos_token_id=1, **sizes))
+
+
 def llama(width=16):
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -64,7 +64,6 @@ def inspect_prompt(
     given: Mapping[str, Any],
     layers: Layers,
     seed: int,
-    timesteps: int = TIMESTEPS,
 ) -> PromptFindings:
     """Draw a picture of a prompt and record what its tokens attend to.
 
@@ -75,7 +74,6 @@ def inspect_prompt(
         given: Arguments of the pipeline's call.
         layers: Of the transformer; None for joint attention and cross-attention.
         seed: The seed of the picture's noise.
-        timesteps: How many of the sampling steps are recorded, evenly over all.
 
     Raises:
         UserError: No pipeline, or no layer in which image tokens attend to text tokens.
@@ -99,7 +97,7 @@ def inspect_prompt(
     last = max((word.place for word in words), default=0)
     shapes = {name: shape for name, shape in shapes.items() if shape.text > last}  # layers to which a text is cut short
     labels = [*(word.text for word in words), REST]
-    size = extent(len(shapes), timesteps, heads, len(labels), image)
+    size = extent(len(shapes), TIMESTEPS, heads, len(labels), image)
     picture, watch = _recorded_maps(drawing, _spread(list(shapes), size.layers), words, size.timesteps)
     grid = _grid(image, picture.shape[0] / picture.shape[1])
     names = {"heads": [f"head {head}" for head in range(heads)]}

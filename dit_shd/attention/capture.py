@@ -101,6 +101,11 @@ class Capture:
         return dict(self.__dict__)
 
     @property
+    def bias_leaves(self) -> tuple[Tensor, ...]:
+        """The tensors that its bias is made of."""
+        return () if self.bias is None else self.bias.leaves
+
+    @property
     def heads(self) -> int:
         return self.query.shape[1]
 

@@ -31,13 +31,12 @@ class ChildProcess:
     """Counts the finished units by the files that it wrote."""
 
 
-def run_jobs(jobs: Sequence[ChildProcess], title: str, parallel: int = 2) -> None:
-    """Run jobs in order, several in parallel; their output is written to their logs.
+def run_jobs(jobs: Sequence[ChildProcess], title: str) -> None:
+    """Run jobs in order, two at a time; their output is written to their logs.
 
     Args:
         jobs: The jobs.
         title: Text before lines of progress.
-        parallel: Number of jobs that run at the same time.
 
     Raises:
         UserError: A job failed; its last lines are printed, and the others are stopped.
@@ -46,7 +45,7 @@ def run_jobs(jobs: Sequence[ChildProcess], title: str, parallel: int = 2) -> Non
     show = _Bars(jobs) if sys.stderr.isatty() else _Lines(jobs, title)
     try:
         while pending or running:
-            while pending and len(running) < parallel:
+            while pending and len(running) < 2:
                 job = pending.pop(0)
                 running[job.name] = (job, _start(job))
             time.sleep(POLL_SECONDS)

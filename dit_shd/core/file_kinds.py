@@ -43,8 +43,8 @@ def file_kind(path: Path) -> str:
     try:
         text = head.decode() if len(head) < 512 else head[:-3].decode("utf-8", "strict")
     except UnicodeDecodeError:
-        return "data of no kind that is known here"
-    if "\0" in text:
+        text = None
+    if text is None or "\0" in text:
         return "data of no kind that is known here"
     if text.lstrip().lower().startswith(("<!doctype html", "<html")):
         return "a web page (a download that went wrong?)"

@@ -115,8 +115,7 @@ class _Held:
         try:
             _take(self.fd, path)
             os.ftruncate(self.fd, 0)
-            pid = os.getpid()
-            myself = {"pid": pid, "host": socket.gethostname(), "start": _start_ticks(pid)}
+            myself = {"pid": self.pid, "host": socket.gethostname(), "start": _start_ticks(self.pid)}
             os.pwrite(self.fd, json.dumps({"what": what, **myself, "since": time.time()}).encode(), 0)
         except OSError as error:
             os.close(self.fd)

@@ -2,6 +2,7 @@
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,18 +10,23 @@ from torch import Tensor, nn
 
 @contextmanager
 def true_float32() -> Generator[None]:
-    """Keep all bits in products of float32, whatever the process allows elsewhere (TF32, bfloat16)."""
+    """Keep all bits in products and convolutions of float32, whatever the process allows elsewhere (TF32, bfloat16).
+
+    By the settings of each library, which know what the older ones have set, too; those raise where both were used.
+    """
     if torch.compiler.is_compiling():  # a setting of the process, not of a graph
         yield
         return
-    before = torch.get_float32_matmul_precision()
-    if before != "highest":
-        torch.set_float32_matmul_precision("highest")
+    libraries: Any = torch.backends
+    places = [libraries.cuda.matmul, libraries.cudnn.conv, libraries.mkldnn.matmul, libraries.mkldnn.conv]
+    before = [place.fp32_precision for place in places]
     try:
+        for place in places:
+            place.fp32_precision = "ieee"
         yield
     finally:
-        if before != "highest":
-            torch.set_float32_matmul_precision(before)
+        for place, precision in zip(places, before):
+            place.fp32_precision = precision
 
 
 def dtype_of(module: nn.Module) -> torch.dtype | None:

@@ -1,9 +1,12 @@
 """The autoencoder of an existing model's latents, by its run, folder or name; and how to sample from it."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+from torch import nn
 
 from dit_shd.core.places import Asset, HubName, find, is_here
 from dit_shd.core.pretrained import COPY, RECORD, folder_of_weights, model_folder
@@ -79,3 +82,9 @@ def following(model: Path, count: int, decodes: bool, vae: str | None = None, wo
     if decodes or vae:
         return line if decodes else f"{line} vae={shlex.quote(str(vae))}"
     return f"{line} vae=null\n      (keeps latents; their autoencoder, vae=FOLDER or hub:OWNER/NAME, decodes them)"
+
+
+def loaded_from(model: nn.Module) -> str:
+    """The folder or name that a model was loaded from, as its config has it; empty where nothing says it."""
+    settings: Any = getattr(model, "config", None)
+    return str(settings.get("_name_or_path") or "") if isinstance(settings, Mapping) else ""

@@ -39,10 +39,9 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 TRANSFORMER, LEARNED = "transformer/config.json", f"transformer/{PIPELINE}"
-NOT_FOR_TEXT = {"transformer": None, "vae": None}
-"""Components that embeddings do not need."""
-STOOD_IN_FOR = ("BriaPipeline",)
-"""Pipelines that read the config of the one and the precision of the other, also where neither runs."""
+SD3 = "StableDiffusion3Pipeline"
+MAY_LACK = {SD3: ("text_encoder_3", "tokenizer_3")}
+"""Components that a pipeline does without, if whoever opens it says so."""
 LEAST_TOKENS = 4
 """Of a prompt, besides what stands around it: with fewer, captions are hardly told apart."""
 _log = logging.getLogger("dit_shd")
@@ -106,8 +105,7 @@ class Prompts:
                 "adapter of your own (adapter=...) may say how another is asked"
             )
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        others = _stand_ins(dtype) if record.pipeline_class in STOOD_IN_FOR else NOT_FOR_TEXT
-        pipeline = open_pipeline(folder, dtype, **others)
+        pipeline = open_pipeline(folder, dtype, **_stand_ins(record.pipeline_class, folder, dtype))
         if text_tokens is not None and MAX_TOKENS not in inspect.signature(type(pipeline).__call__).parameters:
             raise UserError(f"text_tokens: a {record.pipeline_class} has fixed numbers of tokens; leave it out")
         for name, part in pipeline.components.items():
@@ -160,13 +158,26 @@ class Prompts:
                 )
 
 
-def _stand_ins(dtype: torch.dtype) -> dict[str, nn.Module]:
-    """The smallest of their kinds in the places of a transformer and an autoencoder."""
+def _stand_ins(name: str, folder: Path, dtype: torch.dtype) -> dict[str, nn.Module | None]:
+    """What stands for a transformer (of which Bria and SD3 without T5 read the config) and an autoencoder, if any."""
     import diffusers
 
+    transformer: Any = None
     with quiet():
-        transformer: Any = diffusers.BriaTransformer2DModel(num_layers=0, num_single_layers=0, num_attention_heads=1)
-        return {"transformer": transformer.to(dtype), "vae": diffusers.AutoencoderKL()}
+        if name == "BriaPipeline":
+            transformer = diffusers.BriaTransformer2DModel(num_layers=0, num_single_layers=0, num_attention_heads=1)
+            return {"transformer": transformer.to(dtype), "vae": diffusers.AutoencoderKL()}
+        if name == SD3 and lacking(folder):
+            width = (read_object(folder / TRANSFORMER) or {}).get("joint_attention_dim", 4096)
+            sizes: Any = dict.fromkeys(("num_attention_heads", "attention_head_dim", "caption_projection_dim"), 2)
+            transformer = diffusers.SD3Transformer2DModel(num_layers=0, **sizes, joint_attention_dim=width)
+    return {"transformer": transformer, "vae": None}
+
+
+def lacking(folder: Path) -> tuple[str, ...]:
+    """The components that a pipeline's folder is without, though its class takes them: None is to be given for each."""
+    index = read_index(folder)
+    return tuple(name for name in MAY_LACK.get(index["_class_name"], ()) if index.get(name) == [None, None])
 
 
 def record_of(place: str, folder: Path, adapter: str | None = None) -> PipelineRecord:
@@ -292,6 +303,7 @@ def open_pipeline(
     known: Any = getattr(diffusers, name, None)
     is_pipeline = isinstance(known, type) and issubclass(known, diffusers.DiffusionPipeline)
     opened_by = known if is_pipeline else diffusers.DiffusionPipeline
+    components = {**dict.fromkeys(lacking(folder)), **components}
     variant = _variant(folder, read_index(folder).keys() - components.keys())
     options: dict[str, Any] = {"torch_dtype": dtype, "use_safetensors": True, "local_files_only": True}
     with READING, quiet():

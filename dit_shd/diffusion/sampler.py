@@ -26,7 +26,7 @@ from dit_shd.core.errors import UserError, error_line
 from dit_shd.core.files import atomic_file
 from dit_shd.data.decoder import Decoder, finished
 from dit_shd.data.latent_origin import decoder
-from dit_shd.data.model_origin import of_source
+from dit_shd.data.model_origin import loaded_from, of_source
 from dit_shd.data.pixels import grid
 from dit_shd.diffusion import class_names
 from dit_shd.diffusion.denoiser import class_numbers, known_classes
@@ -204,18 +204,13 @@ def prepared(model: nn.Module, config: SampleConfig) -> Generator[None]:
 def load_decoder(config: SampleConfig, model: nn.Module) -> Decoder:
     """The decoder of the model's latents, as the run or folder that it is from records it."""
     channels = shape_of(model).channels
-    origin = of_source(config.run or _loaded_from(model), channels)
+    origin = of_source(config.run or _place_of(model), channels)
     return decoder(config.vae, origin, channels, device_of(model))
-
-
-def _loaded_from(model: nn.Module) -> str:
-    settings: Any = model.config
-    return str(settings.get("_name_or_path") or "")
 
 
 def _place_of(model: nn.Module) -> str:
     """The folder that a model was loaded from; empty where nothing says it, or it is not there."""
-    place = _loaded_from(model)
+    place = loaded_from(model)
     return place if place and Path(place).is_dir() else ""
 
 
@@ -262,7 +257,8 @@ def draw(
     where = f"sampling images {indices[0]}..{indices[-1]}"
     if not bool(torch.isfinite(latents).all()):
         raise UserError(f"{where}: {_first_non_finite(config, finite)} is not finite (NaN or infinity)")
-    pixels = decode(latents).float()
+    with torch.autocast(device.type, enabled=False):  # the network has shut it out already
+        pixels = decode(latents).float()
     if not bool(torch.isfinite(pixels).all()):
         raise UserError(f"{where}: the autoencoder's output is not finite (NaN or infinity)")
     return finished(decode, pixels, config.rounding)

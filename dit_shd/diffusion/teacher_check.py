@@ -15,14 +15,14 @@ All is drawn as a function of the seed for this purpose alone, by the main proce
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from dit_shd.core.rng import Draws
 from dit_shd.data.datasets import Dataset
-from dit_shd.data.model_origin import other_latents
+from dit_shd.data.model_origin import loaded_from, other_latents
 from dit_shd.data.text_condition import TextCondition
 from dit_shd.diffusion.process import Process
 from dit_shd.models.offload import moved
@@ -270,5 +270,4 @@ def latents_fault(teacher: nn.Module, dataset: Dataset) -> str | None:
         teacher: The model, whose config says where it is from.
         dataset: What the run learns from.
     """
-    settings: Any = getattr(teacher, "config", {})
-    return other_latents(str(settings.get("_name_or_path") or ""), dataset.origin, dataset.shape[0])
+    return other_latents(loaded_from(teacher), dataset.origin, dataset.shape[0])

@@ -11,6 +11,7 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.installation import require
 from dit_shd.core.json_files import read_object
 from dit_shd.core.pretrained import PIPELINE
+from dit_shd.data.model_origin import loaded_from
 from dit_shd.data.pipeline_record import (
     INDEX,
     SCHEDULER,
@@ -137,7 +138,7 @@ def text_differs(model: nn.Module, record: PipelineRecord) -> str | None:
         model: Loaded from a pipeline's folder, or from a run's.
         record: The record of the data's pipeline.
     """
-    folder = Path(str(settings_of(model).get("_name_or_path") or ""))
+    folder = Path(loaded_from(model))
     digests = text_of(folder)
     if not digests or record.text_sha256 in digests:
         return None
@@ -155,8 +156,8 @@ def noise_differs(model: nn.Module, record: PipelineRecord, kind: Literal["flow"
         record: The record of the data's pipeline.
         kind: The process of both models' classes.
     """
-    folder = Path(str(settings_of(model).get("_name_or_path") or ""))
-    recorded = read_record(folder) if folder.is_dir() else None
+    folder = Path(loaded_from(model))
+    recorded = read_record(folder)
     if recorded is not None:
         learned, place = recorded.scheduler, folder / PIPELINE
     else:
@@ -187,8 +188,8 @@ def tokens_differ(model: nn.Module, record: PipelineRecord) -> str | None:
         model: Loaded from a pipeline's folder, or from a run's.
         record: The record of the data's pipeline.
     """
-    folder = Path(str(settings_of(model).get("_name_or_path") or ""))
-    learned = read_record(folder) if folder.is_dir() else None
+    folder = Path(loaded_from(model))
+    learned = read_record(folder)
     if learned is None:
         return None
     there, here = (one.text_tokens or default_tokens(one.pipeline_class) for one in (learned, record))
@@ -203,7 +204,7 @@ def tokens_differ(model: nn.Module, record: PipelineRecord) -> str | None:
 
 def text_of(folder: Path) -> tuple[str, ...]:
     """Hashes of the text encoders that the transformer in a folder has learned; none where nothing says it."""
-    record = read_record(folder) if folder.is_dir() else None
+    record = read_record(folder)
     if record is not None:
         return (record.text_sha256,)
     pipeline = folder.parent

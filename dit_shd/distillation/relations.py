@@ -58,7 +58,7 @@ def over_rows(
     """
     b, _, n, m = student[0].shape
     rows = Tiling.choose(b, 1, n, m, b * planes, student[0].query.device, chunk_mib).rows
-    leaves = [x for one in student for x in (one.query, one.key, *(() if one.bias is None else one.bias.leaves))]
+    leaves = [x for one in student for x in (one.query, one.key, *one.bias_leaves)]
     return _OverRows.apply(tile, list(student), list(slices(n, rows)), len(leaves), *leaves, *learned)  # type: ignore[return-value]
 
 

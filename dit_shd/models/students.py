@@ -29,13 +29,12 @@ STACKS, OF_BLOCKS = ("num_layers", "num_single_layers"), ("llama_layers",)
 """Lists with an entry for each block of two stacks, one after the other: the student's are those of its blocks."""
 
 
-def smaller(sizes: Mapping[str, Any], changes: Mapping[str, Any], where: str = "student") -> dict[str, Any]:
+def smaller(sizes: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """A config with changes, and with what follows from them.
 
     Args:
         sizes: The teacher's.
         changes: Keys of it with the student's values.
-        where: The key of the changes, for errors.
 
     Raises:
         UserError: A key that the class does not have, or a size beyond the teacher's.
@@ -43,14 +42,14 @@ def smaller(sizes: Mapping[str, Any], changes: Mapping[str, Any], where: str = "
     stacks = [name for name in LAYERS if type(sizes.get(name)) is int]  # of several, as FLUX has, one may be empty
     for key, value in changes.items():
         if key not in sizes or key.startswith("_"):
-            raise unknown(where, key, [name for name in sizes if not name.startswith("_")])
+            raise unknown("student", key, [name for name in sizes if not name.startswith("_")])
         most, least = sizes[key], 0 if key in stacks and len(stacks) > 1 else 1
         if key not in (*HEADS, *LAYERS, *WIDTH, *FOLLOW_WIDTH, *FOLLOW_HEADS) or type(most) is not int:
             continue
         if type(value) is not int or value < least:
-            raise UserError(f"{where}.{key}: wanted a whole number of {least} or more, found {value}")
+            raise UserError(f"student.{key}: wanted a whole number of {least} or more, found {value}")
         if value > most:
-            raise UserError(f"{where}.{key}: wanted at most the teacher's {most}, found {value}")
+            raise UserError(f"student.{key}: wanted at most the teacher's {most}, found {value}")
     student = {**sizes, **changes}
     key = next((name for name in HEADS if name in sizes), None)
     if key is None:
@@ -58,7 +57,7 @@ def smaller(sizes: Mapping[str, Any], changes: Mapping[str, Any], where: str = "
     before, after = sizes[key], student[key]
     for name in FOLLOW_HEADS:
         if isinstance(sizes.get(name), int) and name not in changes:
-            student[name] = _ratio(sizes[name], after, before, f"{where}.{name}")
+            student[name] = _ratio(sizes[name], after, before, f"student.{name}")
     width = before * _head_width(sizes, before)
     for name in FOLLOW_WIDTH:
         if sizes.get(name) == width and name not in changes:

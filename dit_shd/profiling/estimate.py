@@ -77,6 +77,8 @@ class DryRun:
     """What the student begins with of its teacher's weights, in words, where that is known before a run."""
     fsdp2_refusal: str | None = None
     """Why the run cannot be divided by FSDP2."""
+    learns_guidance: bool = False
+    """Whether the student learns the teacher's guided prediction, and so is sampled without guidance."""
 
     @property
     def operations(self) -> Operations:

@@ -25,20 +25,21 @@ class Sampling:
         return f"{self.steps} {'guided steps, two forwards' if self.forwards == 2 else 'steps, one forward'} each"
 
 
-def sampling_of(task: Task[Any], model: nn.Module, steps: int | None) -> Sampling:
+def sampling_of(task: Task[Any], model: nn.Module, steps: int | None, guided: bool = True) -> Sampling:
     """How a model is sampled: by dit-shd's own defaults, or by those of the call of its pipeline.
 
     Args:
         task: What it learned.
         model: The model.
         steps: That somebody names; None for the defaults.
+        guided: Whether a second forward guides it, where its pipeline takes one.
     """
     adapter = by_class().get(type(model).__name__) if task.prompted else None
     if adapter is None:
-        return Sampling(steps or SampleConfig.steps, 2)
+        return Sampling(steps or SampleConfig.steps, 2 if guided else 1)
     import diffusers
 
     known = inspect.signature(getattr(diffusers, adapter.pipelines[0]).__call__).parameters
     # A scale that is an input of the model, and true_cfg_scale without a negative prompt, take no second forward.
     alone = settings_of(model).get("guidance_embeds") or "true_cfg_scale" in known
-    return Sampling(steps or known["num_inference_steps"].default, 1 if alone else 2)
+    return Sampling(steps or known["num_inference_steps"].default, 1 if alone or not guided else 2)

@@ -20,7 +20,7 @@ from dit_shd.models import loading
 from dit_shd.profiling.cost import Cost
 from dit_shd.profiling.latency import cost
 from dit_shd.reports.figures.chart import chart_row
-from dit_shd.reports.figures.images import class_places, class_sheet, thumbnails
+from dit_shd.reports.figures.images import class_sheet, thumbnails
 from dit_shd.reports.figures.quality import quality_charts
 from dit_shd.reports.findings import compared, tiles
 from dit_shd.reports.footer import page_footer
@@ -165,8 +165,7 @@ def _grid(name: str, samples: ImageSet, classes: Sequence[int]) -> str:
     if not classes or samples.labels is None:
         first = np.arange(min(SHOWN, samples.shape[0]))
         return picture(thumbnails(samples.take(first), COLUMNS), f"samples of {name}", name, css="")
-    places = class_places(samples.labels, classes, OF_A_CLASS).ravel()
-    sheet = class_sheet(samples.take(places[places >= 0]), places, len(classes))
+    sheet = class_sheet(samples, samples.labels, classes, OF_A_CLASS)
     return picture(sheet, f"samples of {name}", name, css="", columns=[str(label) for label in classes])
 
 

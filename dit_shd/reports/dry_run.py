@@ -91,7 +91,8 @@ def _hours(run: DryRun) -> str:
     assumed = run.assumed
     work, words = {f"training, {run.steps:,} steps": run.all_operations}, dict[str, None]()
     for role, model in {"student": run.student, **run.teachers}.items() if run.task.generates else ():
-        sampling = sampling_of(run.task, model, assumed.sampling_steps)
+        guided = model is not run.student or not run.learns_guidance
+        sampling = sampling_of(run.task, model, assumed.sampling_steps, guided)
         forwards = sampling.forwards * assumed.samples * sampling.steps
         work[f"sampling {assumed.samples:,} of the {role}"] = forward_operations(model, run.task) * forwards
         words[sampling.words] = None

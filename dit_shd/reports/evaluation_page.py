@@ -12,7 +12,7 @@ from dit_shd.evaluation.evaluate import Evaluation, FeaturesAndImages
 from dit_shd.evaluation.neighbours import exact_distances
 from dit_shd.evaluation.results import teacher_figures, teacher_lines, verdict_line
 from dit_shd.reports.figures.chart import chart_row
-from dit_shd.reports.figures.images import class_places, class_sheet, points_chart, thumbnails
+from dit_shd.reports.figures.images import class_sheet, points_chart, thumbnails
 from dit_shd.reports.footer import page_footer
 from dit_shd.reports.html import Link, header, legend, paragraph, picture, section, side_by_side, write_page
 from dit_shd.reports.tables import number, table_html
@@ -150,8 +150,7 @@ def _by_class(samples: FeaturesAndImages) -> str:
         return section("Samples", paragraph("The first of the file."), shown)
     classes = np.unique(labels)
     chosen = classes[_spread(len(classes), CLASSES)]
-    places = class_places(labels, chosen.tolist(), OF_A_CLASS).ravel()
-    sheet = class_sheet(samples.images.take(places[places >= 0]), places, len(chosen))
+    sheet = class_sheet(samples.images, labels, chosen.tolist(), OF_A_CLASS)
     names = [str(label) for label in chosen]
     which = "" if len(chosen) == len(classes) else f", {len(chosen)} of {len(classes)} classes"
     words = f"The first of each class{which}: a class in each column."

@@ -110,14 +110,8 @@ def summary_lines(run: RunSummary) -> list[tuple[str, str]]:
     weight = settings.get("base_weight", 1)
     lines.append(("losses", " + ".join(["base" if weight == 1 else f"{weight} x base", *losses])))
     optimizer = settings.get("optimizer") or {}
-    lines.append(
-        (
-            "steps",
-            f"{run.steps:,} of {settings.get('batch_size')} samples, {optimizer.get('name')} at {optimizer.get('lr'):g}"
-            if isinstance(optimizer.get("lr"), float)
-            else f"{run.steps:,} of {settings.get('batch_size')} samples",
-        )
-    )
+    rate = f", {optimizer.get('name')} at {optimizer['lr']:g}" if isinstance(optimizer.get("lr"), float) else ""
+    lines.append(("steps", f"{run.steps:,} of {settings.get('batch_size')} samples{rate}"))
     if run.metrics:
         lines.append((f"at step {run.metrics[-1].get('step')}", _figures(run.metrics[-1])))
     if run.evaluations:

@@ -86,9 +86,8 @@ def divergence_job(
     row_weight = check_row_weight(row_weight, teacher, "attention_kl", check)
     if squeeze.of is not teacher:  # its weights serve any capture, its sums and maps this one alone
         squeeze = replace(squeeze, row_sums=None, maps={})
-    leaves = () if student.bias is None else student.bias.leaves
     bias_needs_grad = student.bias is not None and student.bias.needs_grad()
-    inputs = [student.query, student.key, *leaves]
+    inputs = [student.query, student.key, *student.bias_leaves]
     job = Job(
         teacher=teacher.detach(),
         student=student.detach(),
@@ -121,8 +120,8 @@ def attached(student: Capture, parts: Sequence[Tensor]) -> Tensor:
     """The value [b] with the gradients that gradients_of found, for the student's query, key and bias."""
     if len(parts) == 1:
         return parts[0]
-    leaves = () if student.bias is None else student.bias.leaves
-    return _Attached.apply(student.bias, len(parts), *parts, student.query, student.key, *leaves)  # type: ignore[return-value]
+    inputs = student.query, student.key, *student.bias_leaves
+    return _Attached.apply(student.bias, len(parts), *parts, *inputs)  # type: ignore[return-value]
 
 
 def _check(

@@ -271,12 +271,12 @@ def _earlier_failures(folder: Path, cell: Cell) -> list[str]:
     return [error for row in rows for error in (*row.failures, row.error)]
 
 
-def thinned(lines: list[dict[str, Any]], points: int = POINTS) -> dict[str, list[float | None]]:
-    """Loss terms (keys such as plain/noise) of at most so many lines of a metrics.jsonl, the last one with them.
+def thinned(lines: list[dict[str, Any]]) -> dict[str, list[float | None]]:
+    """Loss terms (keys such as plain/noise) of at most POINTS lines of a metrics.jsonl, the last one with them.
 
     None where a line has no such term: of a step that was left out, or once the loss has ended.
     """
-    every = -(-len(lines) // points) or 1
+    every = -(-len(lines) // POINTS) or 1
     kept = lines[::-every][::-1]
     terms = dict.fromkeys(key for line in kept for key in line if key == "step" or key.count("/") == 1)
     return {key: [rounded(line[key]) if key in line else None for line in kept] for key in terms}

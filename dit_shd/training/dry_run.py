@@ -59,8 +59,7 @@ def dry_run(config: TrainConfig) -> DryRun:
     config = following(checked(config, "train"))
     checks.ranges(replace(config, dry_run=False), counting=True)
     before = peak_memory(current_device())
-    images = checks.micro_batch_size(config, process_count())
-    step = step_shape(config, images)
+    step = step_shape(config, checks.micro_batch_size(config, process_count()))
     task = step.task
     checks.teaching(config, step.losses)
     checks.passes(task, step.losses)
@@ -79,8 +78,8 @@ def dry_run(config: TrainConfig) -> DryRun:
     for name, teacher in teachers.items():
         task.check_model(role(name), teacher)
     operations, memory = operations_by_step(step, student, teachers, config.steps), step_memory(step, student, teachers)
-    share = min(images, max(1, config.batch_size // PROCESSES))
-    memory_of_several = memory if share == images else step_memory(step_shape(config, share), student, teachers)
+    share = min(step.images, max(1, config.batch_size // PROCESSES))
+    memory_of_several = memory if share == step.images else step_memory(step_shape(config, share), student, teachers)
     measured, counted = None, None
     if config.estimate.measure:
         _log.info("taking two real steps of one image (estimate.measure=false for none)")
@@ -105,11 +104,18 @@ def dry_run(config: TrainConfig) -> DryRun:
         precision=config.precision,
         peak_tflops=config.peak_tflops,
         assumed=config.estimate,
-        sizes=[*assumed, *_tried(config, images)],
+        sizes=[*assumed, *_tried(config, step.images)],
         warning=too_slow(config.ema_rates, config.steps, config.ema_warmup) or None,
         beginning=beginning,
         fsdp2_refusal=checks.fsdp2_refusal(config),
+        learns_guidance=any(_is_guided(loss) for loss in step.losses),
     )
+
+
+def _is_guided(loss: Loss) -> bool:
+    """Whether a loss takes the teacher's prediction with guidance."""
+    guidance = getattr(loss, "guidance", None)
+    return guidance is not None and not guidance.changes_nothing
 
 
 def _tried(config: TrainConfig, images: int) -> list[str]:
@@ -219,7 +225,8 @@ def take_a_step(config: TrainConfig, teachers: Teachers, images: int, before: in
         before: Value of peak_memory() of the time before the teachers were loaded.
     """
     device = current_device()
-    losses = [LOSSES.build(p, f"losses.{i}") for i, p in enumerate(config.losses)]
+    shape = step_shape(config, images)
+    task, losses = shape.task, shape.losses
     for i, loss in enumerate(losses):
         if loss.fields:
             raise UserError(
@@ -231,8 +238,6 @@ def take_a_step(config: TrainConfig, teachers: Teachers, images: int, before: in
     add_lora(student, config.lora, config.seed)
     if config.gradient_checkpointing:
         recompute(student)
-    task = TASKS.build(config.task, "task")
-    task.expect(config.data)
     distiller = Distiller(task, student, losses).to(device)
     averages = EMA(student, config.ema_rates, config.ema_warmup)
     for teacher in teachers.values():

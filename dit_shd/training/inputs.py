@@ -23,6 +23,7 @@ from dit_shd.core.yaml_files import read_yaml
 from dit_shd.data.datasets import Dataset
 from dit_shd.data.glance import alike, glance
 from dit_shd.distillation.teachers import TEACHER, Teachers, role
+from dit_shd.models.quantization import plain_parts
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.run_folder import is_begun
 
@@ -132,12 +133,12 @@ def _read(file: Path) -> dict[str, Any] | None:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """A hash of the names and shapes of a model's tensors and of some numbers of each; of fewer bits names alone."""
+    """A hash of the names and shapes of a model's tensors and of some numbers of each, also of fewer bits."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {list(tensor.shape)}".encode())
-        if type(tensor) is Tensor and tensor.numel():
-            some = tensor.detach().reshape(-1)[:: max(1, tensor.numel() // NUMBERS)]
+        for part in plain_parts(tensor.detach()).values():
+            some = part.as_subclass(Tensor).reshape(-1)[:: max(1, part.numel() // NUMBERS)]
             digest.update(some.to("cpu", torch.float32).numpy().tobytes())
     return digest.hexdigest()
 

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import StableDiffusion3Pipeline
 from pipeline_oracle import PROMPTS, known_of
 from small_families import same
 from tiny_pipelines import KINDS, write_pipeline
 
+from dit_shd.cli.program import main
 from dit_shd.core import installation
 from dit_shd.core.errors import UserError
 from dit_shd.core.places import HubName
@@ -156,3 +158,19 @@ def test_no_adapter_is_asked_for_where_the_autoencoder_is_not_supported(tmp_path
     (tmp_path / "model_index.json").write_text(json.dumps({**index, "vae": ["diffusers", vae]}))
     with pytest.raises(UserError, match=words):
         Prompts.load(str(tmp_path), torch.device("cpu"))
+
+
+def test_sd3_without_its_t5_is_encoded_and_assembled_as_diffusers_does(tmp_path, capsys):
+    """Saved with text_encoder_3=None, as users of little memory do; diffusers opens it when it is told so again."""
+    without = {"text_encoder_3": None, "tokenizer_3": None}
+    whole = StableDiffusion3Pipeline.from_pretrained(write_pipeline("sd3", tmp_path / "whole"), **without)
+    whole.save_pretrained(tmp_path / "cut")
+    with torch.no_grad():
+        wanted, _, pooled, _ = whole.encode_prompt("a seven", None, None, do_classifier_free_guidance=False)
+    found = Prompts.load(str(tmp_path / "cut"), torch.device("cpu"))(["a seven"])
+    assert torch.equal(found.embeddings, wanted) and torch.equal(found.pooled, pooled)
+    assert main(["pipeline", str(tmp_path / "cut"), str(tmp_path / "out")]) == 0
+    opened = f"from_pretrained('{tmp_path / 'out'}', text_encoder_3=None, tokenizer_3=None)(prompt"
+    assert opened in capsys.readouterr().out
+    again = StableDiffusion3Pipeline.from_pretrained(tmp_path / "out", **without)
+    assert same(again.transformer.state_dict(), whole.transformer.state_dict())

@@ -170,6 +170,11 @@ def test_a_vae_decodes_one_image_at_a_time(teacher, vae):
     folder, own = vae
     images, _ = sample(load(teacher), 2, vae=str(folder), **QUICK)
     assert images.shape == (2, 16, 16, 3)
+    with torch.autocast("cpu", torch.bfloat16):  # the caller's own
+        assert np.array_equal(sample(load(teacher), 2, vae=str(folder), **QUICK)[0], images)
+    elsewhere = load(teacher)
+    elsewhere.register_to_config(_name_or_path="somebody/dit")  # as diffusers names what it had from the hub
+    assert np.array_equal(sample(elsewhere, 2, vae=str(folder), **QUICK)[0], images)
     decode = Decoder.load(str(folder), 1, torch.device("cpu"))
     latents, given = torch.randn(3, 1, 4, 4), []
     decode.vae.decoder.register_forward_pre_hook(lambda module, inputs: given.append(len(inputs[0])))

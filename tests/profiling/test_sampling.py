@@ -38,5 +38,6 @@ def test_a_model_runs_as_often_as_in_its_pipeline_s_call(kind):
 
 def test_models_of_classes_are_sampled_by_our_own_defaults():
     assert sampling_of(Diffusion(), torch.nn.Linear(1, 1), None) == Sampling(250, 2)
+    assert sampling_of(Diffusion(), torch.nn.Linear(1, 1), None, guided=False) == Sampling(250, 1)
     assert Sampling(250, 2).words == "250 guided steps, two forwards each"
     assert Sampling(28, 1).words == "28 steps, one forward each"

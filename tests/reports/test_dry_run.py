@@ -93,6 +93,13 @@ def test_times_of_small_models_are_words_and_of_others_numbers():
     assert "under" not in long and "e-" not in "".join(line for line in long.splitlines() if "days of" in line)
 
 
+def test_what_learned_the_guided_prediction_is_sampled_without_guidance():
+    """`dit-shd sample` warns of guiding it twice; twice its forwards were counted."""
+    guided, plain = (dry_run_of(losses=[{"name": "output", "guidance": scale}]) for scale in (2.0, 1.0))
+    assert "sampling in 250 steps, one forward each or 250 guided steps, two forwards each" in dry_run_text(guided)
+    assert "sampling in 250 guided steps, two forwards each;" in dry_run_text(plain)
+
+
 def text(capsys, *words):
     code = program.main(["train", *words])
     seen = capsys.readouterr()

@@ -1,7 +1,6 @@
 """The task flow_matching: its loss by an independent float64 computation, what a student's config records, refusals."""
 
 import json
-import os
 import shutil
 from functools import cache
 
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers.configuration_utils import FrozenDict
-from runs import drawn, run
+from runs import drawn, refused, run
 from torch import nn
 
 from dit_shd.analysis.inputs import DatasetInputs
@@ -229,14 +228,6 @@ def test_a_student_begins_with_its_teachers_weights_in_its_convention_only(value
         metrics["plain/output"]
         < 0.5 * run({**own, "run": own["run"] + "2", "initialisation": {}})[1][0]["plain/output"]
     )
-
-
-def refused(values, message):
-    """A run that is refused by a line, before anything is written."""
-    with pytest.raises(UserError, match=message) as error:
-        run(values)
-    assert "\n" not in str(error.value)
-    assert not os.path.exists(values["run"])
 
 
 # A teacher of velocity is judged as one of noise is

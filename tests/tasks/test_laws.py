@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 from killing import line_of
-from runs import contents, drawn_by, rows, run, weights
+from runs import close, contents, drawn_by, rows, run, same_weights
 from safetensors.torch import load_file, save_file
 from task_cases import CASES, COMMON
 from two_process_jobs.tasks import NAMES as SAMPLED
@@ -72,21 +72,6 @@ def straight(made, folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["dit-shd", *command(folder, folder / "straight")])  # records name the command
         return run({**copy.deepcopy(made), "run": str(folder / "straight")})
-
-
-def close(one, other, rel=1e-3):
-    """Two logs agree in all their numbers."""
-    assert [row.keys() for row in one] == [row.keys() for row in other]
-    for a, b in zip(one, other):
-        assert a == pytest.approx(b, rel=rel, abs=1e-6)
-
-
-def same_weights(one, other):
-    for student in ("student", "student_ema_0.5"):
-        first, second = weights(one, student), weights(other, student)
-        assert first.keys() == second.keys()
-        for name in first:
-            torch.testing.assert_close(first[name], second[name], rtol=1e-3, atol=1e-5)
 
 
 def test_every_task_is_a_case():

@@ -1,11 +1,10 @@
 """What a task promises: refusals before anything is written, passes, kept batches; and a task of one's own trains."""
 
 import dataclasses
-import os
 
 import pytest
 import torch
-from runs import contents, diffusion, drawn, run
+from runs import contents, diffusion, drawn, refused, run
 
 from dit_shd.core import plugins
 from dit_shd.core.config import make
@@ -91,14 +90,6 @@ def mine(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(plugins, "_trusted", {"mine"})
     monkeypatch.delitem(__import__("sys").modules, "mine", raising=False)
-
-
-def refused(values, message):
-    """A run that is refused by a line, before anything is written."""
-    with pytest.raises(UserError, match=message) as error:
-        run(values)
-    assert "\n" not in str(error.value)
-    assert not os.path.exists(values["run"])
 
 
 # What is refused

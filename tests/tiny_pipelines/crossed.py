@@ -1,11 +1,6 @@
 """Tiny pipelines whose images attend to the text by layers of cross-attention."""
 
-from tiny_text_encoders import (
-    gemma,
-    t5,
-    tokenizer,
-    vocabulary_size,
-)
+from tiny_text_encoders import gemma, t5, tokenizer, umt5, vocabulary_size
 
 from .parts import flow, kl
 
@@ -70,7 +65,6 @@ def sana():
 
 def wan():
     from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
-    from transformers import UMT5Config, UMT5EncoderModel
 
     transformer = WanTransformer3DModel(
         num_attention_heads=4,
@@ -94,10 +88,8 @@ def wan():
         scale_factor_spatial=2,
         scale_factor_temporal=4,
     )
-    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
-    encoder = UMT5EncoderModel(UMT5Config(vocab_size=vocabulary_size(), pad_token_id=0, eos_token_id=1, **sizes))
     return WanPipeline(
-        transformer=transformer, scheduler=flow(shift=3.0), vae=vae, text_encoder=encoder, tokenizer=tokenizer(600)
+        transformer=transformer, scheduler=flow(shift=3.0), vae=vae, text_encoder=umt5(), tokenizer=tokenizer(600)
     )
 
 

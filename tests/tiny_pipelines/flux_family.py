@@ -1,19 +1,11 @@
 """Tiny pipelines of FLUX, and of those whose transformers are written like its own."""
 
 import transformers
-from tiny_text_encoders import (
-    CHAT,
-    clip,
-    mistral,
-    pixtral_processor,
-    qwen3,
-    qwen_vl,
-    t5,
-    tokenizer,
-    vocabulary_size,
-)
+from tiny_text_encoders import CHAT, clip, mistral, pixtral_processor, qwen3, qwen_vl, t5, tokenizer, vocabulary_size
 
 from .parts import flow, kl
+
+SIZES = {"num_layers": 1, "num_single_layers": 2, "num_attention_heads": 4, "attention_head_dim": 8}
 
 
 def flux(guidance=True):
@@ -21,10 +13,7 @@ def flux(guidance=True):
 
     transformer = FluxTransformer2DModel(
         in_channels=16,
-        num_layers=1,
-        num_single_layers=2,
-        num_attention_heads=4,
-        attention_head_dim=8,
+        **SIZES,
         joint_attention_dim=32,
         pooled_projection_dim=16,
         guidance_embeds=guidance,
@@ -46,10 +35,7 @@ def chroma():
 
     transformer = ChromaTransformer2DModel(
         in_channels=16,
-        num_layers=1,
-        num_single_layers=2,
-        num_attention_heads=4,
-        attention_head_dim=8,
+        **SIZES,
         joint_attention_dim=32,
         axes_dims_rope=(4, 2, 2),
         approximator_num_channels=16,
@@ -68,10 +54,7 @@ def longcat_image():
 
     transformer = LongCatImageTransformer2DModel(
         in_channels=64,
-        num_layers=1,
-        num_single_layers=2,
-        num_attention_heads=4,
-        attention_head_dim=8,
+        **SIZES,
         joint_attention_dim=32,
         pooled_projection_dim=32,
         axes_dims_rope=[4, 2, 2],
@@ -99,10 +82,7 @@ def ovis_image():
     transformer = OvisImageTransformer2DModel(
         in_channels=16,
         out_channels=16,
-        num_layers=1,
-        num_single_layers=2,
-        num_attention_heads=4,
-        attention_head_dim=8,
+        **SIZES,
         joint_attention_dim=32,
         axes_dims_rope=(4, 2, 2),
     )
@@ -119,10 +99,7 @@ def bria():
 
     transformer = BriaTransformer2DModel(
         in_channels=16,
-        num_layers=1,
-        num_single_layers=2,
-        num_attention_heads=4,
-        attention_head_dim=8,
+        **SIZES,
         joint_attention_dim=32,
         axes_dims_rope=[4, 2, 2],
     )
@@ -139,10 +116,7 @@ def flux2():
 
     transformer = Flux2Transformer2DModel(
         in_channels=16,
-        num_layers=1,
-        num_single_layers=2,
-        num_attention_heads=4,
-        attention_head_dim=8,
+        **SIZES,
         joint_attention_dim=48,
         axes_dims_rope=(2, 2, 2, 2),
         guidance_embeds=False,

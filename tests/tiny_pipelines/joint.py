@@ -1,15 +1,6 @@
 """Tiny pipelines whose images and text share an attention, each in a way of its own."""
 
-from tiny_text_encoders import (
-    clip,
-    gemma,
-    llama,
-    qwen3,
-    qwen_vl,
-    t5,
-    tokenizer,
-    vocabulary_size,
-)
+from tiny_text_encoders import clip, gemma, llama, qwen3, qwen_vl, t5, tokenizer, umt5
 
 from .parts import flow, kl
 
@@ -117,7 +108,6 @@ def lumina2():
 
 def aura_flow():
     from diffusers import AuraFlowPipeline, AuraFlowTransformer2DModel
-    from transformers import UMT5Config, UMT5EncoderModel
 
     transformer = AuraFlowTransformer2DModel(
         sample_size=8,
@@ -131,13 +121,11 @@ def aura_flow():
         caption_projection_dim=32,
         pos_embed_max_size=256,
     )
-    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
-    encoder = UMT5EncoderModel(UMT5Config(vocab_size=vocabulary_size(), pad_token_id=0, eos_token_id=1, **sizes))
     return AuraFlowPipeline(
         transformer=transformer,
         scheduler=flow(shift=1.73),
         vae=kl(shift=None),
-        text_encoder=encoder,
+        text_encoder=umt5(),
         tokenizer=tokenizer(),
     )
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from killing import line_of
-from runs import drawn_by, rows, run, weights
+from runs import close, drawn_by, rows, run, same_weights
 from small_runs import tiny
 from two_process_jobs.draws import STEADY
 
@@ -20,20 +20,12 @@ def plain(values):
     return {**values, **STEADY}
 
 
-def close(one, other):
-    assert [row.keys() for row in one] == [row.keys() for row in other]
-    for a, b in zip(one, other):
-        assert a == pytest.approx(b, rel=1e-3, abs=1e-6)
-
-
 @pytest.mark.parametrize("size", [1, 4])
 def test_accumulated_micro_batches_equal_the_batch_to_the_last_weight(plain, tmp_path, size):
     whole, _ = run(plain, run=str(tmp_path / "whole"))
     parts, _ = run(plain, run=str(tmp_path / "parts"), micro_batch_size=size)
     close(rows(whole.run), rows(parts.run))
-    ours, theirs = weights(whole.run), weights(parts.run)
-    for name in ours:
-        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-6)
+    same_weights(whole.run, parts.run, ["student"], rtol=1e-4, atol=1e-6)
 
 
 def test_processes_draw_in_the_forward_what_one_draws_in_its_micro_batches(plain, tmp_path, monkeypatch):
@@ -61,9 +53,7 @@ def test_the_number_of_processes_may_change_when_a_run_is_resumed(tmp_path, by_t
     list(trainer.run_steps())
     straight, _ = run(values, run=str(tmp_path / "straight"))
     close(rows(straight.run), rows(changed.run))
-    ours, theirs = weights(straight.run), weights(changed.run)
-    for name in ours:
-        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-6)
+    same_weights(straight.run, changed.run, ["student"], rtol=1e-4, atol=1e-6)
     places = [(step, range(first, first + 4)) for step in (0, 1) for first in (0, 4)]
     wanted = {line_of(step, place, drawn_by(trainer, step, place).values()) for step, place in places}
     assert wanted <= set(drawn.read_text().splitlines(keepends=True))

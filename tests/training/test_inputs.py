@@ -154,3 +154,12 @@ def test_a_fingerprint_is_of_every_tensor(teacher):
         parameter.data.view(-1)[:1] += 1
         assert fingerprint(model) != before
         parameter.data.view(-1)[:1] = first
+
+
+def test_a_fingerprint_is_of_weights_in_8_bits_too(teacher, tmp_path):
+    """Of which names alone had counted: a LoRA that was fused into them, or another teacher, went unseen."""
+    model = loading.load(teacher)
+    model.get_parameter("en_inblocks.0.mlp.fc1.weight").data.neg_()
+    model.save_pretrained(tmp_path)
+    first, again, other = (fingerprint(loading.load(place, precision="int8")) for place in (teacher, teacher, tmp_path))
+    assert first == again != other

@@ -4,12 +4,14 @@ import socket
 import subprocess
 import sys
 from contextlib import closing
+from functools import partial
 
 import pytest
+import runs
 import torch
 import torch._dynamo
 import yaml
-from runs import drawn_by, rows, run, weights
+from runs import drawn_by, rows, run, same_weights, weights
 from safetensors.torch import load_file
 from two_process_jobs import said
 from two_process_jobs.training import SLICES, configs
@@ -24,13 +26,7 @@ from dit_shd.training.trainer import Trainer
 compiles = pytest.mark.skipif(not hasattr(torch._dynamo.config, ONCE), reason="refused: this torch is too old")
 
 
-def close(one, two, rel=1e-4):
-    """Two logs agree in all their numbers."""
-    assert [row.keys() for row in one] == [row.keys() for row in two]
-    for a, b in zip(one, two):
-        assert a == pytest.approx(b, rel=rel, abs=1e-6)
-
-
+close = partial(runs.close, rel=1e-4)
 slices = pytest.mark.skipif(not SLICES, reason="this torch slices on GPUs only")
 quick = pytest.mark.two_processes("training")
 others = [pytest.mark.slow, pytest.mark.two_processes("other_training")]
@@ -42,11 +38,7 @@ def test_sharded_training_equals_whole_training_and_checkpoints_fit_both(by_two)
     """fully_shard on gloo: teacher, student, optimizer and averages in slices; then on by one process, whole."""
     one, two = (by_two / "sharded" / name for name in ("one", "two"))
     close(rows(one), rows(two))
-    for student in ("student", "student_ema_0.5"):
-        first, second = weights(one, student), weights(two, student)
-        assert first.keys() == second.keys()
-        for name in first:
-            torch.testing.assert_close(first[name], second[name], rtol=1e-3, atol=1e-5)
+    same_weights(one, two)
     values, _ = configs(by_two)["sharded"]
     (_, straight), (_, on) = (run(values, run=str(folder), steps=4) for folder in (one, two))
     close(straight, on)

@@ -101,7 +101,7 @@ def _tensors_of(capture: Capture) -> list[Tensor]:
     """Query, key, what is added, codes of queries and keys, places; prepared once."""
     if torch.compiler.is_compiling():  # a graph has no cache
         return _prepared(capture)
-    sources = [capture.query, capture.key, *(() if capture.bias is None else capture.bias.leaves)]
+    sources = [capture.query, capture.key, *capture.bias_leaves]
     versions = [0 if x.is_inference() else x._version for x in sources]
     known = _tensors.get(capture)
     if known is None or known[0] != versions:

@@ -71,8 +71,9 @@ class Onlooker:
         """Whether a forward of the whole model is under way; a block recomputed in the backward is none."""
         return self.recording.armed
 
-    def see(self) -> None:
+    def see(self) -> See | None:
         """No function is of interest by itself."""
+        return None
 
     def close(self) -> None:
         """It is taken off its module, and does not hold its recording."""
@@ -225,13 +226,12 @@ class SlowPath(Onlooker):
         """The attention inside of it has been recorded by its own recorder."""
 
 
-class ProductRecorder:
+class ProductRecorder(Onlooker):
     """Takes the weights of a projection that are at hand only while it runs."""
 
-    def __init__(self, projection: PassingProjection, recording: "Host"):
-        self.projection, self.recording = projection, recording
-        self.eager, self.wants_calls = False, True
-        self._busy = False
+    def __init__(self, projection: PassingProjection, recording: Host):
+        super().__init__(recording)
+        self.projection, self._busy = projection, False
 
     def begin(self) -> None:
         """A forward begins; one with a graph is a student's, whose W^O is not read, so that nothing leaves programs."""
@@ -240,10 +240,6 @@ class ProductRecorder:
         if module is not None and eager != self.eager:
             self.eager = eager
             set_again(module)
-
-    def close(self) -> None:
-        """It holds the recording no more."""
-        self.recording = Closed()
 
     @property
     def armed(self) -> bool:

@@ -273,8 +273,7 @@ def unchanged(name: str, capture: Capture) -> Capture:
 
 def versions_of(capture: Capture) -> tuple[int, ...]:
     """Of the tensors that a capture refers to, what the layer gave last."""
-    leaves = () if capture.bias is None else capture.bias.leaves
-    return versions(capture.query, capture.key, capture.value, *leaves, capture.mixed)
+    return versions(capture.query, capture.key, capture.value, *capture.bias_leaves, capture.mixed)
 
 
 def _arguments(

@@ -78,9 +78,9 @@ def _tensors_in(value: Any, depth: int = 2) -> list[Tensor]:
     return [x for each in inside for x in _tensors_in(each, depth - 1)] if depth else []
 
 
-def shapes_of(value: Any, depth: int = 4) -> tuple[tuple[int, ...], ...]:
+def shapes_of(value: Any) -> tuple[tuple[int, ...], ...]:
     """The shapes of the tensors in a value, in order."""
-    return tuple(tuple(x.shape) for x in _tensors_in(value, depth) if not x.is_nested)
+    return tuple(tuple(x.shape) for x in _tensors_in(value, 4) if not x.is_nested)
 
 
 def is_sequence(value: Any) -> bool:

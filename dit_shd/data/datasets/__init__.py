@@ -45,7 +45,7 @@ class Dataset(ABC):
     @property
     def sizes(self) -> dict[str, int]:
         """What of the data a model has to know, by the keyword of its family: how many classes, say."""
-        return {"num_classes": self.classes}
+        return {"num_classes": self.classes} if "labels" in self.fields else {}
 
     @classmethod
     def sizes_of(cls, **options: Any) -> dict[str, int]:
@@ -54,6 +54,8 @@ class Dataset(ABC):
         Args:
             options: Those of __init__, with their defaults.
         """
+        if "labels" not in cls.fields:
+            return {}
         if isinstance(getattr(cls, "classes", None), int):
             return {"num_classes": cls.classes}
         path = options.get("path")

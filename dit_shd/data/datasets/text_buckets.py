@@ -53,14 +53,6 @@ class TextBuckets(Dataset):
     def described(cls, **options: Any) -> str:
         return f"text_buckets {options.get('path')}"
 
-    @property
-    def sizes(self) -> dict[str, int]:
-        return {}
-
-    @classmethod
-    def sizes_of(cls, **options: Any) -> dict[str, int]:
-        return {}
-
     def __len__(self) -> int:
         return int(self._firsts[-1])
 

@@ -59,14 +59,6 @@ class TextLatents(Dataset):
     def described(cls, **options: Any) -> str:
         return Latents.described(**options).replace("latents", "text_latents", 1)
 
-    @property
-    def sizes(self) -> dict[str, int]:
-        return {}
-
-    @classmethod
-    def sizes_of(cls, **options: Any) -> dict[str, int]:
-        return {}
-
     def __len__(self) -> int:
         return len(self._latents)
 

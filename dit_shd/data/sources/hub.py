@@ -1,5 +1,6 @@
 """Hugging Face datasets: a folder that `save_to_disk` wrote, or a name on the hub."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,13 +86,11 @@ def _load(place: Path | HubName, selection: Selection) -> "Dataset":
     except ImportError as error:
         raise missing_package("datasets") from error
     try:
-        if not isinstance(place, HubName):
-            data = datasets.load_from_disk(text)
-        elif reached:
-            data = datasets.load_dataset(place.repository, subset, revision=place.revision)
-        else:
-            with offline():
+        if isinstance(place, HubName):
+            with nullcontext() if reached else offline():
                 data = datasets.load_dataset(place.repository, subset, revision=place.revision)
+        else:
+            data = datasets.load_from_disk(text)
     except Exception as error:
         if not reached and isinstance(place, HubName):
             raise UserError(f"images: {place.unreachable()}") from error

@@ -59,6 +59,10 @@ class Adapter(ABC):
     """Patterns of the layers that are of text alone."""
     sized_by: ClassVar[Sequence[str]] = ()
     """Attributes of the pipeline by which its call knows an image's size, beside its arguments."""
+    mask_at: ClassVar[int | None] = 1
+    """Which of the values of the pipeline's encode_prompt, of which embeddings are the first, is their mask, if any."""
+    pooled_at: ClassVar[int | None] = None
+    """Likewise the pooled vector."""
 
     def channels(self, settings: Mapping[str, Any]) -> int:
         """Channels c of the latents that a transformer with this config takes."""
@@ -241,8 +245,9 @@ class Adapter(ABC):
         return None
 
     def text(self, encoded: Sequence[Any]) -> TextCondition:
-        """The condition in what the pipeline's encode_prompt gives: embeddings and mask, unless a class has more."""
-        return TextCondition.of(encoded[0], encoded[1])
+        """The condition in what the pipeline's encode_prompt gives."""
+        mask, pooled = (None if place is None else encoded[place] for place in (self.mask_at, self.pooled_at))
+        return TextCondition.of(encoded[0], mask, pooled)
 
 
 def computed_in(model: nn.Module) -> torch.dtype:

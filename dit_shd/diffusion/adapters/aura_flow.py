@@ -1,7 +1,7 @@
 """AuraFlow: joint attention in blocks of two streams, then one stream; padding is zeros, and taken for text."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ class AuraFlow(Adapter):
 
     transformer = "AuraFlowTransformer2DModel"
     pipelines = ("AuraFlowPipeline",)
+    mask_at = None
 
     def most_side(self, settings: Mapping[str, Any]) -> int | None:
         """Its config counts the positions of a whole square."""
@@ -27,6 +28,3 @@ class AuraFlow(Adapter):
         self, model: nn.Module, x: Tensor, time: Tensor, text: TextCondition, guidance: Tensor | None
     ) -> dict[str, Any]:
         return {"hidden_states": x, "timestep": time, "encoder_hidden_states": text.embeddings}
-
-    def text(self, encoded: Sequence[Any]) -> TextCondition:
-        return TextCondition.of(encoded[0])

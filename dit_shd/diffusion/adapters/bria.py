@@ -4,7 +4,6 @@ The model takes the zeros for text, up to the number of tokens that the pipeline
 with schedulers of DDPM, under which the same class predicts noise; here it is asked by rectified flow.
 """
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -25,6 +24,7 @@ class Bria(packing.Packed, Adapter):
     pipelines = ("BriaPipeline",)
     most_tokens = 512
     example_tokens = 128
+    mask_at = None
 
     def arguments(
         self, model: nn.Module, x: Tensor, time: Tensor, text: TextCondition, guidance: Tensor | None
@@ -40,6 +40,3 @@ class Bria(packing.Packed, Adapter):
     def encode_empty(self, pipeline: "DiffusionPipeline", tokens: int | None = None) -> TextCondition:
         """Zeros, and not the embeddings of an empty text."""
         return self.text(encode_prompt(pipeline, [""], tokens, guided=True)[1:])
-
-    def text(self, encoded: Sequence[Any]) -> TextCondition:
-        return TextCondition.of(encoded[0])

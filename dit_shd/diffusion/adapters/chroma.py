@@ -7,7 +7,6 @@ students are sampled, too. A student with fewer blocks begins with the modulatio
 it has learned its own.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -24,6 +23,7 @@ class Chroma(packing.Packed, Adapter):
     transformer = "ChromaTransformer2DModel"
     pipelines = ("ChromaPipeline",)
     most_tokens = 512
+    mask_at = 2
 
     def arguments(
         self, model: nn.Module, x: Tensor, time: Tensor, text: TextCondition, guidance: Tensor | None
@@ -37,6 +37,3 @@ class Chroma(packing.Packed, Adapter):
             "img_ids": places,
             "txt_ids": x.new_zeros(text.tokens, 3),
         }
-
-    def text(self, encoded: Sequence[Any]) -> TextCondition:
-        return TextCondition.of(encoded[0], encoded[2])

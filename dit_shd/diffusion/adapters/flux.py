@@ -1,6 +1,6 @@
 """FLUX.1 dev and schnell: packed latents, rotary places; dev is guidance-distilled and is given the scale."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ class Flux(packing.Packed, Adapter):
     pipelines = ("FluxPipeline",)
     guidance = 3.5
     most_tokens = 512
+    mask_at, pooled_at = None, 1
 
     def text_widths(self, settings: Mapping[str, Any]) -> tuple[int, int | None]:
         return settings["joint_attention_dim"], settings["pooled_projection_dim"]
@@ -43,6 +44,3 @@ class Flux(packing.Packed, Adapter):
 
     def limits(self, pipeline: "DiffusionPipeline", tokens: int | None = None) -> dict[str, int]:
         return {"tokenizer_2": tokens or 512}
-
-    def text(self, encoded: Sequence[Any]) -> TextCondition:
-        return TextCondition.of(encoded[0], pooled=encoded[1])

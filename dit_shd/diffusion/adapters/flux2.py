@@ -23,6 +23,7 @@ class Flux2(Adapter):
     guidance = 3.5
     example_tokens = 512
     example_side = 64
+    mask_at = None
 
     def text_widths(self, settings: Mapping[str, Any]) -> tuple[int, int | None]:
         return settings["joint_attention_dim"], None
@@ -61,9 +62,6 @@ class Flux2(Adapter):
         from diffusers.pipelines.flux2.pipeline_flux2 import format_input
 
         return of_chat(pipeline, format_input(list(prompts), instruction), add_generation_prompt=False)
-
-    def text(self, encoded: Sequence[Any]) -> TextCondition:
-        return TextCondition.of(encoded[0])
 
 
 def _places(x: Tensor, lengths: tuple[int, int, int, int]) -> Tensor:

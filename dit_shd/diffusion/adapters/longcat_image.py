@@ -31,6 +31,7 @@ class LongCatImage(packing.Packed, Adapter):
     pipelines = ("LongCatImagePipeline",)
     example_tokens = TOKENS
     fixed_tokens = True
+    mask_at = None
 
     def arguments(
         self, model: nn.Module, x: Tensor, time: Tensor, text: TextCondition, guidance: Tensor | None
@@ -67,9 +68,6 @@ class LongCatImage(packing.Packed, Adapter):
         """The prompt alone, all else stands around its 512 tokens; not known where it is in several pieces or new."""
         is_whole = _pieces(prompt) == [prompt] and not call.get("enable_prompt_rewrite", True)
         return Template("", prompt) if is_whole else None
-
-    def text(self, encoded: Sequence[Any]) -> TextCondition:
-        return TextCondition.of(encoded[0])
 
 
 def _pieces(prompt: str) -> list[str]:

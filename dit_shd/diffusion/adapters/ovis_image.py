@@ -26,6 +26,7 @@ class OvisImage(packing.Packed, Adapter):
     pipelines = ("OvisImagePipeline",)
     most_tokens = 256
     example_tokens = 256
+    mask_at = None
 
     def arguments(
         self, model: nn.Module, x: Tensor, time: Tensor, text: TextCondition, guidance: Tensor | None
@@ -54,6 +55,3 @@ class OvisImage(packing.Packed, Adapter):
         (text,) = self.framed(pipeline, [prompt])
         before, instruction, _ = text.partition(whole.system_prompt)
         return Template(before + instruction, prompt, whole.user_prompt_begin_id) if instruction else None
-
-    def text(self, encoded: Sequence[Any]) -> TextCondition:
-        return TextCondition.of(encoded[0])

@@ -1,6 +1,6 @@
 """Stable Diffusion 3 and 3.5 (arXiv 2403.03206): joint attention, three text encoders, padding taken for text."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ class SD3(Adapter):
     pipelines = ("StableDiffusion3Pipeline",)
     example_tokens = 333
     most_tokens = 512
+    mask_at, pooled_at = None, 2
 
     def text_widths(self, settings: Mapping[str, Any]) -> tuple[int, int | None]:
         return settings["joint_attention_dim"], settings["pooled_projection_dim"]
@@ -33,6 +34,3 @@ class SD3(Adapter):
         """CLIP's and, where it is there, T5's."""
         t5 = {"tokenizer_3": tokens or 256} if pipeline.tokenizer_3 is not None else {}
         return {"tokenizer": pipeline.tokenizer_max_length, **t5}
-
-    def text(self, encoded: Sequence[Any]) -> TextCondition:
-        return TextCondition.of(encoded[0], pooled=encoded[2])

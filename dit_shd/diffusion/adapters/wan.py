@@ -1,6 +1,6 @@
 """Wan 2.1 (arXiv 2503.20314), of whose videos one frame is an image: self-attention, cross-attention to UMT5."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ class Wan(Adapter):
     cleaners = ("ftfy",)
     attention = "self, and cross to text"
     cross_attention = ("*.attn2",)
+    mask_at = None
 
     def multiple(self, settings: Mapping[str, Any]) -> int:
         return settings["patch_size"][-1]
@@ -32,6 +33,3 @@ class Wan(Adapter):
 
     def prediction(self, output: Tensor, x: Tensor) -> Tensor:
         return output[:, :, 0]
-
-    def text(self, encoded: Sequence[Any]) -> TextCondition:
-        return TextCondition.of(encoded[0])

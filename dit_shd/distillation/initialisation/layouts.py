@@ -5,7 +5,7 @@ lie one after the other, each of them whole, so that a head that is kept keeps i
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -80,19 +80,7 @@ DIFFUSERS = Layout(
     whole=False,
 )
 """Joint attention has maps for the text, too; those of HiDream end in _t."""
-DIFFUSERS_FUSED = Layout(
-    first="qkv",
-    queries=DIFFUSERS.queries,
-    keys=DIFFUSERS.keys,
-    values=(),
-    out=DIFFUSERS.out,
-    setting="attention_head_dim",
-    heads="heads",
-    inner="inner_dim",
-    fused=True,
-    paired=("txt_kv_proj",),
-    whole=False,
-)
+DIFFUSERS_FUSED = replace(DIFFUSERS, first="qkv", values=(), inner="inner_dim", fused=True, paired=("txt_kv_proj",))
 """The same map may write the hidden units of an MLP, after the heads (FLUX's single blocks)."""
 TRANSFORMERS = Layout(
     first="q_proj",

@@ -91,4 +91,4 @@ def head_outputs(capture: Capture) -> Tensor:
     """A V [b,h,n,d]."""
     if capture.mixed is not None:
         return capture.mixed
-    return attend(capture.query, capture.key, capture.value, capture.scale, capture.bias)
+    return attend(capture.query, capture.key, capture.value, capture.scale, capture.bias, capture.causal)

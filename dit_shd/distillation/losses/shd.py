@@ -249,7 +249,7 @@ class SHD(LayerLoss):
             squeezed = self.squeezer.squeeze(layer, teacher, s.heads, keep_maps, row_weight, check, buffers)
             how = (self.temperature, self.measure, self.backend, chunk_mib, row_weight, check, buffers)
             job, run = divergence_job(teacher, student, squeezed, *how)
-            wanted = torch.is_grad_enabled() and any(x.requires_grad for x in (s.query, s.key, *_leaves(s)))
+            wanted = torch.is_grad_enabled() and any(x.requires_grad for x in (s.query, s.key, *s.bias_leaves))
             job = replace(job, gradients=wanted, bias_needs_grad=s.bias is not None and s.bias.needs_grad())
             logs = squeeze_logs(layer, squeezed)
             self._names[layer] = list(logs)
@@ -269,7 +269,7 @@ class SHD(LayerLoss):
 
     def _key(self, layer: str, s: Capture, t: Capture, weight: Tensor | None) -> Hashable:
         """Everything that a layer's computation depends on beside the values of its tensors."""
-        read = [t.out, *_leaves(t), *_leaves(s)]
+        read = [t.out, *t.bias_leaves, *s.bias_leaves]
         squeezer = self.squeezer
         return (
             *(self.temperature, self.measure, self.backend, squeezer.backend, squeezer.method, squeezer.seed),
@@ -303,7 +303,3 @@ class SHD(LayerLoss):
         if not isinstance(plans, dict) or not all(isinstance(plan, list) for plan in plans.values()):
             raise UserError("SHD: the calibration of this run holds no plans")
         self.squeezer.plans = {layer: tuple(tuple(group) for group in plan) for layer, plan in plans.items()}
-
-
-def _leaves(capture: Capture) -> tuple[Tensor, ...]:
-    return () if capture.bias is None else capture.bias.leaves

@@ -122,9 +122,19 @@ class FeatureNetwork(ABC):
     @contextmanager
     def _exactly(self) -> Generator[None]:
         """In float32, as deterministic as the libraries are."""
-        flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
-        with true_float32(), torch.autocast(self.device.type, enabled=False), flags:
-            yield
+        library: Any = torch.backends.cudnn
+        wanted = {"enabled": True, "benchmark": False, "deterministic": True}
+        before = {
+            name: getattr(library, name) for name in wanted
+        }  # library.flags reads TF32 by a setting that may raise
+        try:
+            for name, value in wanted.items():
+                setattr(library, name, value)
+            with true_float32(), torch.autocast(self.device.type, enabled=False):
+                yield
+        finally:
+            for name, value in before.items():
+                setattr(library, name, value)
 
     def longer(self, prompts: Sequence[str]) -> int:
         """How many prompts are longer than what the network reads, where it can tell."""

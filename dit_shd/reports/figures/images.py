@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dit_shd.data.image_sets import ImageSet
 from dit_shd.data.pixels import grid
 from dit_shd.reports.figures.chart import Axis, Chart
 from dit_shd.reports.html import png
@@ -36,26 +37,23 @@ def reduced(picture: bytes, most: int = 720) -> bytes:
     return png(small)
 
 
-def class_places(labels: np.ndarray, classes: Sequence[int], rows: int) -> np.ndarray:
-    """Numbers of images [rows,classes] such that each column is of one class, in the order of the file; -1 for none."""
-    places = np.full((rows, len(classes)), -1)
-    for column, label in enumerate(classes):
-        where = np.flatnonzero(labels == label)[:rows]
-        places[: len(where), column] = where
-    return places[(places >= 0).any(1)]
-
-
-def class_sheet(images: np.ndarray, places: np.ndarray, columns: int) -> bytes:
-    """The images of places [rows*columns] as PNG; a place of -1 is empty.
+def class_sheet(samples: ImageSet, labels: np.ndarray, classes: Sequence[int], rows: int) -> bytes:
+    """The first images of each class as PNG, a class in each column.
 
     Args:
-        images: uint8 [k,y,x,c], those of the places that are not -1, in order.
-        places: The places of class_places, flat.
-        columns: Number of classes.
+        samples: The images.
+        labels: Their labels [n].
+        classes: Those that are shown.
+        rows: Images of each, where there are as many.
     """
-    sheet = np.full((len(places), *images.shape[1:]), 255, dtype=np.uint8)
-    sheet[places >= 0] = images
-    return thumbnails(sheet, columns)
+    numbers = np.full((rows, len(classes)), -1)
+    for column, label in enumerate(classes):
+        where = np.flatnonzero(labels == label)[:rows]
+        numbers[: len(where), column] = where
+    places = numbers[(numbers >= 0).any(1)].ravel()
+    sheet = np.full((len(places), *samples.shape[1:]), 255, dtype=np.uint8)
+    sheet[places >= 0] = samples.take(places[places >= 0])
+    return thumbnails(sheet, len(classes))
 
 
 def points_chart(behind: np.ndarray, points: np.ndarray, inside: np.ndarray, title: str, words: Sequence[str]) -> Chart:

@@ -64,9 +64,9 @@ def points_of(rows: Rows, key: str, count: int = POINTS) -> tuple[np.ndarray, np
     return pairs[:, 0], pairs[:, 1]
 
 
-def smooth(values: np.ndarray, share: float = 0.08) -> np.ndarray:
-    """A running mean over about `share` of the points, shorter at both ends."""
-    half = int(len(values) * share / 2)
+def smooth(values: np.ndarray) -> np.ndarray:
+    """A running mean over about 8% of the points, shorter at both ends."""
+    half = int(len(values) * 0.04)
     windows = (values[max(i - half, 0) : i + half + 1] for i in range(len(values)))  # not by sums, which lose digits
     return np.array([window.mean() for window in windows])
 

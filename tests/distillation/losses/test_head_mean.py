@@ -6,21 +6,11 @@ import loss_checks as checks
 import oracle as naive
 import pytest
 import torch
+from loss_checks import divergence, maps
 
 from dit_shd.attention.bias import DenseBias
 from dit_shd.attention.capture import Capture
 from dit_shd.core.errors import UserError
-
-
-def divergence(a, b):
-    """KL of every row; 0 log 0 is 0."""
-    one = torch.ones(())
-    terms = torch.where(a > 0, a, one).log() - torch.where(a > 0, b, one).log()
-    return (a * terms).sum(-1)
-
-
-def maps(c):
-    return naive.maps(c.query, c.key, c.scale, None if c.bias is None else c.bias.leaves[0], c.causal)
 
 
 def oracle(s, t, measure, weights=None):
