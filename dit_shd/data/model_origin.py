@@ -88,3 +88,9 @@ def loaded_from(model: nn.Module) -> str:
     """The folder or name that a model was loaded from, as its config has it; empty where nothing says it."""
     settings: Any = getattr(model, "config", None)
     return str(settings.get("_name_or_path") or "") if isinstance(settings, Mapping) else ""
+
+
+def loaded_folder(model: nn.Module) -> Path | None:
+    """The folder that a model was loaded from; None where nothing says it, or it is not there."""
+    place = loaded_from(model)
+    return Path(place) if place and Path(place).is_dir() else None

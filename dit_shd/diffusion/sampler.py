@@ -26,7 +26,7 @@ from dit_shd.core.errors import UserError, error_line
 from dit_shd.core.files import atomic_file
 from dit_shd.data.decoder import Decoder, finished
 from dit_shd.data.latent_origin import decoder
-from dit_shd.data.model_origin import loaded_from, of_source
+from dit_shd.data.model_origin import loaded_folder, of_source
 from dit_shd.data.pixels import grid
 from dit_shd.diffusion import class_names
 from dit_shd.diffusion.denoiser import class_numbers, known_classes
@@ -136,7 +136,7 @@ def sample(
     if reason is not None:
         raise UserError(f"model: {reason}")
     if not config.run:
-        config = of_run(replace(config, run=_place_of(model)))
+        config = of_run(replace(config, run=str(loaded_folder(model) or "")))
     config = of_model(config, model)
     config.check()
     known = known_classes(model)
@@ -204,14 +204,8 @@ def prepared(model: nn.Module, config: SampleConfig) -> Generator[None]:
 def load_decoder(config: SampleConfig, model: nn.Module) -> Decoder:
     """The decoder of the model's latents, as the run or folder that it is from records it."""
     channels = shape_of(model).channels
-    origin = of_source(config.run or _place_of(model), channels)
+    origin = of_source(config.run or str(loaded_folder(model) or ""), channels)
     return decoder(config.vae, origin, channels, device_of(model))
-
-
-def _place_of(model: nn.Module) -> str:
-    """The folder that a model was loaded from; empty where nothing says it, or it is not there."""
-    place = loaded_from(model)
-    return place if place and Path(place).is_dir() else ""
 
 
 @torch.no_grad()

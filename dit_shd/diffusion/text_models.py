@@ -11,7 +11,7 @@ from dit_shd.core.errors import UserError
 from dit_shd.core.installation import require
 from dit_shd.core.json_files import read_object
 from dit_shd.core.pretrained import PIPELINE
-from dit_shd.data.model_origin import loaded_from
+from dit_shd.data.model_origin import loaded_folder
 from dit_shd.data.pipeline_record import (
     INDEX,
     SCHEDULER,
@@ -138,7 +138,9 @@ def text_differs(model: nn.Module, record: PipelineRecord) -> str | None:
         model: Loaded from a pipeline's folder, or from a run's.
         record: The record of the data's pipeline.
     """
-    folder = Path(loaded_from(model))
+    folder = loaded_folder(model)
+    if folder is None:
+        return None
     digests = text_of(folder)
     if not digests or record.text_sha256 in digests:
         return None
@@ -156,7 +158,9 @@ def noise_differs(model: nn.Module, record: PipelineRecord, kind: Literal["flow"
         record: The record of the data's pipeline.
         kind: The process of both models' classes.
     """
-    folder = Path(loaded_from(model))
+    folder = loaded_folder(model)
+    if folder is None:
+        return None
     recorded = read_record(folder)
     if recorded is not None:
         learned, place = recorded.scheduler, folder / PIPELINE
@@ -188,7 +192,9 @@ def tokens_differ(model: nn.Module, record: PipelineRecord) -> str | None:
         model: Loaded from a pipeline's folder, or from a run's.
         record: The record of the data's pipeline.
     """
-    folder = Path(loaded_from(model))
+    folder = loaded_folder(model)
+    if folder is None:
+        return None
     learned = read_record(folder)
     if learned is None:
         return None

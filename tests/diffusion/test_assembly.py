@@ -87,7 +87,7 @@ def test_a_pipeline_of_classes(tmp_path, capsys, caplog):
     assert not (tmp_path / "mdt").exists()
 
 
-def test_what_is_encoded_with_a_student_s_pipeline_has_the_tokens_that_it_learned(tmp_path, caplog):
+def test_what_is_encoded_with_a_student_s_pipeline_has_the_tokens_that_it_learned(tmp_path, caplog, monkeypatch):
     """As a teacher it would see other padding with more of them, and predict something else."""
     pipeline, run = (
         write_pipeline("sd3", tmp_path / "pipeline"),
@@ -107,6 +107,8 @@ def test_what_is_encoded_with_a_student_s_pipeline_has_the_tokens_that_it_learne
             tokens_differ(model, plain) or ""
         )
     assert tokens_differ(loading.load(str(pipeline)), plain) is None
+    monkeypatch.chdir(run / "student")
+    assert tokens_differ(KINDS["sd3"]().transformer, plain) is None, "of no folder, and so not of the working folder"
     replace(plain, text_tokens=256).write(run / "student")
     assert tokens_differ(loading.load(str(run)), plain) is None, "the default, written out"
 

@@ -144,8 +144,7 @@ def test_the_call_that_is_printed_draws_the_data_s_size(tmp_path, capsys, monkey
     """A pipeline that is opened anew scales every size to its own area."""
     record = PipelineRecord("", "HiDreamImagePipeline", "HiDreamImageTransformer2DModel", "", {}, size=(24, 16))
     monkeypatch.setattr(pipeline_command, "assemble", lambda *_: (KINDS["hidream"](), record))
-    monkeypatch.setattr(pipeline_command, "write_pipeline", lambda *_: None)
-    monkeypatch.setattr(pipeline_command, "reads_text", lambda _: True)
+    monkeypatch.setattr(pipeline_command, "write_pipeline", lambda made, _, run, out: made.save_pretrained(out))
     assert main(["pipeline", "asset:digits_teacher", str(tmp_path / "made")]) == 0
     area, size = re.search(
         r"pipeline\.default_sample_size = ([\d.]+); pipeline\(prompt, (.*)\)$", capsys.readouterr().out.strip()
