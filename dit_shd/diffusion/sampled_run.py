@@ -70,11 +70,18 @@ def words_of_run(place: str, model: nn.Module) -> list[str]:
         words.append(f"diffusion_steps={config.diffusion_steps}")
     if config.shift not in (SampleConfig.shift, 1):
         words.append(f"shift={config.shift}")
+    return words + words_of_guidance(run)
+
+
+def words_of_guidance(run: Mapping[str, Any]) -> list[str]:
+    """What `dit-shd sample` must be told where its default guidance does not fit how a run was trained.
+
+    Args:
+        run: The values of its config.
+    """
     if _dropout(run, "label_dropout") == 1:
-        words.append(WITHOUT_CLASSES)
-    elif any(_of_guidance(run, "", "label_dropout", "a class")):
-        words.append(UNGUIDED)
-    return words
+        return [WITHOUT_CLASSES]
+    return [UNGUIDED] if any(_of_guidance(run, "", "label_dropout", "a class")) else []
 
 
 def remarks(config: SampleConfig) -> Iterator[str]:

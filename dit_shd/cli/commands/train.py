@@ -13,6 +13,8 @@ from dit_shd.core.errors import error_line
 from dit_shd.core.launcher import is_first_process
 from dit_shd.core.signals import Stopped
 from dit_shd.data.model_origin import following
+from dit_shd.diffusion.sampled_run import words_of_guidance
+from dit_shd.models.export import run_values
 from dit_shd.reports.dry_run import dry_run_text
 from dit_shd.training.config import TrainConfig
 from dit_shd.training.dry_run import dry_run
@@ -180,6 +182,6 @@ def _follow(trainer: Trainer) -> None:
     if trainer.task.prompted:
         print(f"next: dit-shd sample {shlex.quote(str(run))} prompts=prompts.txt")
     elif trainer.task.generates:
-        print(following(run, 100, trainer.decodes))
+        print(following(run, 100, trainer.decodes, words=words_of_guidance(run_values(str(run)))))
     elif trainer.task.measured_by:
         print(f"next: dit-shd {trainer.task.measured_by} {shlex.quote(str(run))}")

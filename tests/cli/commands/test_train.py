@@ -50,6 +50,12 @@ def test_a_run_begins_with_what_it_is(file, values, capsys):
     assert "as 2 micro batches of 4" in told["steps"]
 
 
+def test_what_comes_next_is_sampled_as_the_run_has_learned(file, values, capsys):
+    """The teacher's guided prediction was taught; the command leads to no warning that it is guided once more."""
+    assert main(["train", file, "steps=1", "losses=[{name: output, guidance: 4.0}]"]) == 0
+    assert f"next: dit-shd sample {values['run']} count=100 guidance=1" in capsys.readouterr().out
+
+
 def test_a_run_that_is_not_sampled_from_ends_with_the_command_that_scores_it(tmp_path, capsys):
     causal_lm(GPT2).save_pretrained(tmp_path / "m")
     values = {
