@@ -48,6 +48,14 @@ def test_a_deviation_is_of_n_less_one():
     assert checks.term(loss, s, t).value.tolist() == pytest.approx([2 / 5])
 
 
+def test_the_share_that_is_kept_is_of_what_counts():
+    """Two of seven tokens are padding; of the others all entries are kept."""
+    s = checks.tokens(6)
+    weights = torch.ones(2, 7).index_fill(1, torch.tensor([5, 6]), 0.0)
+    loss = checks.build("masked_feature", s, s, checks.batch(weights=weights), projector="none", deviations=50.0)
+    assert checks.term(loss, s, s, checks.batch(weights=weights)).logs["kept"] == 1
+
+
 def test_what_makes_no_sense_is_refused():
     with pytest.raises(UserError, match="deviations: wanted a number above 0, found 0"):
         checks.build("masked_feature", deviations=0.0)
