@@ -105,7 +105,7 @@ class Prompts:
                 "adapter of your own (adapter=...) may say how another is asked"
             )
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        pipeline = open_pipeline(folder, dtype, **_stand_ins(record.pipeline_class, folder, dtype))
+        pipeline = open_pipeline(folder, dtype, text_alone=True)
         if text_tokens is not None and MAX_TOKENS not in inspect.signature(type(pipeline).__call__).parameters:
             raise UserError(f"text_tokens: a {record.pipeline_class} has fixed numbers of tokens; leave it out")
         for name, part in pipeline.components.items():
@@ -281,13 +281,14 @@ def _variant(folder: Path, parts: Iterable[str]) -> str | None:
 
 
 def open_pipeline(
-    folder: Path, dtype: torch.dtype = torch.float32, **components: nn.Module | None
+    folder: Path, dtype: torch.dtype = torch.float32, text_alone: bool = False, **components: nn.Module | None
 ) -> "DiffusionPipeline":
     """A pipeline of a folder, without running code of it and without pickles.
 
     Args:
         folder: As `folder_of` gives it.
         dtype: The dtype of its weights.
+        text_alone: Whether neither its transformer nor its autoencoder is read.
         components: That are given in place of the folder's; None for none.
 
     Raises:
@@ -303,7 +304,8 @@ def open_pipeline(
     known: Any = getattr(diffusers, name, None)
     is_pipeline = isinstance(known, type) and issubclass(known, diffusers.DiffusionPipeline)
     opened_by = known if is_pipeline else diffusers.DiffusionPipeline
-    components = {**dict.fromkeys(lacking(folder)), **components}
+    stand_ins = _stand_ins(name, folder, dtype) if text_alone else {}
+    components = {**dict.fromkeys(lacking(folder)), **stand_ins, **components}
     variant = _variant(folder, read_index(folder).keys() - components.keys())
     options: dict[str, Any] = {"torch_dtype": dtype, "use_safetensors": True, "local_files_only": True}
     with READING, quiet():

@@ -202,6 +202,7 @@ class SHDTerm:
         for each in models:
             _check_uncompiled(each)
         rows, keywords = self._rows(inputs), teacher_inputs(inputs, models[1])
+        given = dict(inputs)  # out of the trainer's, label smoothing and compute_loss_func take the labels
         runs: list[bool] = []
         with (
             capture(backbone(models[0])) as student,
@@ -217,8 +218,8 @@ class SHDTerm:
             if not len(teacher):  # the trainer does not run it
                 with torch.no_grad():
                     self.teacher(**keywords, **without_cache(models[1]))
-        self._apart = self._apart or check_apart(teacher, student, inputs)
-        value = self._summed(student, teacher, rows) * self._share(rows, inputs)
+        self._apart = self._apart or check_apart(teacher, student, given)
+        value = self._summed(student, teacher, rows) * self._share(rows, given)
         self._keep(value.detach())
         step = int(self.trainer.state.global_step)
         term = self.loss.weight_at(step) * self._factor(num_items_in_batch) * value

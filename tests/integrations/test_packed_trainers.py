@@ -41,9 +41,12 @@ class Cached(transformers.Trainer):
         return super().compute_loss(model, inputs, *args, **kwargs)
 
 
-def test_documents_are_apart_in_both_models_or_in_none(tmp_path):
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_documents_are_apart_in_both_models_or_in_none(tmp_path, smoothing):
+    """Also where the trainer takes the labels out of the batch to smooth them."""
     student, teacher = models(LLAMA)
     trainer = packed_trainer(student, samples(), tmp_path)
+    trainer.label_smoother = transformers.trainer_pt_utils.LabelSmoother(smoothing) if smoothing else None
     add_shd(trainer, SHD(), teacher)
     student.config.use_cache = True
     with pytest.raises(

@@ -50,7 +50,10 @@ class MaskedFeature(ProjectedLoss):
         counts = torch.ones_like(s, dtype=torch.bool) if weight is None else (weight > 0)[..., None].expand_as(s)
         kept = self._near(s.detach(), counts) & self._near(t, counts)
         error = torch.where(kept, (s - t).square(), 0.0)
-        return Term(error.flatten(1).sum(1) / kept.flatten(1).sum(1).clamp(min=1), {"kept": kept.sum() / counts.sum().clamp(min=1)})
+        return Term(
+            error.flatten(1).sum(1) / kept.flatten(1).sum(1).clamp(min=1),
+            {"kept": kept.sum() / counts.sum().clamp(min=1)},
+        )
 
     def _near(self, x: Tensor, counts: Tensor) -> Tensor:
         """Which of the entries [b,n,e] that count lie near their mean in the sample."""
