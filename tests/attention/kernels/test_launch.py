@@ -60,19 +60,19 @@ def with_gradients(run, tensors, bias, upstream):
     return [out, *torch.autograd.grad(out, [*tensors, *leaves], upstream.to(out.dtype))]
 
 
-def exact(tensors, bias, causal, upstream, scale):
-    """The same in float64, but for the output, which the gradients of scores read as it is stored.
+def exact(tensors, bias, causal, upstream, scale, output):
+    """The same in float64, but for the output, which the gradients of scores read as it was stored.
 
     dS = A (dA - sum(dO O)) is a difference of near numbers where a row has few keys: of one key it is 0, and rounding.
     """
-    dtype, (query, key, value) = tensors[0].dtype, (x.double() for x in tensors)
+    query, key, value = (x.double() for x in tensors)
     shared = query.shape[1] // key.shape[1]
     keys, values, upstream = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1), upstream.double()
     leaves = [] if bias is None else [x.detach().double().requires_grad_() for x in bias.leaves]
     added = None if bias is None else bias.rebuilt(leaves).rows(slice(None))
     maps = oracle.maps(query, keys, scale, None if added is None else added.detach(), causal).nan_to_num()
     out = maps @ values
-    stored = (upstream * out.to(dtype).double()).sum(-1, keepdim=True)
+    stored = (upstream * output.double()).sum(-1, keepdim=True)
     of_scores = maps * (upstream @ values.transpose(2, 3) - stored)
     of_heads = scale * of_scores.transpose(2, 3) @ query, maps.transpose(2, 3) @ upstream
     of_keys = [x.unflatten(1, (key.shape[1], shared)).sum(2) for x in of_heads]
@@ -86,7 +86,7 @@ def check(tensors, bias, causal, tolerance):
     upstream = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(DEVICE, tensors[0].dtype)
     values = with_gradients(lambda *x: attention(*x[:3], scale, x[3], causal), tensors, bias, upstream)
     assert values[0].dtype == tensors[0].dtype
-    wants = exact(tensors, bias, causal, upstream, scale)
+    wants = exact(tensors, bias, causal, upstream, scale, values[0].detach())
     rounding = 1e-6 * (1 + wants[3].norm())
     for value, want in zip(values, wants, strict=True):
         assert value.isfinite().all()
