@@ -18,11 +18,13 @@ from dit_shd.core.plugins import Plugin
 from dit_shd.core.pretrained import config_of_run
 from dit_shd.core.run_files import STUDENT
 from dit_shd.core.yaml_files import read_yaml
-from dit_shd.data.augmentation import EvaluationTransform, ImageInput
+from dit_shd.data.augmentation import EvaluationTransform
+from dit_shd.data.class_order import in_another_order, other_orders
 from dit_shd.data.datasets import DATASETS, Dataset
 from dit_shd.evaluation import results
 from dit_shd.evaluation.accuracy import Accuracy, all_misnamed, measure_accuracy, misnamed, of_learned
 from dit_shd.models import loading
+from dit_shd.models.classifier import image_input, known_classes
 
 _log = logging.getLogger("dit_shd")
 
@@ -124,17 +126,18 @@ def _located(data: Plugin) -> dict[str, Any]:
 def _accuracy(name: str, source: str, dataset: Dataset, config: AccuracyConfig) -> Accuracy:
     model: nn.Module = loading.load(source)
     model.eval()
-    image_input, classes = getattr(model, "input", None), getattr(model, "config", {}).get("num_classes")
-    if not isinstance(image_input, ImageInput) or not isinstance(classes, int):
-        raise UserError(f"{name}: wanted an image classifier, found {type(model).__name__}")
+    taken, classes = image_input(name, model), known_classes(name, model)
     if classes != dataset.classes:
         raise UserError(f"{name}: knows {classes} classes, the data has {dataset.classes}")
     known = getattr(model, "config", {}).get("class_names")
     other, unlike = misnamed(known, dataset.class_names), all_misnamed(known, dataset.class_names)
+    for program, places in other_orders(dataset.class_names if known is None else None).items():
+        words = in_another_order(dataset.class_names, places)
+        _log.warning("%s: has no class names; if it learned classes in the order of %s, %s", name, program, words)
     if unlike is not None:
         _log.warning("%s: the data's classes are others than it knows: %s", name, unlike)
     if other is not None:
         raise UserError(f"{name}: the data's classes are others than it knows: {other}; wanted the same, in one order")
-    device, transform = current_device(), EvaluationTransform(image_input, config.crop)
+    device, transform = current_device(), EvaluationTransform(taken, config.crop)
     nn.Module.to(model, device)
     return measure_accuracy(model, dataset, transform, range(len(dataset)), device, config.batch_size)

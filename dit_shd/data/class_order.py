@@ -1,9 +1,11 @@
 """Class names in the order of their labels, the same for every source of images."""
 
+import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from itertools import pairwise
+from typing import Any
 
 from dit_shd.core.errors import UserError
 from dit_shd.core.names import NAMED, printable
@@ -40,6 +42,37 @@ def ordered(names: Collection[str], where: str) -> tuple[tuple[str, ...], list[s
     if moved:
         notes.append(f"{BY_PLACE}, not their numbers: {moved[0]} is label {moved[1]}")
     return tuple(by_number), notes
+
+
+def other_orders(names: Sequence[str | None] | None) -> dict[str, list[int]]:
+    """The places of classes in the orders of other programs, by program; none where their order is this one.
+
+    A classifier that says no names may have any of these orders.
+
+    Args:
+        names: In the order of their labels; None, or None and "" among them, where they are not known.
+    """
+    known = [name for name in names or () if name]
+    if not known or len(known) < len(names or ()):
+        return {}
+    orders = {"torchvision's ImageFolder": sorted(known), "timm": sorted(known, key=_natural)}
+    return {program: [order.index(name) for name in known] for program, order in orders.items() if order != known}
+
+
+def in_another_order(names: Sequence[str | None] | None, places: Sequence[int]) -> str:
+    """The first class that has another label in another order, in words.
+
+    Args:
+        names: In the order of their labels.
+        places: The places of the classes in the other order.
+    """
+    first, place = next((label, place) for label, place in enumerate(places) if label != place)
+    return f"'{printable(str((names or ())[first]))}' is class {first} here, {place} there"
+
+
+def _natural(name: str) -> list[Any]:
+    """By what timm orders: text and numbers in turn, whatever the letters' case."""
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", name.lower()))]
 
 
 def _look_alike(names: Collection[str]) -> list[str]:

@@ -19,8 +19,8 @@ from dit_shd.data.sources.splits import DEFAULT, split_at_end, split_of
 Unit = Literal["file", "paragraph", "line"]
 LINES = (".jsonl", ".ndjson", ".jsonlines")
 """Of JSON lines; suffixes are compared in small letters."""
-SUFFIXES = (".txt", ".md", *LINES, ".parquet")
-"""Of the files that are read of a folder."""
+SUFFIXES = (".txt", ".md", *LINES, ".parquet", ".train", ".dev", ".test", ".tokens", ".raw")
+"""Of the files that are read of a folder; the last ones are of the corpora BabyLM and WikiText."""
 ROWS = (*LINES, ".parquet")
 """Of tables among them."""
 EVERY = "all"
@@ -149,7 +149,7 @@ def _check_split(place: Path, split: str) -> None:
 
 def _split_of(name: Path) -> str | None:
     """The split that a file's name, or a folder's on its way, is of."""
-    return next((split for part in (*name.parent.parts, name.stem) if (split := split_at_end(part))), None)
+    return next((split for part in (*name.parent.parts, name.name, name.stem) if (split := split_at_end(part))), None)
 
 
 def _check_text(file: Path, columns: Columns) -> None:

@@ -108,7 +108,7 @@ def check_finite(layer: str, value: Tensor) -> None:
     if bool(value.isinf().any()):
         raise UserError(
             f"SHD: {layer}: infinite, since the teacher attends to keys that the student leaves out; let both see the "
-            "same keys (causal, padding; packed texts of transformers: use_cache=False for both)"
+            "same keys (causal, padding, sliding windows; packed texts of transformers: use_cache=False for both)"
         )
 
 

@@ -24,6 +24,7 @@ from dit_shd.attention.capture import Captures
 from dit_shd.attention.recording.attach import capture
 from dit_shd.attention.recording.sharded import captured
 from dit_shd.core.errors import UserError
+from dit_shd.distillation.comparison import check_finite
 from dit_shd.distillation.losses.shd import SHD
 from dit_shd.distillation.records import Layer
 from dit_shd.integrations.trainer_batches import (
@@ -151,7 +152,7 @@ class SHDTerm:
         self._get_batch_samples = trainer.get_batch_samples
         self._before = {name: vars(trainer)[name] for name in WRAPPED if name in vars(trainer)}
         """The methods that a user had put on the trainer itself."""
-        self._removed, self._apart = False, False
+        self._removed, self._apart, self._unchecked = False, False, True
         for name in WRAPPED:
             setattr(trainer, name, getattr(self, name))
         setattr(trainer, MARK, self)
@@ -220,6 +221,9 @@ class SHDTerm:
                     self.teacher(**keywords, **without_cache(models[1]))
         self._apart = self._apart or check_apart(teacher, student, given)
         value = self._summed(student, teacher, rows) * self._share(rows, given)
+        if self._unchecked:
+            check_finite("the first batch", value.detach())
+            self._unchecked = False
         self._keep(value.detach())
         step = int(self.trainer.state.global_step)
         term = self.loss.weight_at(step) * self._factor(num_items_in_batch) * value
@@ -277,6 +281,7 @@ class SHDTerm:
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """The trainer's, with SHD as it is in the loss: the mean over the steps since the last time."""
         if self._steps and "loss" in logs:
+            check_finite("the steps since the last log", self._sum)  # where transformers' own filter logs a loss of 0
             logs["shd"] = float(self._sum) / self._steps
             self._sum, self._steps = torch.zeros(()), 0
         self._log(logs, *args, **kwargs)

@@ -1,6 +1,6 @@
 """Image classification: cross-entropy with soft targets, on augmented and mixed images."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -17,12 +17,14 @@ from dit_shd.core.plugins import Plugin
 from dit_shd.core.rng import Draws, keyed_numpy, stream
 from dit_shd.data.augmentation import Augmentation, EvaluationTransform, ImageInput, TrainTransform, renormalised
 from dit_shd.data.augmenter import Augmenter
+from dit_shd.data.class_order import in_another_order, other_orders
 from dit_shd.data.datasets import DATASETS, Dataset
 from dit_shd.data.glance import alike, glance
 from dit_shd.data.latent_origin import Kept
 from dit_shd.diffusion.adapters import computed_in
 from dit_shd.evaluation.accuracy import Accuracy, all_misnamed, measure_accuracy, misnamed, of_learned, wilson
 from dit_shd.models import two_heads
+from dit_shd.models.classifier import image_input, known_classes
 from dit_shd.models.offload import moved
 from dit_shd.models.stochastic_depth import branches, set_draws
 from dit_shd.tasks import Batch, Output, Task, TeacherFinding, Terms
@@ -30,6 +32,8 @@ from dit_shd.tasks import Batch, Output, Task, TeacherFinding, Terms
 JUDGED = 64
 """Images on which a teacher is checked before training."""
 
+RENAMED = "rename the folders in the teacher's order (000_NAME, 001_NAME, ...)"
+"""What makes the data's classes a teacher's."""
 RATES = ("drop_rate", "prob", "drop_prob")
 """Of modules of timm that drop out by a function, that leave out patches, that blank regions."""
 OPTIONS = {"p": "drop_rate", "prob": "patch_drop_rate", "drop_prob": "drop_block_rate"}
@@ -160,7 +164,8 @@ class Classification(Task[ImageBatch]):
         self, teacher: nn.Module, seed: int, device: torch.device, measure: bool
     ) -> Iterator[TeacherFinding]:
         """Whether its classes have the data's names, where both have some, and whether it knows them."""
-        other = misnamed(getattr(teacher, "config", {}).get("class_names"), self.dataset.class_names)
+        known, names = getattr(teacher, "config", {}).get("class_names"), self.dataset.class_names
+        other = misnamed(known, names)
         if other is not None:
             yield TeacherFinding(fault=f"the data's classes are others than it knows: {other}")
         if not measure:
@@ -171,6 +176,12 @@ class Classification(Task[ImageBatch]):
         figure = f"top-1 {accuracy.correct[1] / accuracy.images:.1%} of {accuracy.images} images to train on"
         fault = f"it knows the data's classes no better than chance ({figure}): other classes, or in another order?"
         yield TeacherFinding(f"teacher: {figure}", fault if low <= chance else None)
+        for program, places in other_orders(names if known is None else None).items():
+            there = self._measure(moved(teacher, device), self.dataset, indices.tolist(), device, places).correct[1]
+            words = f"{there / accuracy.images:.1%} in the order of {program} ({in_another_order(names, places)})"
+            better = wilson(there, accuracy.images)[0] > accuracy.correct[1] / accuracy.images
+            fault = f"it knows the classes in another order: {figure}, {words}; {RENAMED}" if better else None
+            yield TeacherFinding(f"teacher: has no class names; {words}", fault)
 
     def draw(self, draws: Draws) -> Sequence[ImageBatch]:
         """One pass. Positions 2 i and 2 i + 1 of a step are mixed with each other."""
@@ -287,34 +298,15 @@ class Classification(Task[ImageBatch]):
         total = Accuracy(images, dict(zip(accuracy.correct, correct)))
         return total.figures() if state.is_main_process else None
 
-    def _measure(self, model: nn.Module, dataset: Dataset, indices: Sequence[int], device: torch.device) -> Accuracy:
+    def _measure(
+        self,
+        model: nn.Module,
+        dataset: Dataset,
+        indices: Sequence[int],
+        device: torch.device,
+        places: Sequence[int] | None = None,
+    ) -> Accuracy:
         transform = EvaluationTransform(image_input("model", model), self.evaluation.crop)
         given = dataset, transform, indices, device, self.evaluation.batch_size
-        return measure_accuracy(lambda pixels: model(pixels.to(computed_in(model))), *given)
-
-
-def image_input(role: str, model: nn.Module) -> ImageInput:
-    """What a classifier takes.
-
-    Raises:
-        UserError: It is none.
-    """
-    taken = getattr(model, "input", None)
-    if not isinstance(taken, ImageInput):
-        raise UserError(
-            f"{role}: wanted an image classifier, as {{name: timm, model: ...}}, found {type(model).__name__}"
-        )
-    return taken
-
-
-def known_classes(role: str, model: nn.Module) -> int:
-    """How many classes a classifier knows.
-
-    Raises:
-        UserError: It does not say.
-    """
-    settings: Mapping[str, object] = getattr(model, "config", {})
-    classes = settings.get("num_classes")
-    if not isinstance(classes, int):
-        raise UserError(f"{role}: wanted a classifier whose config has num_classes, found {type(model).__name__}")
-    return classes
+        at = slice(None) if places is None else list(places)
+        return measure_accuracy(lambda pixels: model(pixels.to(computed_in(model)))[:, at], *given)

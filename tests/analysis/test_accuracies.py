@@ -95,9 +95,24 @@ def test_classes_of_other_names_throughout_are_told_and_measured(tmp_path, caplo
     assert f"model: the data's classes are others than it knows: {line}" in caplog.messages
 
 
+def test_a_model_without_class_names_may_have_another_order(tmp_path, caplog):
+    for name in range(12):
+        (tmp_path / "images" / str(name)).mkdir(parents=True)
+        Image.new("L", (28, 28), 20 * name).save(tmp_path / "images" / str(name) / "0.png")
+    line = "model: has no class names; if it learned classes in the order of torchvision's"
+    for names in (None, [str(name) for name in range(12)]):
+        save(tmp_path / "model", 0, num_classes=12, class_names=names)
+        caplog.clear()
+        assert main(["accuracy", str(tmp_path / "model"), f"data={{name: images, path: {tmp_path / 'images'}}}"]) == 0
+        assert (names is None) == any(line in message for message in caplog.messages)
+
+
 def test_a_model_that_classifies_nothing_is_refused(capsys):
     assert main(["accuracy", "asset:digits_teacher", "data=digits"]) == 2
-    assert "asset:digits_teacher: wanted an image classifier, found MDTv2" in capsys.readouterr().err
+    assert (
+        "asset:digits_teacher: wanted an image classifier, as {name: timm, model: ...}, found MDTv2"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,19 @@ def test_what_only_a_held_out_split_is_named_beside_is_to_be_learned(tmp_path, c
     assert "its files are of test by their names, and are read" in caplog.text
 
 
+def test_the_suffixes_of_public_corpora_are_splits(tmp_path):
+    for name in ("bnc_spoken.train", "childes.train", "bnc_spoken.dev", "wiki.test.tokens", "wiki.train.raw"):
+        (tmp_path / name).write_text(name)
+    assert texts(read_documents(str(tmp_path), "file", Columns())) == [
+        "bnc_spoken.train",
+        "childes.train",
+        "wiki.train.raw",
+    ]
+    assert texts(read_documents(str(tmp_path), "file", Columns(), "dev")) == ["bnc_spoken.dev"]
+    assert texts(read_documents(str(tmp_path), "file", Columns(), "test")) == ["wiki.test.tokens"]
+    assert texts(read_documents(str(tmp_path / "bnc_spoken.dev"), "file", Columns(), "dev")) == ["bnc_spoken.dev"]
+
+
 def test_a_title_is_no_split(tmp_path):
     names = ["The Test of Time", "Strength Training", "The Test", "eval_harness", "a"]
     for name in names:

@@ -5,7 +5,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from language import LLAMA
+from language import LLAMA, causal_lm
 
 from dit_shd import SHD
 from dit_shd.core.errors import UserError
@@ -51,6 +51,20 @@ def test_models_compiled_whole_are_refused_and_compiled_blocks_are_captured(tmp_
         found.append(gradient_of(trainer))
     for name, gradient in found[0].items():
         torch.testing.assert_close(found[1][name], gradient)
+
+
+@pytest.mark.parametrize(("window", "words"), [(4, "the first batch"), (10, "the steps since the last log")])
+def test_keys_that_the_student_alone_leaves_out_are_refused(tmp_path, window, words):
+    """At once, or where longer texts come later; transformers had filtered each infinite loss and logged 0."""
+    student = causal_lm({**LLAMA, "model_type": "mistral", "sliding_window": window}).network
+    tokens, learned, real = samples()
+    real[:4] &= torch.arange(13) < 9  # the first texts are short, the others long
+    learned[4:], real[4:] = True, True
+    trainer = trainer_of(student, (tokens, learned, real), tmp_path, per_device_train_batch_size=4, max_steps=2)
+    trainer._get_train_sampler = lambda *_: range(8)  # in order
+    add_shd(trainer, SHD(), models()[1])
+    with pytest.raises(UserError, match=f"SHD: {words}: infinite, .* the student leaves out; .* sliding windows"):
+        trainer.train()
 
 
 def test_a_second_forward_in_compute_loss_is_refused(tmp_path):

@@ -250,3 +250,36 @@ def test_a_teachers_classes_are_compared_by_name(names, count):
     found = list(task.check_teacher(teacher, 0, torch.device("cpu"), measure=False))
     assert len(found) == count
     assert not count or "class 0 is '0', not '1'" in found[0].fault
+
+
+class Knowing(torch.nn.Module):
+    """A classifier without class names that is right about gray images, in some order of their classes."""
+
+    input = augmentation.ImageInput((1, 28, 28), (0.0,), (1.0,), crop=1.0)
+
+    def __init__(self, names):
+        super().__init__()
+        self.shades = torch.nn.Parameter(torch.tensor([20.0 * int(name) for name in names]) / 255)
+        self.config = {"num_classes": len(names)}
+
+    def forward(self, pixels):
+        return -1e4 * (pixels.mean((1, 2, 3))[:, None] - self.shades).square()
+
+
+def test_a_teacher_of_torchvisions_order_of_numbers_is_refused(tmp_path, caplog):
+    """The folders 0 to 11 are 0, 1, 10, 11, 2, ... there: two of twelve places are the same, more than chance."""
+    names = [str(number) for number in range(12)]
+    for name in names:
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(4):
+            Image.new("L", (28, 28), 20 * int(name)).save(tmp_path / "images" / name / f"{i}.png")
+    task = Classification()
+    task.dataset = DATASETS.build(Plugin("images", {"path": str(tmp_path / "images")}))
+    for order in (names, sorted(names)):
+        *_, last = task.check_teacher(Knowing(order), 0, torch.device("cpu"), measure=True)
+        right = order == names
+        share = "16.7%" if right else "100.0%"
+        words = f"{share} in the order of torchvision's ImageFolder ('2' is class 2 here, 4 there)"
+        assert last.message == f"teacher: has no class names; {words}"
+        assert (last.fault is None) == right
+        assert right or last.fault.startswith("it knows the classes in another order: top-1 16.7% of 48 images")

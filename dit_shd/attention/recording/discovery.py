@@ -140,8 +140,9 @@ def refusal(module: nn.Module) -> str | None:
         timm: Any = sys.modules.get("timm.layers")
         more = ", experimental=True" if timm is not None and timm.use_fused_attn() else ""
         return (
-            f"fused_attn is off; timm.layers.set_fused_attn(True{more}) before the model is made, or "
-            "module.fused_attn = True where its forward knows it"
+            f"fused_attn is off; TIMM_FUSED_ATTN={2 if more else 1} in the environment, or "
+            f"timm.layers.set_fused_attn(True{more}) before the model is made, or module.fused_attn = True where its "
+            "forward knows it"
         )
     config = getattr(module, "config", None)
     how = getattr(config, "_attn_implementation", None)

@@ -35,7 +35,7 @@ class Text(Dataset):
     """Documents of text files, JSON lines, Parquet files or a Hugging Face dataset, as sequences of tokens.
 
     Args:
-        path: A file, a folder of files (.txt, .md, .jsonl, .parquet), a saved dataset, or hub:OWNER/NAME.
+        path: A file, a folder of files (.txt, .jsonl, .parquet, BabyLM's .train), a saved dataset, or hub:OWNER/NAME.
         tokenizer: `bytes`; a file (tokenizer.json), a folder of transformers or hub:OWNER/NAME; or, with vocabulary,
             the file of a BPE that is trained on the training split if it is not there yet.
         vocabulary: Tokens of the BPE to train; empty: nothing is trained.

@@ -37,7 +37,7 @@ class TimmModel(LibraryModel, ConfigMixin):
         model: The architecture's name, as deit3_small_patch16_224.
         num_classes: Classes k.
         in_chans: Channels of an image, 1 or 3.
-        img_size: Height and width of an image; empty: the architecture's.
+        img_size: Height and width of an image, one number or both; empty: the architecture's.
         mean: Of each channel, of values in [0, 1]; empty: the architecture's.
         std: Likewise.
         crop_pct: Share of an image's smaller side that evaluation takes; empty: the architecture's.
@@ -63,7 +63,7 @@ class TimmModel(LibraryModel, ConfigMixin):
         model: str = "deit_tiny_patch16_224",
         num_classes: int = 1000,
         in_chans: int = 3,
-        img_size: int | None = None,
+        img_size: int | list[int] | None = None,
         mean: list[float] | None = None,
         std: list[float] | None = None,
         crop_pct: float | None = None,
@@ -76,6 +76,8 @@ class TimmModel(LibraryModel, ConfigMixin):
         if not 0 <= drop_path_rate < 1:
             raise UserError(f"timm: drop_path_rate: wanted a number from 0 and below 1, found {drop_path_rate}")
         arguments = {"num_classes": num_classes, "in_chans": in_chans, "drop_path_rate": drop_path_rate or None}
+        if isinstance(img_size, (list, tuple)) and len(img_size) != 2:
+            raise UserError(f"timm: img_size: wanted a number, or height and width, found {list(img_size)}")
         _check_options(options or {})
         self.network = _network(model, {**(options or {}), **arguments, "img_size": img_size})
         replace_drop_paths(self.network, drop_path_rate > 0)  # timm has rates of its own for some, as Swin's
@@ -86,7 +88,7 @@ class TimmModel(LibraryModel, ConfigMixin):
     def _input(
         self,
         in_chans: int,
-        img_size: int | None,
+        img_size: int | list[int] | None,
         mean: list[float] | None,
         std: list[float] | None,
         crop_pct: float | None,
@@ -96,7 +98,8 @@ class TimmModel(LibraryModel, ConfigMixin):
         if unknown := sorted(preprocessing.keys() - PREPROCESSING):
             raise UserError(f"timm: preprocessing: wanted {', '.join(PREPROCESSING)}, found {unknown[0]}")
         defaults: Any = {**self.network.pretrained_cfg, **preprocessing}  # type: ignore[dict-item]
-        height, width = (img_size, img_size) if img_size is not None else defaults["input_size"][1:]
+        sides = defaults["input_size"][1:] if img_size is None else img_size
+        height, width = (sides, sides) if isinstance(sides, int) else sides
         values = {"mean": mean, "std": std}
         for name, value in values.items():
             chosen = [float(x) for x in (defaults[name] if value is None else value)]
@@ -195,7 +198,7 @@ def _options(values: dict[str, Any]) -> dict[str, Any]:
     pretrained = values.get("pretrained_cfg", values)
     arguments = dict(values.get("model_args") or {})
     size = pretrained.get("input_size") or (3, None)
-    fixed = size[1] if pretrained.get("fixed_input_size") else None
+    fixed = size[1:] if pretrained.get("fixed_input_size") and len(size) == 3 else None
     names = values.get("label_names")
     given = {"input_size": list(size) if fixed is None and len(size) == 3 else None}
     given |= {key: pretrained.get(key) for key in PREPROCESSING[1:]}
@@ -216,7 +219,9 @@ def _options(values: dict[str, Any]) -> dict[str, Any]:
 
 def _side(size: object) -> object:
     """One number of a square's two, which timm itself writes."""
-    return size[0] if isinstance(size, (list, tuple)) and len({*size}) == 1 else size
+    if not isinstance(size, (list, tuple)):
+        return size
+    return size[0] if len({*size}) == 1 else list(size)
 
 
 def _renamed(file: Path, options: dict[str, Any], first: str) -> dict[str, Tensor]:

@@ -69,6 +69,26 @@ def test_what_timm_saves_is_read(tmp_path, x, size):
     assert model.input.mean == (0.5,) and model.config.num_classes == 10 and model.config.img_size == 28
 
 
+@pytest.mark.parametrize("fixed", [False, True])
+def test_images_need_not_be_square(tmp_path, fixed):
+    """A person's crop, a spectrogram; also where timm says their size by the weights alone (fixed_input_size)."""
+    torch.manual_seed(0)
+    size = {"input_size": (1, 28, 42), "mean": (0.5,), "std": (0.5,), "fixed_input_size": fixed}
+    arguments = dict(num_classes=10, in_chans=1, img_size=(28, 42), **TINY)
+    theirs = timm.create_model("deit3_small_patch16_224", pretrained_cfg_overlay=size, **arguments).eval()
+    kept = {key: value for key, value in arguments.items() if key != "img_size" or not fixed}
+    timm.models.save_for_hf(theirs, tmp_path / "theirs", model_args=kept, safe_serialization=True)
+    model = loading.load(tmp_path / "theirs").eval()
+    model.save_pretrained(tmp_path / "ours")
+    x = torch.randn(2, 1, 28, 42, generator=torch.Generator().manual_seed(0))
+    for each in (model, loading.load(tmp_path / "ours").eval()):
+        assert each.input.shape == (1, 28, 42) and torch.equal(each(x), theirs(x))
+    image = EvaluationTransform(model.input)(np.zeros((60, 60, 1), np.uint8))
+    assert image.shape == (1, 28, 42)
+    with pytest.raises(UserError, match=r"img_size: wanted a number, or height and width, found \[28\]"):
+        build(img_size=[28])
+
+
 def test_tensors_under_other_names_are_renamed_by_timm(tmp_path, x):
     """The public code of DeiT III calls its layer scales gamma_1 and gamma_2."""
     model = build("deit3_small_patch16_224")
