@@ -109,7 +109,7 @@ def compare(
     wants = torch.autograd.grad(want, fine_leaves, upstream.double())
     founds = torch.autograd.grad(value, leaves, upstream)
     for one, other in zip(founds, wants):
-        rounding = 1e-5 if teacher.key.shape[2] == 1 else 1e-7  # of one key the gradient is a difference that is 0
+        rounding = 5e-5 if teacher.key.shape[2] == 1 else 1e-7  # of one key the gradient is a difference that is 0
         assert (one.double() - other).norm() <= tolerance * other.norm() + rounding
 
 
