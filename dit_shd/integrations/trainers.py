@@ -214,8 +214,8 @@ class SHDTerm:
             if len(runs) > 1:  # captures are those of the last: of another batch, or without a graph
                 raise UserError(
                     f"add_shd: the student runs {len(runs)} times in compute_loss (a metric, a monitor?), and SHD "
-                    "learns from one forward; take the others out of it, into a callback (TRL's SFTTrainer has a second "
-                    "one with label_smoothing_factor or compute_loss_func: leave them out)"
+                    "learns from one forward; take the others out of it, into a callback (TRL's SFTTrainer has one "
+                    "more with label_smoothing_factor or compute_loss_func: leave them out)"
                 )
             if not len(teacher):  # the trainer does not run it
                 with torch.no_grad():
