@@ -183,11 +183,15 @@ def attention_offsets(
         rows, cols = y * SIDE + x_q, (y + down) * SIDE + x_k
         query = load_query(side, b, head, rows, live_rows, WIDTH, BLOCK_WIDTH)
         key = load_key(side, b, head, cols, live_cols, WIDTH, BLOCK_WIDTH)
-        value = load_value(up, b, head // side.shared, cols, live_cols, VALUE_WIDTH, BLOCK_VALUE)
-        d_out = load_d_out(up, b, head, rows, live_rows, VALUE_WIDTH, BLOCK_VALUE)
+        if BLOCK_WIDTH + BLOCK_VALUE <= 128:
+            value = load_value(up, b, head // side.shared, cols, live_cols, VALUE_WIDTH, BLOCK_VALUE)
+            d_out = load_d_out(up, b, head, rows, live_rows, VALUE_WIDTH, BLOCK_VALUE)
         maps = block_maps(
             side, up, query, key, b, head, rows, cols, live_rows, live_cols, H, N, BIAS, CAUSAL, WHOLE, PRECISION
         )  # fmt: skip
+        if BLOCK_WIDTH + BLOCK_VALUE > 128:  # shared memory and registers hold two wide blocks at a time
+            value = load_value(up, b, head // side.shared, cols, live_cols, VALUE_WIDTH, BLOCK_VALUE)
+            d_out = load_d_out(up, b, head, rows, live_rows, VALUE_WIDTH, BLOCK_VALUE)
         total += score_gradient(up, maps, d_out, value, b, head, rows, live_rows, live_cols, H, N, PRECISION)
     line = ((b * H + head) * SIDE + x_q)[:, None] * (2 * SIDE - 1) + offset
     tl.store(lines + line * SIDE + x_k[None, :], total, mask=live_rows[:, None] & live_cols[None, :])

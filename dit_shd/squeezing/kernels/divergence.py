@@ -183,18 +183,11 @@ def divergence_rows(
 
 @triton.jit
 def block_gradient(
-    teacher, student, group, kept, b, which, head, rows, cols, live_rows, live_cols, query, key, N,
-    SQUARED: tl.constexpr, K: tl.constexpr, UNROLLED: tl.constexpr, T_WIDTH: tl.constexpr, T_BLOCK: tl.constexpr,
-    T_BIAS: tl.constexpr, T_CAUSAL: tl.constexpr, S_BIAS: tl.constexpr, S_CAUSAL: tl.constexpr, WHOLE: tl.constexpr,
-    ROWS: tl.constexpr, COLS: tl.constexpr, PRECISION: tl.constexpr,
+    student, group, kept, target, b, head, rows, cols, live_rows, live_cols, query, key, N,
+    SQUARED: tl.constexpr, S_BIAS: tl.constexpr, S_CAUSAL: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The divergence's gradient by the student's scores over T [r,c]."""
-    t_at = places_of(teacher, rows, live_rows, T_CAUSAL)
     s_at = places_of(student, rows, live_rows, S_CAUSAL)
-    target = block_target(
-        teacher, group, b, which, rows, cols, t_at, live_rows, live_cols, N,
-        K, UNROLLED, T_WIDTH, T_BLOCK, T_BIAS, T_CAUSAL, WHOLE, PRECISION, ROWS, COLS,
-    )  # fmt: skip
     scores = block_scores(
         student, query, key, b, head, rows, cols, s_at, live_rows, live_cols, S_BIAS, S_CAUSAL, WHOLE, PRECISION
     )  # fmt: skip
@@ -239,9 +232,13 @@ def divergence_keys(
         rows = start + tl.arange(0, ROWS)
         live_rows = rows < N
         query = load_query(student, b, head, rows, live_rows, S_WIDTH, S_BLOCK)
+        target = block_target(
+            teacher, group, b, which, rows, cols, places_of(teacher, rows, live_rows, T_CAUSAL), live_rows, live_cols,
+            N, K, True, T_WIDTH, T_BLOCK, T_BIAS, T_CAUSAL, WHOLE, PRECISION, ROWS, COLS,
+        )  # fmt: skip
         d_scores = block_gradient(
-            teacher, student, group, kept, b, which, head, rows, cols, live_rows, live_cols, query, key, N,
-            SQUARED, K, True, T_WIDTH, T_BLOCK, T_BIAS, T_CAUSAL, S_BIAS, S_CAUSAL, WHOLE, ROWS, COLS, PRECISION,
+            student, group, kept, target, b, head, rows, cols, live_rows, live_cols, query, key, N,
+            SQUARED, S_BIAS, S_CAUSAL, WHOLE, PRECISION,
         )  # fmt: skip
         gradient += dot(tl.trans(d_scores * boost).to(query.dtype), query, PRECISION)
         inside = live_rows[:, None] & live_cols[None, :]
@@ -276,12 +273,15 @@ def divergence_offsets(
     total = tl.zeros([ROWS, COLS], tl.float32)
     for y in range(tl.maximum(0, -down), tl.minimum(SIDE, SIDE - down)):
         rows, cols = y * SIDE + x_q, (y + down) * SIDE + x_k
-        query = load_query(student, b, head, rows, live_rows, S_WIDTH, S_BLOCK)
+        target = block_target(
+            teacher, group, b, which, rows, cols, places_of(teacher, rows, live_rows, T_CAUSAL), live_rows, live_cols,
+            N, K, UNROLLED, T_WIDTH, T_BLOCK, T_BIAS, T_CAUSAL, WHOLE, PRECISION, ROWS, COLS,
+        )  # fmt: skip
+        query = load_query(student, b, head, rows, live_rows, S_WIDTH, S_BLOCK)  # after the teacher's: room for one
         key = load_key(student, b, head, cols, live_cols, S_WIDTH, S_BLOCK)
         total += block_gradient(
-            teacher, student, group, kept, b, which, head, rows, cols, live_rows, live_cols, query, key, N,
-            SQUARED, K, UNROLLED, T_WIDTH, T_BLOCK, T_BIAS, T_CAUSAL, S_BIAS, S_CAUSAL,
-            WHOLE, ROWS, COLS, PRECISION,
+            student, group, kept, target, b, head, rows, cols, live_rows, live_cols, query, key, N,
+            SQUARED, S_BIAS, S_CAUSAL, WHOLE, PRECISION,
         )  # fmt: skip
     line = ((b * group.student_heads + head) * SIDE + x_q)[:, None] * (2 * SIDE - 1) + offset
     tl.store(lines + line * SIDE + x_k[None, :], total, mask=live_rows[:, None] & live_cols[None, :])
