@@ -65,7 +65,7 @@ BETWEEN = re.compile(r"(<!-- results -->\n).*?(<!-- end -->)", re.DOTALL)
 
 def recipe_page(page: str) -> str:
     """A page about recipes with the results of its study: a row for each set of losses, and what is said of them."""
-    from dit_shd.study.evidence import markdown, read_evidence
+    from dit_shd.study.evidence import read_evidence
     from dit_shd.study.report import claims_table, state
 
     name, headings, unit = FIGURES[page]
@@ -74,7 +74,7 @@ def recipe_page(page: str) -> str:
     if name in studies:
         progress, analysis = studies[name].progress, studies[name].analysis
         rows = f"{state(progress, analysis)} Rows: [results.jsonl](../experiments/{name}/results.jsonl)."
-        parts = [results_table(analysis, headings, unit), markdown(claims_table(analysis)), rows]
+        parts = [results_table(analysis, headings, unit), claims_table(analysis).markdown(), rows]
     text = (DOCS / f"{page}.md").read_text()
     assert BETWEEN.search(text) is not None, f"{page}.md has no place for its results"
     return BETWEEN.sub(lambda match: match[1] + "\n" + "\n\n".join(parts) + "\n\n" + match[2], text)
@@ -82,15 +82,16 @@ def recipe_page(page: str) -> str:
 
 def results_table(analysis: Any, headings: dict[str, str], unit: float) -> str:
     """Mean and standard deviation over seeds of some figures of training, and what a run takes."""
-    lines = [["losses", "seeds", *headings.values(), "CPU s"]]
-    lines.append(["---"] * len(lines[0]))
+    from dit_shd.reports.tables import markdown
+
+    rows = []
     for variant in analysis.variants:
         if not variant.done:
             continue
         summaries = [variant.summary(f"training/{figure}") for figure in headings]
         cells = [f"{unit * s.mean:.2f}" + (f" ± {unit * s.deviation:.2f}" if s.n > 1 else "") for s in summaries]
-        lines.append([variant.name, str(len(variant.done)), *cells, f"{variant.training_seconds:.0f}"])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        rows.append([variant.name, str(len(variant.done)), *cells, f"{variant.training_seconds:.0f}"])
+    return markdown([(name, "") for name in ("losses", "seeds", *headings.values(), "CPU s")], rows)
 
 
 def supported_page() -> str:

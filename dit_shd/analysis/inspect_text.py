@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from tqdm import tqdm
 
-from dit_shd.analysis.map_sheets import Sheets, head_sheets
+from dit_shd.analysis.map_sheets import Sheets, head_sheets, spread
 from dit_shd.analysis.survey import LayerMaps, LayerSurvey, Scope, layer_maps, survey
 from dit_shd.analysis.text_inputs import TextInputs
 from dit_shd.core.errors import UserError
@@ -125,7 +125,7 @@ def pictured_heads(count: int, heads: list[int] | None = None) -> list[int]:
         UserError: The layer has no such head.
     """
     if heads is None:
-        return sorted({round(i * (count - 1) / (PICTURED_HEADS - 1)) for i in range(PICTURED_HEADS)})
+        return spread(count, PICTURED_HEADS)
     missing = [head for head in heads if not 0 <= head < count]
     if missing:
         raise UserError(f"shown_heads: wanted 0 to {count - 1}, found {missing[0]}")

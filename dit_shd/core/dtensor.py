@@ -1,9 +1,9 @@
 """Sharded tensors (DTensor): gathering them, and cutting full tensors alike."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -18,14 +18,19 @@ def full_tensor(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore[attr-defined]
 
 
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor that is spread over several; a tensor that is not as it is."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[attr-defined]
+
+
 def shard_like(tensor: Tensor, of: Tensor) -> Tensor:
     """Shard a full tensor as `of` is sharded; the tensor itself where `of` is not."""
     if not hasattr(of, "full_tensor"):
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
-    local: Any = of
-    return distribute_tensor(tensor.to(of.device), local.device_mesh, local.placements, src_data_rank=None)
+    sharded: Any = of
+    return distribute_tensor(tensor.to(of.device), sharded.device_mesh, sharded.placements, src_data_rank=None)
 
 
 def gather_tree(value: Any, kept: bool = True) -> Any:  # noqa: ANN401 - any tree
@@ -35,11 +40,9 @@ def gather_tree(value: Any, kept: bool = True) -> Any:  # noqa: ANN401 - any tre
         value: The tree.
         kept: Whether this process has a use for them; if not, it takes part, and its tensors are empty.
     """
-    if isinstance(value, Tensor):
-        whole = full_tensor(value).detach()
+
+    def gathered(tensor: Tensor) -> Tensor:
+        whole = full_tensor(tensor).detach()
         return whole.cpu() if kept else whole.new_empty(0, device="cpu")
-    if isinstance(value, Mapping):
-        return {k: gather_tree(v, kept) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(gather_tree(v, kept) for v in value)
-    return value
+
+    return tree_map_only(Tensor, gathered, value)

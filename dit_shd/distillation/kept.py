@@ -47,6 +47,13 @@ class KeptPlan:
             raise UserError(f"{file}: wanted a plan of dit-shd depth, found none ({reason})") from error
         return plan
 
+    @classmethod
+    def named(cls, rule: object) -> "KeptPlan | None":
+        """The plan that a rule for layers names, kept:PLAN; None for another rule."""
+        if not isinstance(rule, str) or not rule.startswith(KEPT):
+            return None
+        return cls.read(Path(rule.removeprefix(KEPT)).expanduser())
+
     def text(self) -> str:
         """The plan as JSON."""
         return json.dumps({"weights": self.weights, "layers": self.layers, "errors": self.errors}, indent=1) + "\n"

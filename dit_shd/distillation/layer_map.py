@@ -1,11 +1,10 @@
 """Which teacher layer a student layer learns from, when depths differ."""
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 from dit_shd.attention.recording.discovery import INDEX, section_of
 from dit_shd.core.errors import UserError
-from dit_shd.distillation.kept import KEPT, KeptPlan
+from dit_shd.distillation.kept import KeptPlan
 
 LayerMap = str | dict[str, str]
 """sections, proportional, last, kept:PLAN, or {student layer: teacher layer}."""
@@ -35,8 +34,8 @@ def layer_map(teacher: Sequence[str], student: Sequence[str], how: LayerMap = "s
                     what = "" if isinstance(name, str) else " (a map has names of layers, not their numbers)"
                     raise UserError(f"layers: the {role} has no layer '{name}'{what}. It has: {', '.join(known)}")
         return {name: how[name] for name in student if name in how}
-    if how.startswith(KEPT):
-        return KeptPlan.read(Path(how.removeprefix(KEPT)).expanduser()).pairs(teacher, student)
+    if (plan := KeptPlan.named(how)) is not None:
+        return plan.pairs(teacher, student)
     if how not in ("sections", "proportional", "last"):
         raise UserError(f"layers: wanted sections, proportional, last, kept:PLAN or a map of names, found '{how}'")
     layers = [[name for name in names if ":" not in name] or list(names) for names in (teacher, student)]

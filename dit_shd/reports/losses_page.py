@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from dit_shd.profiling.loss_table import LossEntry
-from dit_shd.reports.tables import plain_table
+from dit_shd.reports.tables import markdown, plain_table
 
 HEADINGS = ("loss", "reads", "needs", "operations", "parameters", "paper")
 
@@ -20,15 +20,13 @@ def losses_text(entries: Sequence[LossEntry]) -> str:
 
 
 def losses_markdown(entries: Sequence[LossEntry]) -> str:
-    """The rows of a Markdown table of all losses.
+    """A Markdown table of all losses.
 
     Args:
         entries: One a loss.
     """
-    rows = [[f"`{entry.name}`", entry.summary.replace("|", "\\|"), *_cells(entry)[1:]] for entry in entries]
-    head = [HEADINGS[0], "what it is", *HEADINGS[1:]]
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    rows = [[f"`{entry.name}`", entry.summary, *_cells(entry)[1:]] for entry in entries]
+    return markdown([(name, "") for name in (HEADINGS[0], "what it is", *HEADINGS[1:])], rows)
 
 
 def _cells(entry: LossEntry) -> list[str]:

@@ -9,7 +9,7 @@ from dit_shd.reports.figures.study import Curve, Dots, cost_chart, curve_charts,
 from dit_shd.reports.figures.training import run_legend
 from dit_shd.reports.footer import page_footer
 from dit_shd.reports.html import Link, header, legend, paragraph, picture, section, side_by_side, write_page
-from dit_shd.reports.tables import table_html
+from dit_shd.reports.tables import markdown, table_html
 
 SPREAD = "Mean and standard deviation over training seeds; costs are means of one cell."
 INTERVALS = (
@@ -31,6 +31,10 @@ class Table:
     def html(self) -> str:
         """The table as HTML."""
         return table_html(self.headings, self.rows, tinted=-1)
+
+    def markdown(self) -> str:
+        """The table as Markdown."""
+        return markdown(self.headings, self.rows)
 
 
 @dataclass(frozen=True, eq=False)

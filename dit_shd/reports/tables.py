@@ -136,6 +136,15 @@ def plain_table(headings: Sequence[tuple[str, str]], rows: Sequence[Sequence[str
     return "\n".join(map(line, lines))
 
 
+def markdown(headings: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> str:
+    """The same table as Markdown."""
+    heads = [f"{name} ({words})" if words else name for name, words in headings]
+    lines: list[Sequence[str]] = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(
+        "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in line) + " |" for line in lines
+    )
+
+
 def _columns(text: str) -> int:
     """The columns that a text takes in a terminal: letters of East Asia take two, marks above others none."""
     wide = sum(east_asian_width(letter) in "WF" for letter in text)

@@ -18,7 +18,6 @@ from dit_shd.attention.bias import Bias
 from dit_shd.attention.capture import Capture, one_layer
 from dit_shd.attention.tiles import CHUNK_MIB, Buffers, full_precision
 from dit_shd.core.first_order import first_order
-from dit_shd.core.precision import wide_dtype
 from dit_shd.squeezing.backends.autotune import RUNS, Backend, choose, unfit
 from dit_shd.squeezing.backends.job import Job, Measure, Result
 from dit_shd.squeezing.squeeze import Squeeze, check_row_weight
@@ -107,7 +106,7 @@ def gradients_of(job: Job, run: Callable[[Job], Result]) -> list[Tensor]:
     """The value [b] and, if wanted, its gradients: d_query and d_key [b,heads,tokens,d], and those of the bias."""
     with torch.no_grad(), full_precision(job.student.query.device):
         result = run(job)
-        value = result.value.to(wide_dtype(job.student.query))
+        value = result.value.to(job.wide)
         if not job.gradients:
             return [value]
         factor = 1.0 / (job.temperature * job.teacher.shape[2])

@@ -1,11 +1,10 @@
 """Studies that have run as pages of Markdown: every claim with its verdict, figure, interval, n and cost."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from dit_shd.reports.study_page import Table
-from dit_shd.reports.tables import number
+from dit_shd.reports.tables import markdown, number
 from dit_shd.study.analysis import Analysis, Comparison, Judgement, analyse
 from dit_shd.study.design import cells_of, read_study
 from dit_shd.study.report import comparisons_table, difference_cells, failures_table, notes, state, variants_table
@@ -41,7 +40,7 @@ def claims_summary(evidence: Iterable[Evidence]) -> str:
     headings = ["claim", "made in", "verdict", "figure", "means", "difference", "95% interval", "corrected interval"]
     headings += ["p (Holm)", "detectable", "n", "study"]
     rows = [_claim_row(study, judgement) for study in evidence for judgement in study.analysis.judgements]
-    return markdown(Table([(name, "") for name in headings], rows))
+    return markdown([(name, "") for name in headings], rows)
 
 
 def _claim_row(evidence: Evidence, judgement: Judgement) -> list[str]:
@@ -78,20 +77,11 @@ def study_text(evidence: Evidence, root: Path) -> str:
         f"```sh\ndit-shd study {place}{programs}\n```",
         f"{state(progress, analysis)} Made with commit {', '.join(commits)}. The smallest difference that was said "
         f"beforehand to matter: {relevant}. Rows: [results.jsonl](../{place.parent}/{RESULTS}).",
-        markdown(variants_table(analysis)),
-        markdown(comparisons_table(analysis)),
+        variants_table(analysis).markdown(),
+        comparisons_table(analysis).markdown(),
         "\n".join(f"- {note}" for note in notes(progress, analysis)),
     ]
     failures = failures_table(analysis)
     if failures.rows:
-        parts.append(markdown(failures))
+        parts.append(failures.markdown())
     return "\n\n".join(part for part in parts if part)
-
-
-def markdown(table: Table) -> str:
-    """A table of Markdown."""
-    heads = [f"{name} ({words})" if words else name for name, words in table.headings]
-    lines: list[Sequence[str]] = [heads, ["---"] * len(heads), *table.rows]
-    return "\n".join(
-        "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in line) + " |" for line in lines
-    )

@@ -3,11 +3,13 @@
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
+from dit_shd.core.dtensor import local
 from dit_shd.distillation.distiller import Distiller
 from dit_shd.distillation.records import Reads
 from dit_shd.distillation.teachers import Teachers, role
@@ -119,7 +121,8 @@ def recorded_non_finite(modules: Iterable[tuple[str, nn.Module]]) -> Generator[l
 
     def hook(name: str) -> Callable[[nn.Module, object, object], None]:
         def record(_module: nn.Module, _inputs: object, output: object) -> None:
-            if not first and not all(map(_all_finite, _tensors(output))):
+            floats = (x for x in tree_leaves(output) if isinstance(x, Tensor) and x.is_floating_point())
+            if not first and not all(map(_all_finite, floats)):
                 first.append(name)
 
         return record
@@ -130,18 +133,6 @@ def recorded_non_finite(modules: Iterable[tuple[str, nn.Module]]) -> Generator[l
         yield first
 
 
-def _tensors(value: object) -> Iterator[Tensor]:
-    """The tensors of floats in nested lists, tuples and mappings."""
-    if isinstance(value, Tensor):
-        if value.is_floating_point():
-            yield value
-    elif isinstance(value, (list, tuple)):
-        for part in value:
-            yield from _tensors(part)
-    elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))
-
-
 def bad_gradient(module: nn.Module) -> str | None:
     """The last layer (where the backward begins) whose gradient is not finite."""
     bad = [name for name, p in module.named_parameters() if p.grad is not None and not _all_finite(p.grad)]
@@ -149,5 +140,4 @@ def bad_gradient(module: nn.Module) -> str | None:
 
 
 def _all_finite(tensor: Tensor) -> bool:
-    local: Any = tensor
-    return bool(torch.isfinite(local.to_local() if hasattr(local, "to_local") else local).all())
+    return bool(torch.isfinite(local(tensor)).all())

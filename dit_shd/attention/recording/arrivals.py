@@ -34,7 +34,7 @@ from dit_shd.attention.recording.unit_response import (
     matrix,
     weights_of_module,
 )
-from dit_shd.attention.recording.weight_samples import local
+from dit_shd.core.dtensor import local
 
 _BENDS = {
     torch.sigmoid, Tensor.sigmoid, F.sigmoid, F.hardsigmoid, F.logsigmoid, torch.tanh, Tensor.tanh, F.tanh,

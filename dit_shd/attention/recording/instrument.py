@@ -77,9 +77,9 @@ def watched_later(module: nn.Module, watcher: Watcher) -> bool:
     return watcher in watchers and watchers[-1] is not watcher
 
 
-def plain_class(module: nn.Module) -> type[nn.Module]:
-    """A module's class without ours."""
-    return vars(type(module)).get("_dit_shd_plain", type(module))
+def plain_class(recorded: object) -> type[Any]:
+    """The class of a module, or of its processor, without ours."""
+    return vars(type(recorded)).get("_dit_shd_plain", type(recorded))
 
 
 def set_again(module: nn.Module) -> None:
@@ -127,11 +127,12 @@ class _InstanceForward:
 
     def __init__(self, module: nn.Module, function: Callable[..., Any], eager: bool):
         self.module, self.function, self.eager = module, function, eager
+        self.places = token_places(plain_class(module).forward)
         self.run: Callable[..., Any] = torch.compiler.disable(_run_recorded) if eager else _run_recorded
         functools.update_wrapper(self, function)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.run(self.module, self.function, args, kwargs)
+        return self.run(self.module, self.function, self.places, args, kwargs)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _same, (self.function,)
@@ -154,19 +155,9 @@ def _recorded_class(plain: type[nn.Module], eager: bool) -> type[nn.Module]:
     class Recorded(base):
         @functools.wraps(plain.forward)
         def forward(self, *args: Any, **kwargs: Any) -> Any:
-            recorders = [each for each in getattr(self, RECORDERS, ()) if each.armed]
-            if not recorders or isinstance(self.__dict__.get("forward"), _InstanceForward):
+            if isinstance(self.__dict__.get("forward"), _InstanceForward):
                 return run(self, *args, **kwargs)
-            calls: list[RawCall] = []
-            if not [each for each in recorders if each.wants_calls]:
-                result, tokens = run(self, *args, **kwargs), _UNASKED
-            else:
-                with SDPATap(calls, seeing(recorders)):
-                    result = run(self, *args, **kwargs)
-                tokens = tokens_of(places, args, kwargs)
-            for recorder in recorders:
-                recorder.record(calls, tokens, (args, kwargs))
-            return result
+            return _run_recorded(self, functools.partial(run, self), places, args, kwargs)
 
         def __reduce_ex__(self, protocol: Any) -> Any:
             return _plain_reduced(super().__reduce_ex__(protocol), plain)
@@ -203,15 +194,22 @@ def seeing(recorders: Sequence[CallRecorder]) -> See | None:
     return all_see
 
 
-def _run_recorded(module: nn.Module, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
-    recorders = [each for each in vars(module).get(RECORDERS, ()) if each.armed]
+def _run_recorded(
+    module: nn.Module, function: Callable[..., Any], places: tuple[str, ...], args: tuple[Any, ...], kwargs: Any
+) -> Any:
+    """Run a module's forward, whose arguments by position have these names, and hand its calls to its recorders."""
+    recorders = [each for each in getattr(module, RECORDERS, ()) if each.armed]
+    if not recorders:
+        return function(*args, **kwargs)
     calls: list[RawCall] = []
-    with ExitStack() as stack:
-        if recorders:
-            stack.enter_context(SDPATap(calls, seeing(recorders)))
-        result = function(*args, **kwargs)
+    if not [each for each in recorders if each.wants_calls]:
+        result, tokens = function(*args, **kwargs), _UNASKED
+    else:
+        with SDPATap(calls, seeing(recorders)):
+            result = function(*args, **kwargs)
+        tokens = tokens_of(places, args, kwargs)
     for recorder in recorders:
-        recorder.record(calls, tokens_of(token_places(plain_class(module).forward), args, kwargs), (args, kwargs))
+        recorder.record(calls, tokens, (args, kwargs))
     return result
 
 

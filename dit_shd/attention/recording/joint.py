@@ -18,7 +18,7 @@ from dit_shd.attention.recording.projection import Projection
 from dit_shd.attention.recording.results import Part
 from dit_shd.attention.recording.roles import Order, Role, TextLength
 from dit_shd.attention.recording.sdpa_calls import Call
-from dit_shd.attention.recording.writes import versions
+from dit_shd.attention.recording.writes import Mark, marks_of
 from dit_shd.core.errors import UserError
 
 Block = Literal["joint", "image", "image-text", "text-image"]
@@ -74,13 +74,13 @@ class Biases:
     """The masks of one forward as biases; layers that share a mask share its bias."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[int, ...], tuple[torch.Tensor, DenseBias]] = {}
+        self._known: dict[tuple[Mark, ...], tuple[torch.Tensor, DenseBias]] = {}
 
     def of(self, mask: torch.Tensor | None) -> DenseBias | None:
         """The bias of a mask, which is kept, so that no other one gets its id."""
         if mask is None:
             return None
-        return self._known.setdefault((id(mask), *versions(mask)), (mask, DenseBias(mask)))[1]
+        return self._known.setdefault((id(mask), *marks_of(mask)), (mask, DenseBias(mask)))[1]
 
     def clear(self) -> None:
         """Another forward begins."""
@@ -127,30 +127,29 @@ def with_gaps(parts: Sequence[Part], n: int, order: Order, text: int) -> tuple[P
 
 
 def sections(
-    call: Call, bias: DenseBias | None, layout: Layout | None, text: int | None, choice: BlockChoice
+    call: Call, bias: DenseBias | None, layout: Layout, text: int | None, choice: BlockChoice
 ) -> Iterator[tuple[str, Capture]]:
     """The Captures of one call, each with what is to be added to its layer's name; none where it lacks the block.
 
     Args:
         call: Of the layer.
         bias: Its mask, as a bias.
-        choice: The block that is wanted.
-        layout: None if nothing is known.
+        layout: What is known of it.
         text: The number of text tokens in the sequence, if it is joint.
+        choice: The block that is wanted.
 
     Raises:
         UserError: A block is wanted, and where the image's tokens stand is not known.
     """
     n, m = call.query.shape[2], call.key.shape[2]
     rows, keys = slice(0, n), slice(0, m)
-    projections = layout.projections if layout is not None else ()
-    reason = layout.reason if layout is not None else ""
+    projections, reason = layout.projections, layout.reason
     split = _split(n, layout, text, choice) if m == n else None
     if split is None:
-        if len(projections) > 1 or (choice.block != "joint" and layout is not None and layout.order == "unknown"):
+        if len(projections) > 1 or (choice.block != "joint" and layout.order == "unknown"):
             raise UserError(f"where the image stands among its {n} tokens is not known; say it: {IMAGE}")
         if choice.block == "joint":
-            where = slice(0, 0) if m == n and layout is not None and layout.order != "plain" else None
+            where = slice(0, 0) if m == n and layout.order != "plain" else None
             yield "", _cut(call, bias, rows, keys, projections[0] if projections else None, reason, where)
         return
     image, words = split
@@ -176,10 +175,10 @@ _BLOCKS = {
 }
 
 
-def _split(n: int, layout: Layout | None, text: int | None, choice: BlockChoice) -> tuple[slice, slice] | None:
+def _split(n: int, layout: Layout, text: int | None, choice: BlockChoice) -> tuple[slice, slice] | None:
     """Where image and text stand among n tokens."""
     known = None
-    if layout is not None and text is not None and 0 < text < n and layout.order not in ("plain", "unknown"):
+    if text is not None and 0 < text < n and layout.order not in ("plain", "unknown"):
         first = layout.order == "text first"
         known = (slice(text, n), slice(0, text)) if first else (slice(0, n - text), slice(n - text, n))
     if choice.image is None:

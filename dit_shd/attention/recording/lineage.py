@@ -5,7 +5,7 @@ input that its tokens are (not everything that had an influence on them), and wh
 joined, the runs of each.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from dit_shd.attention.recording.products import is_product
 from dit_shd.attention.recording.sdpa_calls import ATTENTION
 from dit_shd.attention.recording.storage import storage
+from dit_shd.attention.recording.tokens import keyed_tensors, tensors_in
 
 Streams = frozenset[str]
 """Names of inputs."""
@@ -60,7 +61,7 @@ class Lineages:
 
     def name(self, value: Any, name: str, level: int = INPUT) -> None:
         """Tensors of an input, or in it, that nothing is known of come from there."""
-        for key, tensor in _tensors(value):
+        for key, tensor in keyed_tensors(value):
             if tensor not in self._known and not isinstance(tensor, nn.Parameter):
                 self._known[tensor] = Lineage(frozenset({f"{name}{key}"}), (), level)
 
@@ -68,18 +69,17 @@ class Lineages:
         """What a module gives and nothing is known of comes from what it was given first."""
         lineage = self.of(source)
         if lineage is not None:
-            for _, tensor in _tensors(output):
+            for tensor in tensors_in(output):
                 if tensor not in self._known:
                     self._known[tensor] = Lineage(lineage.streams, (), lineage.level)
 
     def all(self, value: Any) -> list[Lineage]:
         """Of all the tensors in a value of which something is known."""
-        known = [self.of(tensor) for _, tensor in _tensors(value)]
-        return [lineage for lineage in known if lineage is not None]
+        return [lineage for tensor in tensors_in(value) if (lineage := self.of(tensor)) is not None]
 
     def follow(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         """A function has run."""
-        inputs = [x for _, x in _tensors((args, tuple(kwargs.values())))]
+        inputs = tensors_in((args, tuple(kwargs.values())))
         if not inputs:
             return
         if function in _JOINS:
@@ -89,7 +89,7 @@ class Lineages:
         elif result is None and getattr(function, "__name__", "") == "__setitem__":
             self._merge(inputs[0], inputs)
         else:
-            for _, output in _tensors(result):
+            for output in tensors_in(result):
                 if output.is_floating_point() or not inputs[0].is_floating_point():
                     self._derive(function, inputs, output)
 
@@ -198,23 +198,6 @@ def _compact(runs: Sequence[tuple[int, Streams]]) -> Segments:
 
 def _union(lineages: Any) -> Streams:
     return frozenset[str]().union(*(each.streams for each in lineages))
-
-
-def tensors_in(value: Any) -> list[Tensor]:
-    """The tensors in a value."""
-    return [tensor for _, tensor in _tensors(value)]
-
-
-def _tensors(value: Any, depth: int = 3, key: str = "") -> Iterator[tuple[str, Tensor]]:
-    """The tensors in a value, and the keys of mappings that lead to them."""
-    if isinstance(value, Tensor):
-        yield key, value
-    elif depth and isinstance(value, (list, tuple)):
-        for each in value:
-            yield from _tensors(each, depth - 1, key)
-    elif depth and isinstance(value, dict):
-        for name, each in value.items():
-            yield from _tensors(each, depth - 1, f"{key}.{name}")
 
 
 _JOINS = {torch.cat, torch.concat, torch.concatenate}

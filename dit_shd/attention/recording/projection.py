@@ -23,7 +23,8 @@ from dit_shd.attention.recording.arrangement import Arrangement
 from dit_shd.attention.recording.products import Product, products
 from dit_shd.attention.recording.sdpa_calls import Given
 from dit_shd.attention.recording.unit_response import hooks_of_users, matrix
-from dit_shd.attention.recording.weight_samples import local, sample_of, unchanged
+from dit_shd.attention.recording.weight_samples import sample_of, unchanged
+from dit_shd.core.dtensor import local
 
 IN_TRAINING = "its weights are in training, and not kept; run a teacher under torch.no_grad()"
 

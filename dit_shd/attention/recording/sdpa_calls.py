@@ -25,7 +25,7 @@ from dit_shd.attention.recording.heads import (
     windows_as_samples,
 )
 from dit_shd.attention.recording.tokens import Tokens
-from dit_shd.attention.recording.writes import Mark, marks_of, versions, written, written_to
+from dit_shd.attention.recording.writes import Mark, marks_of, written, written_to
 
 RawCall = tuple[tuple[Any, ...], dict[str, Any], Tensor, tuple[Mark, ...]]
 """Positional arguments, keywords, result, and the marks of query, key, value, mask and result as it was made."""
@@ -240,9 +240,9 @@ def result_written(raw: RawCall) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class _Noted:
-    """How often the tensors of a capture had been written to; copies and pickles, with other tensors, have none."""
+    """The marks of the tensors of a capture; copies and pickles, with other tensors, have none."""
 
-    versions: tuple[int, ...]
+    marks: tuple[Mark, ...]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return dict, ()
@@ -250,7 +250,7 @@ class _Noted:
 
 def noted(capture: Capture) -> Capture:
     """The capture itself, for which `unchanged` will tell whether its tensors have been written to since."""
-    vars(capture)["_noted"] = _Noted(versions_of(capture))
+    vars(capture)["_noted"] = _Noted(_marks_of(capture))
     return capture
 
 
@@ -263,17 +263,17 @@ def unchanged(name: str, capture: Capture) -> Capture:
     known = vars(capture).get("_noted")
     if not isinstance(known, _Noted) or torch.compiler.is_compiling():
         return capture
-    before, now = known.versions, versions_of(capture)
+    before, now = known.marks, _marks_of(capture)
     if now == before:
         return capture
-    if now[: len(now) - 1] != before[: len(now) - 1] or capture.mixed is None:
+    if now[:-1] != before[:-1]:
         raise written_to(name)
     return noted(capture.with_tensors(capture.query, capture.key, capture.value, None))
 
 
-def versions_of(capture: Capture) -> tuple[int, ...]:
+def _marks_of(capture: Capture) -> tuple[Mark, ...]:
     """Of the tensors that a capture refers to, what the layer gave last."""
-    return versions(capture.query, capture.key, capture.value, *capture.bias_leaves, capture.mixed)
+    return marks_of(capture.query, capture.key, capture.value, *capture.bias_leaves, capture.mixed)
 
 
 def _arguments(

@@ -31,7 +31,8 @@ class Structure:
         """The number as it is now."""
         if not self._modules or not all(map(_is_as_it_was, self.places)):
             modules, self.places = list(self.model.modules()), []
-            self._modules = hash(tuple((id(m), plain_class(m), _processor(m), "_hf_hook" in vars(m)) for m in modules))
+            kinds = ((plain_class(m), plain_class(vars(m).get("processor"))) for m in modules)
+            self._modules = hash(tuple((id(m), kind, "_hf_hook" in vars(m)) for m, kind in zip(modules, kinds)))
             self._adapters = [module for module in modules if hasattr(module, "_disable_adapters")]
         self.number = self._modules, hash(_at_work(self._adapters))
         return self.number
@@ -59,8 +60,3 @@ def _at_work(adapters: Sequence[nn.Module]) -> Key:
     """Which adapters of peft are at work: that changes from forward to forward."""
     names = ("_disable_adapters", "_active_adapter", "merged_adapters")
     return tuple(str(vars(module).get(name)) for module in adapters for name in names)
-
-
-def _processor(module: nn.Module) -> type:
-    kind = type(vars(module).get("processor"))
-    return vars(kind).get("_dit_shd_plain", kind)

@@ -21,7 +21,7 @@ from dit_shd.attention.recording.arrivals import Arrivals, Entered
 from dit_shd.attention.recording.eager import EAGER, EagerBackward, is_compiled
 from dit_shd.attention.recording.heads import heads_beside_windows, windows_as_samples
 from dit_shd.attention.recording.instrument import plain_class
-from dit_shd.attention.recording.lineage import ENTERED, Lineage, Lineages, Streams, tensors_in
+from dit_shd.attention.recording.lineage import ENTERED, Lineage, Lineages, Streams
 from dit_shd.attention.recording.products import is_product
 from dit_shd.attention.recording.roles import Given
 from dit_shd.attention.recording.sdpa_calls import (
@@ -35,7 +35,15 @@ from dit_shd.attention.recording.sdpa_calls import (
     raw_call,
     result_written,
 )
-from dit_shd.attention.recording.tokens import Tokens, features_of, is_sequence, shapes_of, token_places, tokens_of
+from dit_shd.attention.recording.tokens import (
+    Tokens,
+    features_of,
+    is_sequence,
+    shapes_of,
+    tensors_in,
+    token_places,
+    tokens_of,
+)
 from dit_shd.attention.recording.unit_response import is_asking
 from dit_shd.attention.recording.writes import contents_of, rewritten
 

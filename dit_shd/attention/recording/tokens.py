@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,7 +58,7 @@ def features_of(given: tuple[Any, ...]) -> Tensor | None:
     known = first if isinstance(first, Tensor) else None
     if known is not None and known.is_floating_point() and known.ndim > 2:
         return known
-    for x in _tensors_in(given):
+    for x in tensors_in(given, 2):
         if x.is_floating_point() and x.ndim > 2 and not x.is_nested and x.shape[1] > 1 and _is_beside(known, x):
             return x
     return known
@@ -70,17 +71,26 @@ def _is_beside(first: Tensor | None, x: Tensor) -> bool:
     return first.shape[0] in x.shape[:2] and first.shape[1] <= x.shape[-1]
 
 
-def _tensors_in(value: Any, depth: int = 2) -> list[Tensor]:
-    """The tensors in the arguments of a module, in order, also those in lists and dicts among them."""
+def tensors_in(value: Any, depth: int = 3) -> list[Tensor]:
+    """The tensors in a value, in order, also those in lists and dicts in it."""
+    return [tensor for _, tensor in keyed_tensors(value, depth)]
+
+
+def keyed_tensors(value: Any, depth: int = 3, key: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The same, each with the keys of mappings that lead to it."""
     if isinstance(value, Tensor):
-        return [value]
-    inside = list(value.values()) if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
-    return [x for each in inside for x in _tensors_in(each, depth - 1)] if depth else []
+        yield key, value
+    elif depth and isinstance(value, (list, tuple)):
+        for each in value:
+            yield from keyed_tensors(each, depth - 1, key)
+    elif depth and isinstance(value, dict):
+        for name, each in value.items():
+            yield from keyed_tensors(each, depth - 1, f"{key}.{name}")
 
 
 def shapes_of(value: Any) -> tuple[tuple[int, ...], ...]:
     """The shapes of the tensors in a value, in order."""
-    return tuple(tuple(x.shape) for x in _tensors_in(value, 4) if not x.is_nested)
+    return tuple(tuple(x.shape) for x in tensors_in(value, 4) if not x.is_nested)
 
 
 def is_sequence(value: Any) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dit_shd.attention.recording.arrangement import Arrangement, rows_of, rows_of_result, unit_rows
 from dit_shd.attention.recording.sdpa_calls import Given
-from dit_shd.attention.recording.weight_samples import local
+from dit_shd.core.dtensor import local
 from dit_shd.core.rng import kept_generators
 
 NEAR = 0.02

@@ -3,10 +3,7 @@
 import torch
 from torch import Tensor
 
-
-def local(tensor: Tensor) -> Tensor:
-    """This process's part of a tensor that is spread over several (tensor parallel)."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[attr-defined]
+from dit_shd.core.dtensor import local
 
 
 def sample_of(weight: Tensor | None) -> Tensor | None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dit_shd.attention.recording.fingerprints import fingerprints
-from dit_shd.attention.recording.weight_samples import local
+from dit_shd.core.dtensor import local
 from dit_shd.core.errors import UserError
 
 Mark = int | None
@@ -52,11 +52,6 @@ def uncounted(layer: str) -> UserError:
         "(memory that layers share?), and under torch.inference_mode() PyTorch does not count writes; run the model "
         "under torch.no_grad(), or give each layer tensors of its own"
     )
-
-
-def versions(*tensors: Tensor | None) -> tuple[int, ...]:
-    """How often each tensor has been written to, where that is known (not in inference mode)."""
-    return tuple(x._version for x in tensors if x is not None and not x.is_inference())
 
 
 def written_to(layer: str) -> UserError:

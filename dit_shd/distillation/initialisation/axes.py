@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from dit_shd.core.errors import UserError
-from dit_shd.distillation.initialisation.depth import check_heads, source_of
+from dit_shd.distillation.initialisation.depth import check_heads, module_of, source_of
 from dit_shd.distillation.initialisation.folding import folded
 from dit_shd.distillation.initialisation.layouts import Layout, is_transposed, layout_of
 from dit_shd.distillation.initialisation.spaces import STREAM, Axes, Axis, Kind, Pair, Space
@@ -34,7 +34,7 @@ def axes(student: nn.Module, teacher: nn.Module, layers: Mapping[str, str]) -> A
     Raises:
         UserError: An axis that cannot be explained, heads of two widths, or a student wider than its teacher.
     """
-    differing = differing_heads(student, teacher, lambda name: source_of(f"{name}.", layers)[:-1])
+    differing = differing_heads(student, teacher, lambda name: module_of(name, layers))
     if differing is not None and "heads of" in differing[0] and differing[1] > differing[2]:
         what, here, there = differing
         raise UserError(
@@ -85,7 +85,7 @@ class _Finder:
 
     def _mixes(self) -> bool:
         """Whether models of equal shapes have other heads, which can be mixed."""
-        differing = differing_heads(self.student, self.teacher, lambda name: source_of(f"{name}.", self.layers)[:-1])
+        differing = differing_heads(self.student, self.teacher, lambda name: module_of(name, self.layers))
         if differing is None:
             return False
         path = differing[0].rpartition(" ")[2]
@@ -146,7 +146,7 @@ class _Finder:
     def _find_heads(self, path: str) -> None:
         """The axes of an attention, and of the MLP that is read by the same map as its heads."""
         models: list[Any] = [
-            self.teacher.get_submodule(source_of(f"{path}.", self.layers)[:-1]),
+            self.teacher.get_submodule(module_of(path, self.layers)),
             self.student.get_submodule(path),
         ]
         layout, first = self.attentions[path]

@@ -165,7 +165,7 @@ def check_heads(student: nn.Module, teacher: nn.Module, layers: Mapping[str, str
     Raises:
         UserError: Naming the first attention that differs.
     """
-    differing = differing_heads(student, teacher, lambda name: source_of(f"{name}.", layers)[:-1])
+    differing = differing_heads(student, teacher, lambda name: module_of(name, layers))
     if differing is not None:
         what, here, there = differing
         raise UserError(
@@ -200,6 +200,11 @@ def source_of(name: str, layers: Mapping[str, str]) -> str:
     """The name of the teacher's tensor that a student's tensor is a copy of."""
     block = max((block for block in layers if name.startswith(f"{block}.")), key=len, default=None)
     return name if block is None else layers[block] + name.removeprefix(block)
+
+
+def module_of(name: str, layers: Mapping[str, str]) -> str:
+    """The name of the teacher's module whose tensors a student's module has copies of."""
+    return source_of(f"{name}.", layers)[:-1]
 
 
 def student_of(teacher: nn.Module, plan: KeptPlan) -> nn.Module:

@@ -11,7 +11,6 @@ folding.py    parts that the student does not have       plan.py        the deci
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -25,8 +24,7 @@ from dit_shd.distillation.initialisation.moments import head_moments
 from dit_shd.distillation.initialisation.plan import InitialisationPlan
 from dit_shd.distillation.initialisation.refit import refit
 from dit_shd.distillation.initialisation.selection import Selection
-from dit_shd.distillation.kept import KEPT, KeptPlan
-from dit_shd.distillation.layer_map import LayerMap
+from dit_shd.distillation.kept import KeptPlan
 from dit_shd.distillation.losses import Loss
 from dit_shd.distillation.losses.shd import SHD
 from dit_shd.models.language_model import kinds_of_attention
@@ -96,7 +94,7 @@ def initialise(
     selection = _selection(student, teacher, options, shd, weights)
     if selection.mixed:
         groups = {space.module: selection.heads[space.module].groups for space in selection.mixed}
-        sources = {name: depth.source_of(f"{name}.", selection.layers)[:-1] for name in groups}
+        sources = {name: depth.module_of(name, selection.layers) for name in groups}
         moments = head_moments(task.predict, teacher, batches, sources, groups, shd.squeezer)
         selection = replace(selection, moments=moments)
     plan = selection.run()
@@ -229,7 +227,7 @@ def _selection(
 
 def _sources(student: nn.Module, teacher: nn.Module, options: Initialisation, shd: SHD) -> dict[str, str]:
     """Student block -> teacher block."""
-    plan = _kept(shd.layers if options.layers is None else options.layers)
+    plan = KeptPlan.named(shd.layers if options.layers is None else options.layers)
     named = options.layers if isinstance(options.layers, dict) else None
     layers = depth.pairs(student, teacher, plan or (options.layers if named is None else "sections"))
     if named is not None:  # blocks that it leaves out go by section, as those that the loss leaves out
@@ -240,13 +238,6 @@ def _sources(student: nn.Module, teacher: nn.Module, options: Initialisation, sh
         by_depth = depth.pairs(student, teacher, "proportional")
         layers |= depth.pairs_of_layers(student, teacher, {f"{b}.": f"{source}." for b, source in by_depth.items()})
     return depth.with_beside(student, teacher, depth.with_inner(student, teacher, layers))
-
-
-def _kept(rule: LayerMap | None) -> KeptPlan | None:
-    """The plan of kept blocks that a rule names, if it names one."""
-    if not isinstance(rule, str) or not rule.startswith(KEPT):
-        return None
-    return KeptPlan.read(Path(rule.removeprefix(KEPT)).expanduser())
 
 
 def moment_batches(task: Task[Any], seed: int, batch_size: int, images: int, at_once: int = AT_ONCE) -> Iterator[Batch]:

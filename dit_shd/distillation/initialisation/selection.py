@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dit_shd.core.errors import UserError
 from dit_shd.distillation.initialisation.axes import axes
-from dit_shd.distillation.initialisation.depth import source_of
+from dit_shd.distillation.initialisation.depth import module_of, source_of
 from dit_shd.distillation.initialisation.folding import folded
 from dit_shd.distillation.initialisation.heads import HeadMaps, head_maps, white_moments
 from dit_shd.distillation.initialisation.layouts import is_map
@@ -89,7 +89,7 @@ class Selection:
         for name, module in self.student.named_modules():
             weight: Any = module.weight if is_map(module) and EXPERTS not in name.split(".") else None
             if weight is not None and uses[id(weight)] == 1 and self.axes.of[f"{name}.weight"][1]:
-                maps[name] = CutMap(source_of(f"{name}.", self.layers)[:-1], partial(self._weights, name))
+                maps[name] = CutMap(module_of(name, self.layers), partial(self._weights, name))
         return maps
 
     def _weights(self, name: str) -> Weights:

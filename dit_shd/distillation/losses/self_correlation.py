@@ -1,14 +1,12 @@
 """Self correlation: tokens of the student resemble each other as tokens of the teacher do."""
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dit_shd.attention.tiles import full_precision
 from dit_shd.distillation.features import features, wide
-from dit_shd.distillation.losses import Layer, LayerLoss, Reads, Term, Weight
+from dit_shd.distillation.losses import Layer, LayerLoss, Reads, Term
 from dit_shd.tasks import Batch
 
 
@@ -26,14 +24,6 @@ class SelfCorrelation(LayerLoss):
 
     reads = frozenset({Reads.HIDDEN})
     paper = "arXiv 2502.07436"
-
-    def __init__(
-        self,
-        weight: Weight = 1.0,
-        passes: Sequence[str] | None = ("plain",),
-        layers: str | dict[str, str] = "sections",
-    ) -> None:
-        super().__init__(weight, passes, layers)
 
     def pair(self, student: Layer, teacher: Layer, batch: Batch | None) -> Term:
         """One minus the cosine of both matrices [b]; tokens of weight 0 take no part."""

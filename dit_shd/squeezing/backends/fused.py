@@ -16,7 +16,6 @@ from torch import Tensor
 from dit_shd.attention.capture import Capture
 from dit_shd.attention.streamed import attend
 from dit_shd.attention.tiles import Buffers, Maps, Tiling, index_tensor, slices
-from dit_shd.core.precision import wide_dtype
 from dit_shd.squeezing.backends.job import Job, Result
 from dit_shd.squeezing.backends.streamed import targets
 
@@ -37,8 +36,7 @@ def unfit(teacher: Capture, student: Capture, measure: str) -> str | None:
 def run(job: Job) -> Result:
     """Value and gradients of a layer at once; every tensor is n x d."""
     teacher, student = job.teacher, job.student
-    wide = wide_dtype(student.query)
-    result = Result.empty(job, wide)
+    result, wide = Result.empty(job), job.wide
     n = teacher.shape[2]
     factor = student.scale / job.temperature
     student_keys, teacher_keys = (
@@ -92,9 +90,8 @@ def _mass(job: Job, weight: Tensor, like: Tensor) -> Tensor:
 def _log_sum_exp(job: Job) -> Tensor:
     """The student's log sum_m exp(S / T) [b,g,n], tile by tile."""
     b, g, n, m = job.student.shape
-    wide = wide_dtype(job.student.query)
-    buffers = Buffers(wide, job.student.query.device)
-    result = torch.empty(b, g, n, dtype=wide, device=buffers.device)
+    buffers = Buffers(job.wide, job.student.query.device)
+    result = torch.empty(b, g, n, dtype=job.wide, device=buffers.device)
     tiling = Tiling.choose(b, g, n, m, 2, buffers.device, job.chunk_mib)
     for samples in slices(b, tiling.samples):
         for heads in slices(g, tiling.groups):

@@ -68,12 +68,12 @@ class Result:
     """What d_query and d_key are still to be multiplied by."""
 
     @classmethod
-    def empty(cls, job: Job, dtype: torch.dtype) -> "Result":
+    def empty(cls, job: Job) -> "Result":
         """A result of zeros, to which a backend adds; without gradients only the value is allocated."""
         student = job.student
         value = torch.zeros(student.shape[0], dtype=torch.float64, device=student.query.device)
         if not job.gradients:
             return cls(value, value, value, None)
-        d_query, d_key = (torch.zeros(x.shape, dtype=dtype, device=x.device) for x in (student.query, student.key))
+        d_query, d_key = (torch.zeros(x.shape, dtype=job.wide, device=x.device) for x in (student.query, student.key))
         bias = student.bias if job.bias_needs_grad else None
         return cls(value, d_query, d_key, None if bias is None else bias.gradient(student.shape[0]))

@@ -18,7 +18,7 @@ from dit_shd.squeezing.plans import by_size
 
 def run(job: Job) -> Result:
     """Value and gradients of a layer in one pass over the tiles."""
-    result = Result.empty(job, job.wide)
+    result = Result.empty(job)
     for samples, heads, target, row_tiles in targets(job, planes=3):
         _heads(job, result, samples, heads, target, row_tiles)
     return result

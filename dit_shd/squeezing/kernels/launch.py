@@ -19,6 +19,7 @@ from dit_shd.attention.tiles import index_tensor
 from dit_shd.squeezing.kernels import divergence as kernels
 from dit_shd.squeezing.kernels.blocks import is_unrolled, of_keys, of_rows
 from dit_shd.squeezing.kernels.squared import squared_rows
+from dit_shd.squeezing.plans import by_size
 
 
 @torch.library.custom_op("dit_shd::attention_divergence", mutates_args=())
@@ -167,13 +168,10 @@ def _(teacher, t_bias, t_causal, t_numbers, t_offset, student, s_bias, s_causal,
 
 def groups_by_size(plan: Sequence[int], device: torch.device) -> list[tuple[Tensor, Tensor]]:
     """Groups of one size together: their teacher heads [G,k] and student heads [G], int32."""
-    groups: dict[int, list[int]] = {}
-    for head, student_head in enumerate(plan):
-        groups.setdefault(student_head, []).append(head)
+    groups = tuple(tuple(i for i, g in enumerate(plan) if g == student) for student in range(max(plan) + 1))
     pairs: list[tuple[Tensor, Tensor]] = []
-    for k in sorted({len(members) for members in groups.values()}):
-        students = tuple(g for g, members in groups.items() if len(members) == k)
+    for k, students in by_size(groups):
         members = tuple(head for g in students for head in groups[g])
-        members, students = (index_tensor(heads, device, torch.int32) for heads in (members, students))
-        pairs.append((members.view(-1, k), students))
+        at = [index_tensor(heads, device, torch.int32) for heads in (members, tuple(students))]
+        pairs.append((at[0].view(-1, k), at[1]))
     return pairs
