@@ -19,14 +19,16 @@ def true_float32() -> Generator[None]:
         return
     libraries: Any = torch.backends
     places = [libraries.cuda.matmul, libraries.cudnn.conv, libraries.mkldnn.matmul, libraries.mkldnn.conv]
-    before = [place.fp32_precision for place in places]
+    before = [(place, allowed) for place in places if (allowed := place.fp32_precision) in ("tf32", "bf16")]
     try:
-        for place in places:
+        for place, _ in before:
             place.fp32_precision = "ieee"
         yield
     finally:
-        for place, precision in zip(places, before):
-            place.fp32_precision = precision
+        for place, allowed in before:
+            place.fp32_precision = "none"  # it follows its library's again, where that is what it did
+            if place.fp32_precision != allowed:
+                place.fp32_precision = allowed
 
 
 def dtype_of(module: nn.Module) -> torch.dtype | None:

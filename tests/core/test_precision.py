@@ -26,6 +26,20 @@ with true_float32():
     assert all(map(torch.equal, outputs(), exact))
 assert torch.equal(network.extract(digits).pooled, features.pooled)
 assert settings() == before, (before, settings())
+first, second = true_float32(), true_float32()  # of two threads, say
+first.__enter__(), second.__enter__(), first.__exit__(None, None, None), second.__exit__(None, None, None)
+assert settings() == before, (before, settings())
+"""
+FOLLOWING = """
+import torch
+from dit_shd.core.precision import true_float32
+libraries = torch.backends
+libraries.fp32_precision = "tf32"
+with true_float32():
+    pass
+libraries.fp32_precision = "ieee"
+places = libraries.cuda.matmul, libraries.cudnn.conv, libraries.mkldnn.matmul, libraries.mkldnn.conv
+assert {place.fp32_precision for place in places} == {"ieee"}
 """
 
 
@@ -40,5 +54,13 @@ assert settings() == before, (before, settings())
 )
 def test_float32_is_true_under_any_setting_and_the_setting_stays(setting):
     """The older ones raise where the newer are used, as by transformers' TrainingArguments(tf32=True)."""
-    done = subprocess.run([sys.executable, "-c", CODE.replace("SETTING", setting)], capture_output=True, text=True)
+    run(CODE.replace("SETTING", setting))
+
+
+def test_what_followed_the_setting_of_all_libraries_follows_it_afterwards():
+    run(FOLLOWING)
+
+
+def run(code):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
