@@ -60,11 +60,15 @@ def trained(model: nn.Module, facts: RunFacts, step: int, rate: float, share: fl
         "ema_warmup": facts.ema_warmup,
         "share_of_first_weights": float(f"{share:.4g}"),
     }
+    average = (
+        f"their average over training (ema {rate}{', warmed up' if facts.ema_warmup else ''}), {share:.2%} of which "
+        "are those it began with"
+    )
     return _text(
         model,
         replace(facts.origin, trained_on=union([[facts.dataset], facts.origin.trained_on])),
-        f"Trained by dit_shd for {step} steps. The weights are their average over training (ema {rate}"
-        f"{', warmed up' if facts.ema_warmup else ''}), {share:.2%} of which are those it began with. {_opened(model)}",
+        f"Trained by dit_shd for {step} steps. The weights are {average if rate else 'those of the last one'}. "
+        f"{_opened(model)}",
         f"{_prediction(model)}{_classes(model)}{autoencoder_section(facts.latents)}{_pipeline(facts.pipeline)}"
         f"## Configuration\n\n```yaml\n{facts.config}```\n",
         {"training": weights},

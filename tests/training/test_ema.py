@@ -132,7 +132,8 @@ def test_a_resumed_run_goes_on_with_the_warm_up(plain, tmp_path):
 
 
 def test_the_card_says_which_weights_it_holds(plain, tmp_path):
-    config, _ = run(plain, ema=[0.9, 0.999], steps=2)
+    config, _ = run(plain, ema=[0.9, 0.999, 0.0], steps=2)
+    assert "The weights are those of the last one. " in (config.run / "student_ema_0" / "README.md").read_text()
     for folder, rate in (("student", 0.9), ("student_ema_0.999", 0.999)):
         card = config.run / folder / "README.md"
         told = front_matter(card)["training"]
