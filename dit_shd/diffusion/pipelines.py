@@ -105,7 +105,7 @@ class Prompts:
                 "adapter of your own (adapter=...) may say how another is asked"
             )
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        pipeline = open_pipeline(folder, dtype, text_alone=True)
+        pipeline = open_pipeline(folder, dtype, True)
         if text_tokens is not None and MAX_TOKENS not in inspect.signature(type(pipeline).__call__).parameters:
             raise UserError(f"text_tokens: a {record.pipeline_class} has fixed numbers of tokens; leave it out")
         for name, part in pipeline.components.items():
@@ -281,7 +281,7 @@ def _variant(folder: Path, parts: Iterable[str]) -> str | None:
 
 
 def open_pipeline(
-    folder: Path, dtype: torch.dtype = torch.float32, text_alone: bool = False, **components: nn.Module | None
+    folder: Path, dtype: torch.dtype = torch.float32, text_alone: bool = False, /, **components: nn.Module | None
 ) -> "DiffusionPipeline":
     """A pipeline of a folder, without running code of it and without pickles.
 
