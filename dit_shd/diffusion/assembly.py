@@ -30,7 +30,15 @@ from dit_shd.data.pipeline_record import (
     unopened,
     weight_files,
 )
-from dit_shd.diffusion.pipelines import folder_of, name_of, open_pipeline, read_scheduler, reads_text, record_of
+from dit_shd.diffusion.pipelines import (
+    folder_of,
+    lacking,
+    name_of,
+    open_pipeline,
+    read_scheduler,
+    reads_text,
+    record_of,
+)
 from dit_shd.models import cards, loading
 
 if TYPE_CHECKING:
@@ -120,10 +128,15 @@ def write_pipeline(pipeline: "DiffusionPipeline", record: PipelineRecord, run: s
             _name_plainly(folder / part.name)
     place = student_folder(run)
     if place is not None and (place / CARD).is_file():
-        card = cards.of_pipeline((place / CARD).read_text(encoding="utf-8", errors="backslashreplace"))
-        write_text(folder / CARD, card)
+        card = (place / CARD).read_text(encoding="utf-8", errors="backslashreplace")
+        write_text(folder / CARD, cards.of_pipeline(card, told_none(folder)))
     if place is not None and read_record(place) is not None:
         record.write(folder / "transformer")
+
+
+def told_none(folder: Path) -> str:
+    """What from_pretrained is to be told of the components that a pipeline's folder is without, as arguments."""
+    return "".join(f", {name}=None" for name in lacking(folder))
 
 
 def _name_plainly(folder: Path) -> None:

@@ -75,13 +75,14 @@ def trained(model: nn.Module, facts: RunFacts, step: int, rate: float, share: fl
     )
 
 
-def of_pipeline(card: str) -> str:
+def of_pipeline(card: str, arguments: str = "") -> str:
     """The card of a whole pipeline, by that of the model which is its transformer.
 
     Args:
         card: Its text.
+        arguments: What else its from_pretrained is to be given, as ", text_encoder_3=None".
     """
-    whole = f'`DiffusionPipeline.from_pretrained("this folder")`; {LOAD} gives its transformer alone'
+    whole = f'`DiffusionPipeline.from_pretrained("this folder"{arguments})`; {LOAD} gives its transformer alone'
     return card.replace("library_name: dit_shd\n", "library_name: diffusers\n", 1).replace(LOAD, whole, 1)
 
 

@@ -149,7 +149,8 @@ def plain_parts(tensor: Tensor) -> dict[str, Tensor]:
         return {"": tensor}
     names, _ = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
     parts = {name: getattr(tensor, name) for name in names}
-    return {name: part for name, part in parts.items() if isinstance(part, Tensor)}
+    inside = {name: plain_parts(part) for name, part in parts.items() if isinstance(part, Tensor)}  # of torchao 0.17
+    return {".".join(filter(None, (name, each))): part for name, of in inside.items() for each, part in of.items()}
 
 
 def dequantised(weight: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from dit_shd.diffusion.assembly import assemble
 from dit_shd.diffusion.assembly import write_pipeline as write_whole
 from dit_shd.diffusion.pipelines import Prompts, folder_of, open_pipeline, record_of
 from dit_shd.diffusion.prompt_encoding import MAX_TOKENS
+from dit_shd.models import cards
 
 
 def test_prompts_are_never_left_uncleaned(kind, pipeline, monkeypatch):
@@ -169,8 +170,16 @@ def test_sd3_without_its_t5_is_encoded_and_assembled_as_diffusers_does(tmp_path,
         wanted, _, pooled, _ = whole.encode_prompt("a seven", None, None, do_classifier_free_guidance=False)
     found = Prompts.load(str(tmp_path / "cut"), torch.device("cpu"))(["a seven"])
     assert torch.equal(found.embeddings, wanted) and torch.equal(found.pooled, pooled)
+    whole.register_modules(tokenizer_3=StableDiffusion3Pipeline.from_pretrained(tmp_path / "whole").tokenizer_3)
+    whole.save_pretrained(tmp_path / "cut with a tokenizer")
+    for name in ("cut", "cut with a tokenizer"):
+        prompts = Prompts.load(str(tmp_path / name), torch.device("cpu"))
+        assert prompts.too_long(["a seven " * 60, "a seven"]) == 1, "CLIP alone reads it"
+    (tmp_path / "cut" / "transformer" / "README.md").write_text(f"{cards.LOAD}.")
     assert main(["pipeline", str(tmp_path / "cut"), str(tmp_path / "out")]) == 0
     opened = f"from_pretrained('{tmp_path / 'out'}', text_encoder_3=None, tokenizer_3=None)(prompt"
     assert opened in capsys.readouterr().out
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert 'from_pretrained("this folder", text_encoder_3=None, tokenizer_3=None)`' in card
     again = StableDiffusion3Pipeline.from_pretrained(tmp_path / "out", **without)
     assert same(again.transformer.state_dict(), whole.transformer.state_dict())

@@ -12,6 +12,7 @@ import torch
 from runs import run
 from tiny_pipelines import write_pipeline
 from torch import nn
+from torch.testing._internal.two_tensor import TwoTensor
 
 from dit_shd.core.config import make
 from dit_shd.core.errors import UserError
@@ -271,3 +272,12 @@ def test_a_row_of_zeros_stays_one(tmp_path, bits):
 def test_maps_that_torchao_leaves_whole_are_counted_whole(inputs, bytes_):
     """int4 is in groups of 128 inputs."""
     assert counted_bytes(nn.Linear(inputs, 8, bias=False), "int4") == bytes_
+
+
+def test_the_parts_of_a_tensor_are_plain_however_deep_they_lie():
+    """An int8 weight of torchao 0.17 has one part, which is of another kind itself."""
+    a, b, c = (torch.randn(2, 2) for _ in range(3))
+    parts = plain_parts(TwoTensor(TwoTensor(a, b), c))
+    assert {name: part.data_ptr() for name, part in parts.items()} == {
+        "a.a": a.data_ptr(), "a.b": b.data_ptr(), "b": c.data_ptr()
+    }  # fmt: skip

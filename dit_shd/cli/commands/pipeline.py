@@ -9,8 +9,8 @@ from dit_shd.core.config import REQUIRED, option
 from dit_shd.core.errors import UserError
 from dit_shd.core.lock import new_folder
 from dit_shd.core.places import Place
-from dit_shd.diffusion.assembly import assemble, write_pipeline
-from dit_shd.diffusion.pipelines import lacking, reads_text
+from dit_shd.diffusion.assembly import assemble, told_none, write_pipeline
+from dit_shd.diffusion.pipelines import reads_text
 from dit_shd.diffusion.prompt_generation import adapter_of_record, call_arguments
 
 if TYPE_CHECKING:
@@ -48,8 +48,7 @@ class Pipeline(Command[PipelineConfig]):
         written = {name: getattr(pipeline, name) for name in names}
         learned = "".join(f", {key}={value!r}" for key, value in call_arguments(pipeline, record, {}).items())
         asked = "prompt" if reads_text(config.out) else _of_classes(pipeline)
-        without = "".join(f", {name}=None" for name in lacking(config.out))
-        opened = f"diffusers.DiffusionPipeline.from_pretrained('{config.out}'{without})"
+        opened = f"diffusers.DiffusionPipeline.from_pretrained('{config.out}'{told_none(config.out)})"
         changed = {name: getattr(pipeline, name) for name in names if getattr(pipeline, name) != written[name]}
         if changed:
             sized = "".join(f"pipeline.{name} = {value!r}; " for name, value in changed.items())

@@ -32,5 +32,5 @@ class SD3(Adapter):
 
     def limits(self, pipeline: "DiffusionPipeline", tokens: int | None = None) -> dict[str, int]:
         """CLIP's and, where it is there, T5's."""
-        t5 = {"tokenizer_3": tokens or 256} if pipeline.tokenizer_3 is not None else {}
+        t5 = {"tokenizer_3": tokens or 256} if pipeline.text_encoder_3 is not None else {}
         return {"tokenizer": pipeline.tokenizer_max_length, **t5}
